@@ -1,0 +1,200 @@
+"""Settings of every Truebeat process, read from the environment and nothing else.
+
+In development `make up` writes the addresses of the services it embeds to var/up.env; a command
+in a second terminal reads them there when its own environment names no database.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import django_stubs_ext
+import environ
+from celery.schedules import crontab
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+
+if "DATABASE_URL" not in os.environ:
+    environ.Env.read_env(BASE_DIR / "var" / "up.env")
+
+
+def refuse(message: str) -> NoReturn:
+    """End start-up with one line: a half-configured service must not run."""
+    raise SystemExit(f"truebeat: {message}")
+
+
+def required(name: str, in_development: str) -> str:
+    value = env.str(name, default="")
+    if value and not (value == in_development and not DEBUG):
+        return value
+    if DEBUG:
+        return in_development
+    refuse(f"{name} is {'a development default' if value else 'not set'}: set it, or DEBUG=1.")
+
+
+# --- Core -----------------------------------------------------------------------------------------
+DEBUG = env.bool("DEBUG", default=False)
+SECRET_KEY = required("SECRET_KEY", in_development="insecure-development-key")
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1"] if DEBUG else [])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+django_stubs_ext.monkeypatch()
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "django_celery_results",
+    "scheduling",
+    "notifications",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "var" / "static"
+WHITENOISE_USE_FINDERS = DEBUG
+
+# --- Time -----------------------------------------------------------------------------------------
+USE_TZ = True
+TIME_ZONE = env.str("TIME_ZONE", default="UTC")
+LANGUAGE_CODE = "en"
+
+# --- Services -------------------------------------------------------------------------------------
+DATABASE_URL = required("DATABASE_URL", "postgres://truebeat@127.0.0.1:5432/truebeat")
+REDIS_URL = required("REDIS_URL", "redis://127.0.0.1:6379/0")
+
+try:
+    DATABASES: dict[str, dict[str, Any]] = {"default": environ.Env.db_url_config(DATABASE_URL)}
+except ImproperlyConfigured as error:
+    refuse(f"DATABASE_URL cannot be read: {error}")
+if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
+    refuse("DATABASE_URL must begin with postgres:// (Truebeat's ledger lives in PostgreSQL).")
+if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+    refuse("REDIS_URL must begin with redis://, rediss:// or unix://.")
+DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
+DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
+
+# --- E-mail ---------------------------------------------------------------------------------------
+vars().update(env.email_url("EMAIL_URL", default="consolemail://"))
+if vars()["EMAIL_BACKEND"] == "django.core.mail.backends.filebased.EmailBackend":
+    # Django's names a file by second and object id, which forked workers can share.
+    EMAIL_BACKEND = "notifications.mailbox.FilePerMessageBackend"
+    # django-environ takes the path's first slash away.
+    EMAIL_FILE_PATH = "/" + vars()["EMAIL_FILE_PATH"].lstrip("/")
+EMAIL_TIMEOUT = 20
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="truebeat@localhost")
+
+# --- Celery ---------------------------------------------------------------------------------------
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "queue_order_strategy": "priority",
+    "priority_steps": [0, 3, 6, 9],
+    "socket_timeout": 15,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+}
+CELERY_RESULT_BACKEND = "scheduling.results:Backend"
+CELERY_RESULT_EXTENDED = True
+CELERY_TIMEZONE = TIME_ZONE
+CELERY_TASK_DEFAULT_PRIORITY = 6
+CELERY_BEAT_SCHEDULER = "scheduling.beat:Scheduler"
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_DISABLE_PREFETCH = True
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+# Celery closes database connections around every task unless told how often to reuse them.
+CELERY_DB_REUSE_MAX = sys.maxsize // 4
+CELERY_BEAT_SCHEDULE = {
+    "notifications.sweep": {
+        "task": "notifications.tasks.sweep",
+        "schedule": crontab(minute="0", hour="6"),
+    },
+}
+
+# --- Scheduling -----------------------------------------------------------------------------------
+# Hints of one queue and priority that may lie in Redis at once; the backlog waits in Postgres.
+QUEUE_WINDOW = env.int("QUEUE_WINDOW", default=10_000)
+# Attempts of a run whose job says nothing of retries.
+DEFAULT_MAX_ATTEMPTS = env.int("DEFAULT_MAX_ATTEMPTS", default=3)
+# A worker that has not renewed a run's lease for this long has lost it.
+RUN_LEASE = timedelta(seconds=30)
+# Whether workers run messages that have no row in the ledger (plain `.delay()`).
+ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
+
+
+# --- Logs -----------------------------------------------------------------------------------------
+def service_name(argv: list[str]) -> str:
+    """Return which service this process is, for its log lines: web, beat, worker or manage."""
+    program = Path(argv[0]).name if argv else ""
+    if program == "celery" or program == "__main__.py":
+        return next((word for word in argv[1:] if word in ("beat", "worker")), "celery")
+    if program == "gunicorn" or "runserver" in argv[1:2]:
+        return "web"
+    return "manage"
+
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"()": "scheduling.logs.LineFormatter", "service": service_name(sys.argv)},
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "loggers": {
+        # Its "received" and "succeeded" lines name hints, not runs: the ledger's events say more.
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+    },
+}
+
+# --- Security -------------------------------------------------------------------------------------
+if not DEBUG:
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("SECURE_COOKIES", default=True)
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")

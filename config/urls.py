@@ -1,0 +1,13 @@
+"""URLs of the web service: the admin and the health check."""
+
+from django.contrib import admin
+from django.urls import path
+from django.views.generic import RedirectView
+
+from scheduling.health import healthz
+
+urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/", admin.site.urls),
+    path("healthz", healthz, name="healthz"),
+]
