@@ -1,0 +1,13 @@
+"""What can be wrong with a request, said in one line each: the value, and what to do."""
+
+
+class SchedulingError(Exception):
+    """The request cannot be carried out; nothing was changed."""
+
+
+class EnqueueError(SchedulingError):
+    """A job that cannot be enqueued: unknown task, arguments that do not fit, a bad option."""
+
+
+class ScheduleError(SchedulingError):
+    """A schedule that cannot be made or changed as asked."""

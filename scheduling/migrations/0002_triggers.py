@@ -1,0 +1,183 @@
+"""The SQL that Django's models cannot say: what notices edits, cascades, and how tables are kept.
+
+Every trigger is plain SQL at statement level, so that `bulk_create`, `queryset.update()` and raw
+SQL count like a form's save. A trigger only ever says "this schedule needs a new plan, counted from
+now"; it never touches `next_due_at`, so an occurrence that is already due is never erased. Columns
+are compared inside the functions: a WHEN clause that names them would block later ALTER TYPE.
+"""
+
+from django.db import migrations
+
+# Locks plans in id order, so that two edits of many schedules cannot deadlock.
+ASK_FOR_PLANS = """
+CREATE FUNCTION scheduling_ask_for_plans(schedule_ids integer[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM scheduling_plan
+      WHERE schedule_id = ANY(schedule_ids) ORDER BY schedule_id FOR NO KEY UPDATE;
+    UPDATE scheduling_plan SET needs_plan = true, plan_from = clock_timestamp()
+      WHERE schedule_id = ANY(schedule_ids);
+END $$;
+"""
+
+SCHEDULE_INSERTED = """
+CREATE FUNCTION scheduling_schedule_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO scheduling_plan (schedule_id, needs_plan, plan_from)
+      SELECT id, true, clock_timestamp() FROM inserted ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_schedule_inserted
+  AFTER INSERT ON django_celery_beat_periodictask
+  REFERENCING NEW TABLE AS inserted
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_schedule_inserted();
+"""
+
+# A schedule in quarantine gets another chance whatever was edited: the edit may be the repair.
+SCHEDULE_UPDATED = """
+CREATE FUNCTION scheduling_schedule_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(n.id) INTO changed
+      FROM after_update n JOIN before_update o ON o.id = n.id
+     WHERE (o.enabled, o.one_off, o.start_time, o.expires,
+            o.crontab_id, o.interval_id, o.clocked_id, o.solar_id)
+           IS DISTINCT FROM
+           (n.enabled, n.one_off, n.start_time, n.expires,
+            n.crontab_id, n.interval_id, n.clocked_id, n.solar_id)
+        OR ((o.task, o.args, o.kwargs, o.queue, o.headers)
+            IS DISTINCT FROM (n.task, n.args, n.kwargs, n.queue, n.headers)
+            AND EXISTS (SELECT 1 FROM scheduling_plan p
+                         WHERE p.schedule_id = n.id AND p.error <> ''));
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_ask_for_plans(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_schedule_updated
+  AFTER UPDATE ON django_celery_beat_periodictask
+  REFERENCING OLD TABLE AS before_update NEW TABLE AS after_update
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_schedule_updated();
+"""
+
+# One function for each table of rules: {table} and {column} name it, {fields} what it says.
+RULE_UPDATED = """
+CREATE FUNCTION scheduling_{column}_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(t.id) INTO changed
+      FROM after_update n JOIN before_update o ON o.id = n.id
+      JOIN django_celery_beat_periodictask t ON t.{column}_id = n.id
+     WHERE ({old}) IS DISTINCT FROM ({new});
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_ask_for_plans(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_{column}_updated
+  AFTER UPDATE ON {table}
+  REFERENCING OLD TABLE AS before_update NEW TABLE AS after_update
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_{column}_updated();
+"""
+
+RULE_TABLES = {
+    "crontab": (
+        "django_celery_beat_crontabschedule",
+        ["minute", "hour", "day_of_month", "month_of_year", "day_of_week", "timezone"],
+    ),
+    "interval": ("django_celery_beat_intervalschedule", ["every", "period"]),
+    "clocked": ("django_celery_beat_clockedschedule", ["clocked_time"]),
+    "solar": ("django_celery_beat_solarschedule", ["event", "latitude", "longitude"]),
+}
+
+# Pausing and resuming change when a schedule fires; the other policies are read when it does.
+POLICY_CHANGED = """
+CREATE FUNCTION scheduling_policy_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.paused_at IS NOT NULL THEN
+            PERFORM scheduling_ask_for_plans(ARRAY[NEW.schedule_id]);
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        IF OLD.paused_at IS NOT NULL THEN
+            PERFORM scheduling_ask_for_plans(ARRAY[OLD.schedule_id]);
+        END IF;
+    ELSIF (OLD.paused_at, OLD.paused_until) IS DISTINCT FROM (NEW.paused_at, NEW.paused_until) THEN
+        PERFORM scheduling_ask_for_plans(ARRAY[NEW.schedule_id]);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_policy_changed
+  AFTER INSERT OR UPDATE OR DELETE ON scheduling_policy
+  FOR EACH ROW EXECUTE FUNCTION scheduling_policy_changed();
+"""
+
+CASCADE = """
+ALTER TABLE scheduling_{table} ADD CONSTRAINT scheduling_{table}_schedule
+  FOREIGN KEY (schedule_id) REFERENCES django_celery_beat_periodictask (id) ON DELETE CASCADE;
+"""
+
+# Plans and runs are updated all the time: room for the new versions beside the old ones, and a
+# vacuum long before a fifth of a large table is dead.
+UPKEEP = """
+ALTER TABLE scheduling_plan SET (fillfactor = 70,
+  autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+  autovacuum_analyze_scale_factor = 0.05);
+ALTER TABLE scheduling_run SET (fillfactor = 85,
+  autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+  autovacuum_analyze_scale_factor = 0.05);
+"""
+
+ADOPT_EXISTING = """
+INSERT INTO scheduling_plan (schedule_id, needs_plan, plan_from)
+  SELECT id, true, clock_timestamp() FROM django_celery_beat_periodictask ON CONFLICT DO NOTHING;
+"""
+
+
+def rule_updated(column: str, table: str, fields: list[str]) -> str:
+    old, new = (", ".join(f"{side}.{field}" for field in fields) for side in "on")
+    return RULE_UPDATED.format(column=column, table=table, old=old, new=new)
+
+
+def drop(function: str, table: str) -> str:
+    return f"DROP TRIGGER {function} ON {table}; DROP FUNCTION {function}();"
+
+
+SCHEDULES = "django_celery_beat_periodictask"
+
+
+class Migration(migrations.Migration):
+    dependencies = (
+        ("scheduling", "0001_initial"),
+        ("django_celery_beat", "0019_alter_periodictasks_options"),
+    )
+
+    operations = (
+        migrations.RunSQL(
+            ASK_FOR_PLANS, "DROP FUNCTION scheduling_ask_for_plans(schedule_ids integer[])"
+        ),
+        migrations.RunSQL(SCHEDULE_INSERTED, drop("scheduling_schedule_inserted", SCHEDULES)),
+        migrations.RunSQL(SCHEDULE_UPDATED, drop("scheduling_schedule_updated", SCHEDULES)),
+        *(
+            migrations.RunSQL(
+                rule_updated(column, table, fields), drop(f"scheduling_{column}_updated", table)
+            )
+            for column, (table, fields) in RULE_TABLES.items()
+        ),
+        migrations.RunSQL(POLICY_CHANGED, drop("scheduling_policy_changed", "scheduling_policy")),
+        *(
+            migrations.RunSQL(
+                CASCADE.format(table=table),
+                f"ALTER TABLE scheduling_{table} DROP CONSTRAINT scheduling_{table}_schedule",
+            )
+            for table in ("plan", "policy")
+        ),
+        migrations.RunSQL(UPKEEP, migrations.RunSQL.noop),
+        migrations.RunSQL(ADOPT_EXISTING, migrations.RunSQL.noop),
+    )
