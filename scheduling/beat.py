@@ -1,0 +1,179 @@
+"""beat: a Celery scheduler whose every tick asks the ledger what is due, and keeps nothing itself.
+
+`celery -A config beat` builds it (settings.CELERY_BEAT_SCHEDULER) and calls `tick` for ever. Any
+number of beats may run: each step locks the rows it works on and skips those that others hold.
+"""
+
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import redis
+from celery import beat
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+from kombu.exceptions import OperationalError as BrokerError
+
+from scheduling import dispatch, finishing, firing, planning
+from scheduling.doorbell import Listener
+from scheduling.hints import Broker
+from scheduling.logs import event
+
+logger = logging.getLogger(__name__)
+
+SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
+BUSY_MAX = 20  # rounds of full batches before the rarer steps get their turn
+PAUSE_MAX = 5.0  # seconds between tries while a service is away
+COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
+RESEND_EVERY = 3.0  # seconds between looks for lost hints, doubled up to the next while none is
+RESEND_SELDOM = 10.0
+
+# Entries of plans that fired long ago may still lie at the beginning of their index; plans in the
+# past are looked for below this margin only once in a while.
+LOOK_BACK = timedelta(minutes=1)
+FULL_LOOK_EVERY = 60.0
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+LOOK = """
+SELECT statement_timestamp(),
+    (SELECT extract(epoch FROM min(next_due_at) - clock_timestamp())::float
+       FROM scheduling_plan WHERE next_due_at > %(low)s),
+    EXISTS (SELECT 1 FROM scheduling_plan
+             WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)),
+    EXISTS (SELECT 1 FROM scheduling_run
+             WHERE state = 'running' AND lease_expires_at < statement_timestamp()),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE expires_at <= statement_timestamp()
+               AND state IN ('scheduled', 'held', 'queued')),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held'),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
+               AND queued_at < statement_timestamp() - %(lost_after)s::interval)
+"""
+
+
+class Look(NamedTuple):
+    """What there is to do, in LOOK's order; one cheap probe of an index for each."""
+
+    now: datetime
+    next_due_in: float | None
+    to_plan: bool
+    leases_lost: bool
+    expired: bool
+    held: bool
+    hints_old: bool
+
+
+class Scheduler(beat.Scheduler):  # type: ignore[misc]
+    """The scheduler that `celery beat` runs; it overrides `tick` and never uses Celery's heap."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._broker = Broker()
+        self._bell = Listener()
+        self._pause = 0.0
+        self._low = LONG_AGO
+        self._full_look_at = 0.0
+        self._resend_at = 0.0
+        self._resend_pause = RESEND_EVERY
+        self._copy_at = time.monotonic() + COPY_EVERY
+        self._last_fired: set[int] = set()
+        super().__init__(*args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Do all that is due, then sleep until the next instant, a ring, or a second has passed.
+
+        What can be waited out never ends the process: while the database or Redis is away, this
+        logs, pauses and tries again.
+
+        Returns:
+            0: the sleeping is done here, where a ring ends it.
+        """
+        try:
+            seconds = self.run_once()
+        except (OperationalError, InterfaceError) as error:
+            connection.close()
+            seconds = self._backed_off("database_away", error)
+        except (redis.RedisError, BrokerError, OSError) as error:
+            seconds = self._backed_off("redis_away", error)
+        except Exception:
+            logger.exception("tick_failed")
+            connection.close()
+            seconds = self._backed_off("tick_failed", None)
+        else:
+            self._pause = 0.0
+        if seconds > 0:
+            self._bell.wait(seconds)
+        return 0
+
+    def run_once(self) -> float:
+        """Do all that is due now; return the seconds until there may be more, at most one."""
+        look = self._look()
+        next_due = look.next_due_in
+        for _ in range(BUSY_MAX):
+            planned = planning.plan_changed() if look.to_plan else 0
+            fired = self._fire() if planned or (next_due is not None and next_due <= 0) else 0
+            published = dispatch.publish(self._broker)
+            full = max(planned, fired, published.hints) >= planning.BATCH
+            if not full:
+                break
+        self._recover(look)
+        self._copy_last_runs()
+        if full or planned or fired:
+            return 0.0
+        waits = [SLEEP_MAX, next_due, published.next_in]
+        return max(min(wait for wait in waits if wait is not None), 0.0)
+
+    def _look(self) -> Look:
+        full = time.monotonic() >= self._full_look_at
+        low = LONG_AGO if full else self._low
+        with connection.cursor() as cursor:
+            cursor.execute(LOOK, {"low": low, "lost_after": dispatch.LOST_AFTER})
+            look = Look(*cursor.fetchone())
+        self._low = LONG_AGO if full else look.now - LOOK_BACK
+        if full:
+            self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
+        return look
+
+    def _fire(self) -> int:
+        fired = firing.fire_due(self._low)
+        self._last_fired.update(fired.schedule_ids)
+        if fired.one_off_ids:
+            firing.copy_last_runs(fired.one_off_ids)
+        return fired.plans
+
+    def _recover(self, look: Look) -> None:
+        """The steps that repair: each is a probe of its own in `look`, and runs only on a find."""
+        if look.leases_lost:
+            finishing.recover_lost_leases()
+        if look.expired:
+            finishing.expire_waiting()
+        if look.held:
+            finishing.release_held()
+        if look.hints_old and time.monotonic() >= self._resend_at:
+            sent = dispatch.resend(self._broker)
+            self._resend_pause = RESEND_EVERY if sent else min(self._resend_pause * 2, RESEND_SELDOM)
+            self._resend_at = time.monotonic() + self._resend_pause
+
+    def _copy_last_runs(self) -> None:
+        if self._last_fired and time.monotonic() >= self._copy_at:
+            ids, self._last_fired = self._last_fired, set()
+            firing.copy_last_runs(ids)
+            self._copy_at = time.monotonic() + COPY_EVERY
+
+    def _backed_off(self, name: str, error: object) -> float:
+        self._pause = min(max(self._pause * 2, 0.25), PAUSE_MAX)
+        event(logger, name, level=logging.ERROR, error=error, pause=self._pause)
+        return self._pause
+
+    def should_sync(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._bell.close()
+        connection.close()
+
+    @property
+    def info(self) -> str:
+        return f"    . ledger -> {settings.DATABASES['default']['NAME']}"

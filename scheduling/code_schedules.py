@@ -1,0 +1,140 @@
+"""Schedules that live in code: CELERY_BEAT_SCHEDULE, in Celery's own format, written to the ledger.
+
+`migrate` calls `sync` at its end. A schedule that code made is code's: it follows the setting, and
+goes when its entry goes. A row that a user made is never touched.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from celery import current_app, schedules
+from django.conf import settings
+from django.db import transaction
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
+from kombu.utils.json import dumps
+
+from scheduling.errors import ScheduleError
+from scheduling.models import ManagedBy, Policy
+
+
+def sync() -> list[str]:
+    """Make the ledger's code-managed schedules what CELERY_BEAT_SCHEDULE says.
+
+    Returns:
+        One line for each change: `+ name`, `~ name`, `- name`.
+
+    Raises:
+        ScheduleError: an entry has the name of a user's schedule, or cannot be read. Nothing is
+            changed then.
+    """
+    entries: Mapping[str, Mapping[str, Any]] = settings.CELERY_BEAT_SCHEDULE
+    with transaction.atomic():
+        lines = [line for name, entry in sorted(entries.items()) if (line := _write(name, entry))]
+        return lines + _prune(set(entries))
+
+
+def _write(name: str, entry: Mapping[str, Any]) -> str | None:
+    wanted = _columns(name, entry)
+    found = PeriodicTask.objects.select_for_update().filter(name=name).first()
+    if found is None:
+        schedule = PeriodicTask.objects.create(name=name, **wanted)
+        Policy.objects.create(schedule=schedule, managed_by=ManagedBy.CODE)
+        return f"+ {name}"
+    if not Policy.objects.filter(schedule=found, managed_by=ManagedBy.CODE).exists():
+        raise ScheduleError(
+            f"CELERY_BEAT_SCHEDULE has an entry {name!r}, and so has a user's schedule (id "
+            f"{found.pk}): rename one of them."
+        )
+    changed = {field: value for field, value in wanted.items() if getattr(found, field) != value}
+    if not changed:
+        return None
+    PeriodicTask.objects.filter(pk=found.pk).update(**changed)
+    return f"~ {name}: {', '.join(sorted(changed))}"
+
+
+def _prune(names: set[str]) -> list[str]:
+    gone = PeriodicTask.objects.filter(policy__managed_by=ManagedBy.CODE).exclude(name__in=names)
+    lines = [f"- {name}" for name in gone.order_by("name").values_list("name", flat=True)]
+    gone.delete()
+    return lines
+
+
+def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(entry.get("options") or {})
+    try:
+        task = entry["task"]
+        rule = _rule(name, entry["schedule"])
+    except KeyError as missing:
+        raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}] has no {missing}.") from None
+    expires = options.get("expires")
+    return {
+        **dict.fromkeys(("crontab_id", "interval_id", "solar_id", "clocked_id")),
+        **rule,
+        "task": task,
+        "args": dumps(list(entry.get("args") or ())),
+        "kwargs": dumps(dict(entry.get("kwargs") or {})),
+        "queue": options.get("queue"),
+        "priority": options.get("priority"),
+        "headers": dumps(options.get("headers") or {}),
+        "expire_seconds": expires if isinstance(expires, int) else None,
+    }
+
+
+def _rule(name: str, schedule: Any) -> dict[str, int]:
+    """Return the rule's row, made where there is none yet, as a column of PeriodicTask."""
+    if isinstance(schedule, schedules.crontab):
+        return {"crontab_id": _crontab(schedule).pk}
+    if isinstance(schedule, schedules.solar):
+        return {"solar_id": _saved(SolarSchedule.from_schedule(schedule)).pk}
+    if isinstance(schedule, schedules.schedule):
+        schedule = schedule.run_every
+    if isinstance(schedule, int | float):
+        schedule = timedelta(seconds=schedule)
+    if isinstance(schedule, timedelta):
+        interval, _ = IntervalSchedule.objects.get_or_create(**interval_fields(schedule))
+        return {"interval_id": interval.pk}
+    raise ScheduleError(
+        f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}: give a crontab, a "
+        f"timedelta, a number of seconds or a solar event."
+    )
+
+
+def _crontab(schedule: schedules.crontab) -> CrontabSchedule:
+    fields = {
+        "minute": schedule._orig_minute,
+        "hour": schedule._orig_hour,
+        "day_of_week": schedule._orig_day_of_week,
+        "day_of_month": schedule._orig_day_of_month,
+        "month_of_year": schedule._orig_month_of_year,
+    }
+    texts = {field: str(value).replace(" ", "") for field, value in fields.items()}
+    found = CrontabSchedule.objects.filter(**texts, timezone=str(current_app.timezone)).first()
+    return found or CrontabSchedule.objects.create(**texts, timezone=str(current_app.timezone))
+
+
+def _saved(row: Any) -> Any:
+    if row.pk is None:
+        row.save()
+    return row
+
+
+def interval_fields(step: timedelta) -> dict[str, Any]:
+    """Return `every` and `period` of an IntervalSchedule, in the largest unit that is exact.
+
+    Raises:
+        ScheduleError: it is not above zero, or more than an IntervalSchedule can hold.
+    """
+    if step <= timedelta(0):
+        raise ScheduleError(f"an interval must be above zero: {step}.")
+    for period in (
+        IntervalSchedule.DAYS,
+        IntervalSchedule.HOURS,
+        IntervalSchedule.MINUTES,
+        IntervalSchedule.SECONDS,
+        IntervalSchedule.MICROSECONDS,
+    ):
+        every, rest = divmod(step, timedelta(**{period: 1}))
+        if not rest and every < 2**31:
+            return {"every": every, "period": period}
+    raise ScheduleError(f"an interval of {step} cannot be stored.")

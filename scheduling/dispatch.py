@@ -1,0 +1,158 @@
+"""publish: runs whose time has come get a hint in Redis; and recover: hints that were lost.
+
+Commit first, then push: a crash between the two leaves queued runs without hints, which `resend`
+finds by looking at what lies in Redis. The backlog stays in Postgres, where priority, deadline and
+cancel act on it; of each queue and priority only a window of hints lies in Redis.
+"""
+
+import logging
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection
+
+from scheduling.hints import Broker, Hint, Lane
+from scheduling.logs import event
+from scheduling.models import Priority
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
+LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
+
+# A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
+WAITING_LANES = """
+WITH RECURSIVE lane AS (
+    (SELECT queue, priority, run_at FROM scheduling_run WHERE state = 'scheduled'
+      ORDER BY queue, priority, run_at LIMIT 1)
+  UNION ALL
+    SELECT next.* FROM lane, LATERAL (
+        SELECT queue, priority, run_at FROM scheduling_run
+         WHERE state = 'scheduled' AND (queue, priority) > (lane.queue, lane.priority)
+         ORDER BY queue, priority, run_at LIMIT 1) next)
+SELECT queue, priority, extract(epoch FROM run_at - clock_timestamp())::float FROM lane
+"""
+
+QUEUE = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM scheduling_run
+     WHERE state = 'scheduled' AND queue = %(queue)s AND priority = %(priority)s
+       AND run_at <= statement_timestamp()
+       AND (expires_at IS NULL OR expires_at > statement_timestamp())
+     ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE scheduling_run r SET state = 'queued', queued_at = clock_timestamp()
+  FROM due WHERE r.id = due.id
+RETURNING r.id, r.attempt, r.task, r.queue, r.priority, r.options
+"""
+
+
+class Published(NamedTuple):
+    """What one `publish` did: hints pushed, and seconds until the next waiting run may start."""
+
+    hints: int
+    next_in: float | None
+
+
+def publish(broker: Broker, limit: int = BATCH) -> Published:
+    """Queue and push up to `limit` runs of each lane that has room in its window."""
+    waiting = _waiting_lanes()
+    due = [lane for lane, seconds in waiting.items() if seconds <= 0]
+    pushed = 0
+    if due:
+        lengths = broker.lengths(due)  # fails where Redis is away, before anything is queued
+        for lane in due:
+            hints = _queue(lane, min(limit, _room(lane, lengths[lane])))
+            pushed += broker.push(hints) if hints else 0
+    if pushed:
+        event(logger, "hints_pushed", hints=pushed)
+    later = [seconds for seconds in waiting.values() if seconds > 0]
+    return Published(pushed, min(later, default=None))
+
+
+def _waiting_lanes() -> dict[Lane, float]:
+    """Return each lane with waiting runs, and the seconds until its first may start."""
+    with connection.cursor() as cursor:
+        cursor.execute(WAITING_LANES)
+        return {Lane(queue, priority): wait for queue, priority, wait in cursor.fetchall()}
+
+
+def _room(lane: Lane, length: int) -> int:
+    if lane.priority == Priority.FRONT:
+        return BATCH
+    return max(int(settings.QUEUE_WINDOW) - length, 0)
+
+
+def _queue(lane: Lane, limit: int) -> list[Hint]:
+    if limit <= 0:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(QUEUE, {**lane._asdict(), "limit": limit})
+        return [Hint(*row) for row in cursor.fetchall()]
+
+
+OLD_LANES = """
+SELECT queue, priority, min(queued_at) < statement_timestamp() - %(by_age)s::interval
+  FROM scheduling_run
+ WHERE state = 'queued' AND queued_at < statement_timestamp() - %(lost_after)s::interval
+ GROUP BY queue, priority
+"""
+
+OLD_QUEUED = """
+SELECT id FROM scheduling_run
+ WHERE state = 'queued' AND queued_at < statement_timestamp() - %(age)s::interval
+   AND queue = %(queue)s AND priority = %(priority)s
+"""
+
+REQUEUE = """
+UPDATE scheduling_run SET queued_at = clock_timestamp()
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run
+        WHERE id = ANY(%(ids)s) AND state = 'queued'
+          AND queued_at < statement_timestamp() - %(lost_after)s::interval
+        FOR NO KEY UPDATE SKIP LOCKED))
+RETURNING id, attempt, task, queue, priority, options
+"""
+
+
+def resend(broker: Broker, limit: int = BATCH) -> int:
+    """Push again the hints of queued runs that lie nowhere in Redis; return how many.
+
+    By content, never by age alone: however long a queue is, what lies in it is not sent again. Only
+    where plain Celery messages make a list longer than twice the window is age the judge.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(OLD_LANES, {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER})
+        lanes = {Lane(queue, priority): very_old for queue, priority, very_old in cursor.fetchall()}
+    if not lanes:
+        return 0
+    lengths = broker.lengths(lanes)
+    lost = [
+        run_id
+        for lane, very_old in lanes.items()
+        for run_id in _lost_of(broker, lane, lengths[lane], very_old=very_old)
+    ]
+    return sum(_resend(broker, lost[start : start + limit]) for start in range(0, len(lost), limit))
+
+
+def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list[UUID]:
+    too_long = length > 2 * int(settings.QUEUE_WINDOW)
+    if too_long and not very_old:
+        return []
+    # The list before the rows: a hint that is pushed or taken in between must not look lost.
+    there = set() if too_long else broker.ids_in(lane) | broker.ids_on_their_way()
+    age = LOST_BY_AGE if too_long else LOST_AFTER
+    with connection.cursor() as cursor:
+        cursor.execute(OLD_QUEUED, {**lane._asdict(), "age": age})
+        return [run_id for (run_id,) in cursor.fetchall() if run_id not in there]
+
+
+def _resend(broker: Broker, ids: list[UUID]) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(REQUEUE, {"ids": ids, "lost_after": LOST_AFTER})
+        hints = [Hint(*row) for row in cursor.fetchall()]
+    if hints:
+        broker.push(hints)
+        event(logger, "hints_resent", level=logging.WARNING, hints=len(hints))
+    return len(hints)

@@ -1,0 +1,76 @@
+"""The bell that ends beat's sleep: a Redis pub/sub channel. A lost ring costs a second, no more."""
+
+import logging
+import time
+from functools import cache
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+
+from scheduling.logs import event
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "scheduling.bell"
+
+
+@cache
+def _client() -> "redis.Redis":
+    # A web request that enqueues must not hang on a Redis that is away.
+    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1)
+
+
+def ring() -> None:
+    """Wake beat now. Never raises: beat looks by itself within a second."""
+    try:
+        _client().publish(CHANNEL, b"")
+    except redis.RedisError as error:
+        event(logger, "bell_not_rung", level=logging.WARNING, error=error)
+
+
+def ring_on_commit() -> None:
+    """Wake beat when the caller's transaction commits, once however often this is called."""
+    callbacks: list[Any] = connection.run_on_commit
+    if callbacks and callbacks[-1][1] is ring:
+        return
+    transaction.on_commit(ring)
+
+
+class Listener:
+    """Beat's ear. While Redis is away it is only a clock."""
+
+    def __init__(self) -> None:
+        self._pubsub: Any = None
+
+    def wait(self, seconds: float) -> None:
+        """Return at the next ring, or after `seconds`; rings that came together count once."""
+        until = time.monotonic() + max(seconds, 0.0)
+        try:
+            if self._pubsub is None:
+                self._pubsub = self._subscribe()
+            while self._pubsub.get_message(timeout=max(until - time.monotonic(), 0.0)) is None:
+                if time.monotonic() >= until:
+                    return
+            while self._pubsub.get_message(timeout=0) is not None:
+                pass
+        except (redis.RedisError, OSError) as error:
+            event(logger, "bell_not_heard", level=logging.WARNING, error=error)
+            self.close()
+            time.sleep(max(until - time.monotonic(), 0.0))
+
+    def _subscribe(self) -> Any:
+        client = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5)
+        pubsub = client.pubsub(ignore_subscribe_messages=False)  # type: ignore[no-untyped-call]
+        pubsub.subscribe(CHANNEL)
+        pubsub.get_message(timeout=1)
+        return pubsub
+
+    def close(self) -> None:
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            try:
+                pubsub.close()
+            except (redis.RedisError, OSError):
+                pass

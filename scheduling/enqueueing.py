@@ -1,0 +1,381 @@
+"""How runs that no schedule plans come to be: rows, written in the caller's own transaction."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from celery import Celery
+from django.db import connection, transaction
+from django_celery_beat.models import PeriodicTask
+from kombu.utils.json import loads
+
+from scheduling.doorbell import ring_on_commit
+from scheduling.errors import EnqueueError, SchedulingError
+from scheduling.ids import uuid7
+from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run
+from scheduling.registry import (
+    check_arguments,
+    check_call,
+    decode_error,
+    encode,
+    get_job,
+    queue_of,
+)
+from scheduling.sql import arrays
+
+if TYPE_CHECKING:
+    from scheduling.jobs import Job
+
+BATCH = 1000
+
+# Instants may be given, or durations that count from Postgres's clock.
+INSERT = """
+INSERT INTO scheduling_run
+    (id, args, kwargs, origin, schedule_id, schedule_name, task, options, queue, priority,
+     due_at, run_at, deadline, expires_at, max_attempts, failures, unique_key, enqueued_by,
+     replay_of)
+SELECT call.id, call.args, call.kwargs, %(origin)s, %(schedule_id)s, %(schedule_name)s, %(task)s,
+     %(options)s, %(queue)s, %(priority)s,
+     COALESCE(%(due_at)s::timestamptz, start.at), start.at,
+     COALESCE(%(deadline)s::timestamptz, statement_timestamp() + %(deadline_in)s::interval),
+     COALESCE(%(expires)s::timestamptz, statement_timestamp() + %(expires_in)s::interval),
+     %(max_attempts)s, %(failures)s, %(unique_key)s, %(enqueued_by)s, %(replay_of)s
+  FROM unnest(%(ids)s::uuid[], %(args)s::text[], %(kwargs)s::text[]) AS call (id, args, kwargs),
+       (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval)) start (at)
+"""
+
+
+class Call(NamedTuple):
+    """One call of `enqueue_many`: the arguments, and the id its run shall have."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    id: UUID | None = None
+
+
+def enqueue(
+    task: "Job | str",
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    at: datetime | None = None,
+    after: timedelta | None = None,
+    priority: Priority | str | int | None = None,
+    queue: str | None = None,
+    deadline: datetime | timedelta | None = None,
+    expires: datetime | timedelta | None = None,
+    unique_key: str | None = None,
+    max_attempts: int | None = None,
+    enqueued_by: str = "",
+) -> Run:
+    """Write a run of `task`, in the caller's transaction, and wake beat when that commits.
+
+    Args:
+        task: a job, or its registered name.
+        at: the instant it may start; or `after`: the time from now until then.
+        priority: front, high, medium (default) or low.
+        deadline: the instant by which it should have started, or the time from now until then.
+        expires: likewise, after which it must not start any more.
+        unique_key: at most one unfinished run has this key: an existing one is returned.
+        max_attempts: failed attempts after which the run has failed; the job's own by default.
+        enqueued_by: who asked; inside a job, by default, that job's run.
+
+    Returns:
+        The run. Its `created` is False where `unique_key` found one.
+
+    Raises:
+        EnqueueError: unknown task, arguments that do not fit, or a bad option.
+    """
+    kwargs = kwargs or {}
+    job = get_job(task if isinstance(task, str) else task.name)
+    check_arguments(job, args, kwargs)
+    columns = _options(
+        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
+    )
+    return insert_run(
+        {**columns, "unique_key": _checked_key(unique_key)}, encode(args), encode(kwargs)
+    )
+
+
+def enqueue_many(
+    task: "Job | str",
+    calls: Iterable[Call],
+    *,
+    at: datetime | None = None,
+    after: timedelta | None = None,
+    priority: Priority | str | int | None = None,
+    queue: str | None = None,
+    deadline: datetime | timedelta | None = None,
+    expires: datetime | timedelta | None = None,
+    max_attempts: int | None = None,
+    enqueued_by: str = "",
+) -> int:
+    """Write a run of `task` for each of `calls`, all or none; options as for `enqueue`.
+
+    `calls` is read as a stream, a thousand at a time, so that memory stays bounded.
+
+    Returns:
+        How many runs were written.
+    """
+    job = get_job(task if isinstance(task, str) else task.name)
+    columns = _options(
+        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
+    )
+    stream, count = iter(calls), 0
+    with transaction.atomic(), connection.cursor() as cursor:
+        while batch := list(islice(stream, BATCH)):
+            for call in batch:
+                check_arguments(job, call.args, call.kwargs)
+            rows = [(call.id or uuid7(), encode(call.args), encode(call.kwargs)) for call in batch]
+            cursor.execute(
+                INSERT,
+                {
+                    **columns,
+                    **dict(zip(("ids", "args", "kwargs"), arrays(rows, 3), strict=True)),
+                },
+            )
+            count += len(batch)
+        if count:
+            ring_on_commit()
+    return count
+
+
+def enqueue_message(
+    app: Celery,
+    name: str,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    countdown: float | None,
+    eta: datetime | str | None,
+    options: Mapping[str, Any],
+) -> Run:
+    """Write the run that stands for a Celery call with a countdown or an ETA.
+
+    Takes what `Celery.send_task` takes; the task need not be known to this process.
+
+    Raises:
+        EnqueueError: links, chords and groups, which a row cannot carry; an id that is no UUID.
+    """
+    refuse_follow_ups(name, options)
+    queue = options.get("queue")
+    expires = _instant_or_seconds(options.get("expires"))
+    columns = {
+        **_no_options(),
+        **_start(_instant_or_seconds(eta), None if eta else timedelta(seconds=countdown or 0)),
+        **_limit("expires", expires),
+        "task": name,
+        "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
+        "priority": Priority.nearest(options.get("priority")),
+        "options": encode(message_options(options)),
+        "failures": options.get("retries") or 0,
+    }
+    return insert_run(
+        columns, encode(list(args or ())), encode(dict(kwargs or {})), options.get("task_id")
+    )
+
+
+def run_now(schedule: PeriodicTask, *, by: str) -> Run:
+    """Write a run of the schedule's task that may start at once, beside its plan.
+
+    Raises:
+        EnqueueError: the task is unknown here, or the schedule's arguments cannot be read or fit.
+    """
+    args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
+    if problem := decode_error(args, kwargs):
+        raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
+    check_call(schedule.task, loads(args), loads(kwargs))
+    policy = getattr(schedule, "policy", None)
+    columns = {
+        **_no_options(),
+        **_start(None, None),
+        "schedule_id": schedule.pk,
+        "schedule_name": schedule.name,
+        "task": schedule.task,
+        "queue": queue_of(schedule.task, schedule.queue or None),
+        "priority": Priority.nearest(schedule.priority),
+        "max_attempts": policy and policy.max_attempts,
+        "enqueued_by": by,
+    }
+    return insert_run(columns, args, kwargs)
+
+
+def replay(run_id: UUID, *, by: str) -> Run:
+    """Write a new run of a final one's task and arguments, which names the old one.
+
+    Raises:
+        SchedulingError: there is no such run, or it is not final yet.
+    """
+    old = Run.objects.filter(pk=run_id).first()
+    if old is None:
+        raise SchedulingError(f"there is no run {run_id}.")
+    if old.state not in FINAL:
+        raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
+    columns = {
+        **_no_options(),
+        **_start(None, None),
+        "origin": Origin.REPLAY,
+        "due_at": old.due_at,
+        "schedule_id": old.schedule_id,
+        "schedule_name": old.schedule_name,
+        "task": old.task,
+        "options": old.options,
+        "queue": old.queue,
+        "priority": old.priority,
+        "max_attempts": old.max_attempts,
+        "enqueued_by": by,
+        "replay_of": old.pk,
+    }
+    return insert_run(columns, old.args, old.kwargs)
+
+
+def insert_run(
+    columns: Mapping[str, Any], args: str, kwargs: str, run_id: str | UUID | None = None
+) -> Run:
+    """Insert one run and ring on commit; return it, or the unfinished one with its unique key."""
+    parameters = {
+        **columns,
+        "ids": [_as_uuid(run_id) if run_id else uuid7()],
+        "args": [args],
+        "kwargs": [kwargs],
+    }
+    while True:
+        rows = list(Run.objects.raw(f"{INSERT} ON CONFLICT DO NOTHING RETURNING *", parameters))
+        if rows:
+            ring_on_commit()
+            return _with_created(rows[0], created=True)
+        key = columns["unique_key"]
+        if key is None:
+            raise EnqueueError(f"there is a run with the id {run_id} already: give another one.")
+        found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
+        if found is not None:
+            return _with_created(found, created=False)
+
+
+def refuse_follow_ups(name: str, options: Mapping[str, Any]) -> None:
+    """Raise EnqueueError for what a tracked run cannot carry."""
+    for option in ("link", "link_error", "chain", "chord", "group_id"):
+        if options.get(option):
+            raise EnqueueError(
+                f"task {name} has a countdown or an ETA and {option!r}: a run cannot carry "
+                f"follow-ups. Send it without a delay, or enqueue the next job from this one."
+            )
+
+
+def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `send_task`'s options that a run keeps for its message."""
+    names = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow")
+    return {name: options[name] for name in names if options.get(name)}
+
+
+def _options(
+    job: "Job",
+    at: datetime | None,
+    after: timedelta | None,
+    priority: Priority | str | int | None,
+    queue: str | None,
+    deadline: datetime | timedelta | None,
+    expires: datetime | timedelta | None,
+    max_attempts: int | None,
+    enqueued_by: str,
+) -> dict[str, Any]:
+    if max_attempts is not None and max_attempts < 1:
+        raise EnqueueError(f"max_attempts must be 1 or more, not {max_attempts}.")
+    return {
+        **_no_options(),
+        **_start(at, after),
+        **_limit("deadline", deadline),
+        **_limit("expires", expires),
+        "task": job.name,
+        "queue": queue_of(job.name, queue),
+        "priority": _priority(job.priority if priority is None else priority),
+        "max_attempts": max_attempts,
+        "enqueued_by": enqueued_by or _asking_run(),
+    }
+
+
+def _no_options() -> dict[str, Any]:
+    return {
+        **dict.fromkeys(("schedule_id", "due_at", "max_attempts", "unique_key", "replay_of")),
+        **_limit("deadline", None),
+        **_limit("expires", None),
+        "origin": Origin.ADHOC,
+        "schedule_name": "",
+        "options": "{}",
+        "failures": 0,
+        "enqueued_by": _asking_run(),
+    }
+
+
+def _start(at: datetime | timedelta | None, after: timedelta | None) -> dict[str, Any]:
+    if at is not None and after is not None:
+        raise EnqueueError("give `at` or `after`, not both.")
+    if after is not None and after < timedelta(0):
+        raise EnqueueError(f"`after` must not be negative: {after}.")
+    return {"at": _aware("at", at), "after": after or timedelta(0)}
+
+
+def _limit(name: str, value: datetime | timedelta | None) -> dict[str, Any]:
+    if isinstance(value, timedelta):
+        if value < timedelta(0):
+            raise EnqueueError(f"`{name}` must not be negative: {value}.")
+        return {name: None, f"{name}_in": value}
+    return {name: _aware(name, value), f"{name}_in": None}
+
+
+def _aware(name: str, value: Any) -> datetime | None:
+    if value is not None and not (isinstance(value, datetime) and value.tzinfo):
+        raise EnqueueError(f"`{name}` must be a datetime with a time zone, not {value!r}.")
+    return value
+
+
+def _instant_or_seconds(value: object) -> Any:
+    """Read a Celery eta or expires: ISO text, a datetime (naive: UTC), seconds, or None."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise EnqueueError(f"{value!r} is not an ISO 8601 time.") from None
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    if isinstance(value, int | float):
+        return timedelta(seconds=value)
+    return value
+
+
+def _priority(value: Priority | str | int | None) -> Priority:
+    if isinstance(value, str):
+        try:
+            return Priority[value.upper()]
+        except KeyError:
+            names = ", ".join(step.label for step in Priority)
+            raise EnqueueError(f"unknown priority {value!r}: it is one of {names}.") from None
+    if value is not None and value < 0:
+        raise EnqueueError(f"priority must not be negative: {value}.")
+    return Priority.nearest(value)
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not 0 < len(key) <= 255:
+        raise EnqueueError(f"unique_key must have 1 to 255 characters, not {len(key)}.")
+    return key
+
+
+def _as_uuid(value: str | UUID) -> UUID:
+    try:
+        return value if isinstance(value, UUID) else UUID(value)
+    except ValueError:
+        raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.") from None
+
+
+def _asking_run() -> str:
+    from scheduling.execution import current
+
+    running = current()
+    return f"run {running.id}" if running else ""
+
+
+def _with_created(run: Run, *, created: bool) -> Run:
+    run.created = created
+    return run

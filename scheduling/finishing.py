@@ -1,0 +1,323 @@
+"""The ways out of a state that are no claim: every end of an attempt goes through `finish`.
+
+One statement moves the run, writes its TaskResult and releases what waited for it: all of it or
+none. `attempt` is the fence: a worker that lost its lease matches no row any more.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from celery import current_app, states
+from celery.exceptions import TaskRevokedError, WorkerLostError
+from django.conf import settings
+from django.db import connection
+
+from scheduling.doorbell import ring_on_commit
+from scheduling.errors import SchedulingError
+from scheduling.logs import event
+from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.registry import attempts_allowed
+
+if TYPE_CHECKING:
+    from scheduling.results import StoredResult
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_BASE = timedelta(seconds=10)
+BACKOFF_CAP = timedelta(hours=1)
+TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt.
+
+    `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
+    and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
+    down one priority step. `call` is what the next attempt runs in place of this one's task,
+    args and kwargs (JSON texts).
+    """
+
+    state: State
+    reason: str = ""
+    error: str | None = None
+    traceback: str = ""
+    failed: bool = False
+    lower: bool = False
+    run_at: datetime | None = None
+    delay: timedelta = timedelta(0)
+    call: tuple[str, str, str] | None = None
+    result: "StoredResult | None" = None
+
+
+MOVE = """
+UPDATE scheduling_run SET
+    state = %(state)s, reason = %(reason)s, lease_expires_at = NULL, cancel_requested_by = '',
+    failures = failures + %(failed)s,
+    errors = CASE WHEN %(error)s::text IS NULL THEN errors ELSE errors || jsonb_build_array(
+        jsonb_build_object('attempt', attempt, 'error', %(error)s::text,
+            'traceback', %(traceback)s::text, 'worker', worker,
+            'started_at', started_at, 'ended_at', clock_timestamp())) END,
+"""
+MOVE_TO_FINAL = (
+    MOVE
+    + """ finished_at = clock_timestamp()
+ WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+ RETURNING id, schedule_id, true AS final
+"""
+)
+MOVE_TO_SCHEDULED = (
+    MOVE
+    + """ attempt = attempt + 1, worker = '', queued_at = NULL, started_at = NULL,
+    run_at = COALESCE(%(run_at)s::timestamptz, clock_timestamp() + %(delay)s::interval),
+    priority = CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END,
+    task = COALESCE(%(task)s, task), args = COALESCE(%(args)s, args),
+    kwargs = COALESCE(%(kwargs)s, kwargs)
+ WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+ RETURNING id, schedule_id, false AS final
+"""
+)
+
+# The oldest run that was held until its schedule's earlier ones were final. Two that end at the
+# same moment do not see each other's end; then `release_held` finds it.
+RELEASE = """
+UPDATE scheduling_run SET state = 'scheduled' WHERE id IN (
+    SELECT (SELECT h.id FROM scheduling_run h
+             WHERE h.schedule_id = done.schedule_id AND h.state = 'held'
+             ORDER BY h.due_at, h.id LIMIT 1)
+      FROM done WHERE final AND NOT EXISTS (
+        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = done.schedule_id
+           AND o.state IN ('scheduled', 'queued', 'running') AND o.id <> done.id))
+"""
+
+RECORD = """
+INSERT INTO django_celery_results_taskresult
+    (task_id, date_created, date_done, status, result, traceback, meta, content_type,
+     content_encoding, task_name, task_args, task_kwargs, worker, periodic_task_name)
+SELECT id::text, clock_timestamp(), clock_timestamp(), %(r_status)s, %(r_result)s, %(r_traceback)s,
+     %(r_meta)s, %(r_content_type)s, %(r_content_encoding)s, %(r_task_name)s, %(r_task_args)s,
+     %(r_task_kwargs)s, %(r_worker)s, %(r_periodic_task_name)s
+  FROM done
+ON CONFLICT (task_id) DO UPDATE SET
+    (date_done, status, result, traceback, meta, content_type, content_encoding, task_name,
+     task_args, task_kwargs, worker, periodic_task_name) =
+    (EXCLUDED.date_done, EXCLUDED.status, EXCLUDED.result, EXCLUDED.traceback, EXCLUDED.meta,
+     EXCLUDED.content_type, EXCLUDED.content_encoding, EXCLUDED.task_name, EXCLUDED.task_args,
+     EXCLUDED.task_kwargs, EXCLUDED.worker, EXCLUDED.periodic_task_name)
+"""
+
+
+def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
+    """End attempt `attempt` of a running run as `outcome` says, with its result, at once.
+
+    Returns:
+        False where the fence was lost: another attempt owns the run, or it has ended. Nothing is
+        written then. Calling it twice does no harm.
+    """
+    call = outcome.call or (None, None, None)
+    parameters = {
+        "id": run_id,
+        "attempt": attempt,
+        "state": outcome.state,
+        "reason": clean(outcome.reason),
+        "error": None if outcome.error is None else clean(outcome.error),
+        "traceback": clean(outcome.traceback)[-TRACEBACK_MAX:],
+        "failed": int(outcome.failed),
+        "lower": outcome.lower,
+        "run_at": outcome.run_at,
+        "delay": outcome.delay,
+        "task": call[0],
+        "args": call[1],
+        "kwargs": call[2],
+    }
+    move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
+    held = _apply(move, parameters, outcome.result)
+    fields = {"run": run_id, "attempt": attempt, "reason": outcome.reason or None}
+    if held:
+        name = "run_retried" if outcome.state == State.SCHEDULED else f"run_{outcome.state}"
+        event(logger, name, **{key: value for key, value in fields.items() if value is not None})
+        if outcome.state == State.SCHEDULED:
+            ring_on_commit()
+    else:
+        event(logger, "fence_lost", level=logging.WARNING, wanted=outcome.state.value, **fields)
+    return held > 0
+
+
+def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
+    """Move rows by `move` (which returns id, schedule_id, final); return how many."""
+    record = ""
+    if result is not None:
+        values = {
+            f"r_{name}": None if value is None else clean(value)
+            for name, value in vars(result).items()
+        }
+        parameters = {**parameters, **values}
+        record = f", recorded AS ({RECORD})"
+    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} SELECT count(*) FROM done"
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return int(cursor.fetchone()[0])
+
+
+# --- Attempts whose worker cannot speak for itself --------------------------------------------------
+
+
+def failed_attempt(
+    task: str,
+    max_attempts: int | None,
+    failures: int,
+    error: BaseException,
+    *,
+    traceback: str = "",
+    counts: bool = True,
+    delay: timedelta = timedelta(0),
+) -> Outcome:
+    """Return the outcome of an attempt that ended with `error` outside the job's own code.
+
+    Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
+    `counts=False` never uses one up.
+    """
+    text = f"{type(error).__name__}: {error}"
+    allowed = attempts_allowed(task, max_attempts)
+    if counts and allowed is not None and failures + 1 >= allowed:
+        result = current_app.backend.prepare_error(states.FAILURE, error, task)
+        return Outcome(State.FAILED, text, text, traceback, failed=True, result=result)
+    return Outcome(
+        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay
+    )
+
+
+def cancelled(by: str) -> Outcome:
+    """Return the outcome of a running attempt that `by` asked to cancel."""
+    reason = f"cancelled by {by}"
+    result = current_app.backend.prepare_error(states.REVOKED, TaskRevokedError(reason))
+    return Outcome(State.CANCELLED, reason, result=result)
+
+
+LOST = """
+SELECT id, attempt, task, max_attempts, failures, worker,
+       lease_expires_at - %(lease)s::interval > pg_postmaster_start_time() AS counts
+  FROM scheduling_run
+ WHERE state = 'running' AND lease_expires_at < statement_timestamp()
+   AND pg_postmaster_start_time() + %(lease)s::interval < statement_timestamp()
+ ORDER BY lease_expires_at LIMIT %(limit)s
+"""
+
+
+def recover_lost_leases(limit: int = 500) -> int:
+    """End the attempts whose lease has run out; return how many.
+
+    While Postgres is away nobody can renew: leases are judged only after it has been there for
+    one, and one that was last renewed before it started does not count as the run's failure.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(LOST, {"lease": settings.RUN_LEASE, "limit": limit})
+        lost = cursor.fetchall()
+    ended = 0
+    for run_id, attempt, task, max_attempts, failures, worker, counts in lost:
+        event(logger, "lease_expired", level=logging.WARNING, run=run_id, attempt=attempt,
+              worker=worker)  # fmt: skip
+        error = WorkerLostError(f"worker {worker} was lost: its lease ran out")
+        outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
+        ended += finish(run_id, attempt, outcome)
+    return ended
+
+
+# --- Runs that end while they wait ------------------------------------------------------------------
+
+CLOSE_WAITING = """
+UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} LIMIT %(limit)s
+                       FOR NO KEY UPDATE SKIP LOCKED))
+ RETURNING id, schedule_id, true AS final
+"""
+WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
+EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
+
+
+def expire_waiting(limit: int = 500) -> int:
+    """End the waiting runs whose `expires_at` has passed; return how many."""
+    reason = "expired: it had not started by its expiry time"
+    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit})
+
+
+def cancel(run_id: UUID, *, by: str) -> Run:
+    """Cancel a run: at once while it waits; a running one is told, and its worker ends it.
+
+    Returns:
+        The run as it stands now: cancelled, or running with `cancel_requested_by` set.
+
+    Raises:
+        SchedulingError: there is no such run, or it is final already.
+    """
+    where = f"id = %(id)s AND state IN ({WAITING_SQL})"
+    while True:
+        if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
+            return Run.objects.get(pk=run_id)
+        asked = Run.objects.filter(pk=run_id, state=State.RUNNING).update(cancel_requested_by=by)
+        run = Run.objects.filter(pk=run_id).first()
+        if run is None:
+            raise SchedulingError(f"there is no run {run_id}.")
+        if asked or run.state == State.RUNNING:
+            return run
+        if run.state in FINAL:
+            raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
+
+
+def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
+    """Cancel what waits of one schedule; return how many runs."""
+    where = f"schedule_id = %(schedule_id)s AND state IN ({WAITING_SQL})"
+    parameters = {"schedule_id": schedule_id, "limit": 10_000}
+    return _close_waiting(where, State.CANCELLED, reason, parameters)
+
+
+def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, Any]) -> int:
+    result = current_app.backend.prepare_error(states.REVOKED, TaskRevokedError(reason))
+    parameters = {**parameters, "state": state, "reason": clean(reason)}
+    count = _apply(CLOSE_WAITING.format(where=where), parameters, result)
+    if count:
+        event(logger, f"run_{state}", runs=count, reason=reason)
+    return count
+
+
+RELEASE_HELD = """
+UPDATE scheduling_run SET state = 'scheduled' WHERE id IN (
+    SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
+     WHERE h.state = 'held' AND NOT EXISTS (
+        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id
+           AND o.state IN ('scheduled', 'queued', 'running'))
+     ORDER BY h.schedule_id, h.due_at, h.id LIMIT 500)
+"""
+
+
+def release_held() -> int:
+    """Let the oldest held run of each schedule go whose other runs are final; the net of RELEASE."""
+    with connection.cursor() as cursor:
+        cursor.execute(RELEASE_HELD)
+        return cursor.rowcount
+
+
+UNKNOWN_TASK = """
+UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
+    run_at = clock_timestamp() + interval '30 seconds'
+ WHERE id = %(id)s AND state = 'queued'
+"""
+
+
+def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
+    """Send a queued run back to wait: the worker that took its hint does not know its task."""
+    reason = f"no worker knows task {task} (last asked: {worker})"
+    with connection.cursor() as cursor:
+        cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
+        found = cursor.rowcount > 0
+    if found:
+        event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
+    return found
+
+
+def clean(text: str) -> str:
+    """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

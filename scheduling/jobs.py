@@ -1,0 +1,81 @@
+"""The public face for code that has work to do: enqueue it, and know about it from inside."""
+
+from datetime import datetime
+from typing import Any
+
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import Retry
+
+from scheduling import execution
+from scheduling.enqueueing import Call, enqueue, enqueue_many
+from scheduling.execution import CurrentRun, PermanentError, current_run
+
+__all__ = [
+    "Call",
+    "CurrentRun",
+    "Job",
+    "PermanentError",
+    "current_run",
+    "enqueue",
+    "enqueue_many",
+]
+
+
+class Job(DjangoTask):  # type: ignore[misc]
+    """The task class of the app: plain `@shared_task` functions are Jobs.
+
+    `max_attempts` (an option of the decorator) is how many attempts may fail before a run has
+    failed; settings.DEFAULT_MAX_ATTEMPTS where neither it nor Celery's `autoretry_for` is given.
+    """
+
+    abstract = True
+    Request = "scheduling.workers:HintRequest"
+    max_attempts: int | None = None
+
+    @property
+    def __trace__(self) -> Any:
+        return self.__dict__.get("_tracer")
+
+    @__trace__.setter
+    def __trace__(self, tracer: Any) -> None:
+        self.__dict__["_tracer"] = tracer and execution.traced(self, tracer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        running = execution.enter(self)
+        if running is None:
+            return super().__call__(*args, **kwargs)
+        return execution.call_body(self, running, args, kwargs)
+
+    def retry(  # type: ignore[override]
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Ask for another attempt (see Celery's); it becomes one when this attempt is finished.
+
+        A run whose `max_attempts` was asked for, by its schedule or by who enqueued it, is not
+        retried beyond that, whatever `max_retries` says.
+        """
+        running = execution.current()
+        if running is not None and running.claimed and running.claimed.max_attempts is not None:
+            max_retries = self._bounded(running.claimed.max_attempts, max_retries)
+        try:
+            return super().retry(
+                args, kwargs, exc, throw, eta, countdown, max_retries, **options
+            )
+        except Retry:
+            raise
+        except BaseException:
+            if running is not None:
+                running.exhausted = True
+            raise
+
+    def _bounded(self, max_attempts: int, max_retries: int | None) -> int:
+        wanted = self.max_retries if max_retries is None else max_retries
+        return max_attempts - 1 if wanted is None else min(max_attempts - 1, wanted)

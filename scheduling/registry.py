@@ -1,0 +1,143 @@
+"""The jobs this process knows, and what they say of themselves."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from celery import current_app
+from celery.exceptions import QueueNotFound
+from django.conf import settings
+from kombu.exceptions import EncodeError
+from kombu.utils.json import dumps, loads
+
+from scheduling.errors import EnqueueError
+
+if TYPE_CHECKING:
+    from scheduling.jobs import Job
+
+
+@lru_cache(maxsize=1)
+def _discover() -> None:
+    current_app.loader.import_default_modules()
+    current_app.finalize(auto=True)
+
+
+def job_names() -> list[str]:
+    """Return the names of all jobs of this project, sorted; Celery's own tasks are left out."""
+    _discover()
+    return sorted(name for name in current_app.tasks if not name.startswith("celery."))
+
+
+def find_job(name: str) -> "Job | None":
+    """Return the job of that name, or None where this process does not know it as one."""
+    from scheduling.jobs import Job
+
+    _discover()
+    task = current_app.tasks.get(name)
+    return task if isinstance(task, Job) else None
+
+
+def get_job(name: str) -> "Job":
+    """Return the job of that name.
+
+    Raises:
+        EnqueueError: no such task (the nearest names are in the message), or one that is no Job.
+    """
+    job = find_job(name)
+    if job is not None:
+        return job
+    if name in current_app.tasks:
+        raise EnqueueError(
+            f"task {name!r} is not a Job: its base class must derive from scheduling.jobs.Job."
+        )
+    nearest = difflib.get_close_matches(name, job_names(), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else "no job has a similar name."
+    raise EnqueueError(f"unknown task {name!r}: {hint}")
+
+
+def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Job":
+    """Return the job `name` if it can be called with these arguments.
+
+    Raises:
+        EnqueueError: unknown task, or arguments that do not fit its signature or JSON.
+    """
+    job = get_job(name)
+    check_arguments(job, args, kwargs)
+    encode(args), encode(kwargs)
+    return job
+
+
+def check_arguments(job: "Job", args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise EnqueueError if the arguments do not fit the job's signature."""
+    if not isinstance(args, list | tuple):
+        raise EnqueueError(f"positional arguments must be a JSON array, not {args!r}.")
+    if not isinstance(kwargs, Mapping):
+        raise EnqueueError(f"keyword arguments must be a JSON object, not {kwargs!r}.")
+    try:
+        job.__header__(*args, **kwargs)
+    except TypeError as error:
+        raise EnqueueError(f"arguments do not fit task {job.name}: {error}") from None
+
+
+def encode(value: object) -> str:
+    """Return `value` as JSON text in kombu's encoding (dates, UUIDs and Decimals survive).
+
+    Raises:
+        EnqueueError: it holds something that JSON, or a Postgres text, cannot.
+    """
+    try:
+        text: str = dumps(value)
+    except (EncodeError, TypeError, ValueError) as error:
+        raise EnqueueError(f"arguments are not JSON: {error}") from None
+    return text
+
+
+@lru_cache(maxsize=4096)
+def decode_error(args: str, kwargs: str) -> str:
+    """Return what is wrong with these JSON texts of a schedule, or "" if nothing is."""
+    for label, text, kind, name in (
+        ("args", args, list, "array"),
+        ("kwargs", kwargs, dict, "object"),
+    ):
+        try:
+            value = loads(text)
+        except ValueError as error:
+            return f"{label} are not JSON: {text[:100]!r} ({error})"
+        if not isinstance(value, kind):
+            return f"{label} must be a JSON {name}: {text[:100]!r}"
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def queue_of(name: str, queue: str | None = None) -> str:
+    """Return the queue that Celery's routes give to task `name`, or `queue` where one is asked for.
+
+    Raises:
+        EnqueueError: the queue is not one of CELERY_TASK_QUEUES and may not be made.
+    """
+    options = {"queue": queue} if queue else {}
+    try:
+        route = current_app.amqp.router.route(options, name, (), {}, current_app.tasks.get(name))
+    except QueueNotFound as error:
+        raise EnqueueError(f"unknown queue {queue!r}: {error}") from None
+    found = route.get("queue")
+    return str(getattr(found, "name", found or current_app.conf.task_default_queue))
+
+
+def attempts_allowed(name: str, max_attempts: int | None) -> int | None:
+    """Return how many attempts may fail before a run of task `name` has failed; None: no limit.
+
+    What the run or its schedule asks for goes first, then what the job declares with
+    `max_attempts`, then Celery's own `max_retries` where the job retries by `autoretry_for`.
+    """
+    if max_attempts is not None:
+        return max_attempts
+    job = find_job(name)
+    declared: int | None = getattr(job, "max_attempts", None)
+    if declared is not None:
+        return declared
+    if job is not None and getattr(job, "autoretry_for", ()):
+        retries = getattr(job, "retry_kwargs", {}).get("max_retries", job.max_retries)
+        return None if retries is None else int(retries) + 1
+    return int(settings.DEFAULT_MAX_ATTEMPTS)

@@ -1,0 +1,136 @@
+"""From the rows of django-celery-beat to rules that `recurrence` understands."""
+
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+from django_celery_beat.models import PeriodicTask
+
+from scheduling import recurrence
+from scheduling.recurrence import RecurrenceError, Rule
+
+
+class RuleFields(NamedTuple):
+    """What a PeriodicTask and its rule's row say of when it fires, as SQL returns it."""
+
+    minute: str | None = None
+    hour: str | None = None
+    day_of_month: str | None = None
+    month_of_year: str | None = None
+    day_of_week: str | None = None
+    timezone: str | None = None
+    every: int | None = None
+    period: str | None = None
+    clocked_time: datetime | None = None
+    event: str | None = None
+    latitude: object = None
+    longitude: object = None
+    start_time: datetime | None = None
+    expires: datetime | None = None
+
+    @property
+    def is_interval(self) -> bool:
+        return self.every is not None
+
+    @property
+    def is_clocked(self) -> bool:
+        return self.clocked_time is not None
+
+    def fingerprint(self) -> str:
+        """Return a text that changes whenever the rule does; it is kept in Plan.rule."""
+        return "|".join("" if value is None else str(value) for value in self)
+
+
+# The same, to be selected beside a schedule `t`; in RuleFields' order.
+RULE_COLUMNS = """
+    c.minute, c.hour, c.day_of_month, c.month_of_year, c.day_of_week, c.timezone,
+    i.every, i.period, k.clocked_time, s.event, s.latitude, s.longitude, t.start_time, t.expires
+"""
+RULE_JOINS = """
+    LEFT JOIN django_celery_beat_crontabschedule c ON c.id = t.crontab_id
+    LEFT JOIN django_celery_beat_intervalschedule i ON i.id = t.interval_id
+    LEFT JOIN django_celery_beat_clockedschedule k ON k.id = t.clocked_id
+    LEFT JOIN django_celery_beat_solarschedule s ON s.id = t.solar_id
+"""
+
+
+def fields_of(schedule: PeriodicTask) -> RuleFields:
+    """Return the rule's fields of a schedule that the ORM read."""
+    crontab, interval = schedule.crontab, schedule.interval
+    clocked, solar = schedule.clocked, schedule.solar
+    return RuleFields(
+        minute=crontab and crontab.minute,
+        hour=crontab and crontab.hour,
+        day_of_month=crontab and crontab.day_of_month,
+        month_of_year=crontab and crontab.month_of_year,
+        day_of_week=crontab and crontab.day_of_week,
+        timezone=crontab and str(crontab.timezone),
+        every=interval and interval.every,
+        period=interval and interval.period,
+        clocked_time=clocked and clocked.clocked_time,
+        event=solar and solar.event,
+        latitude=solar and solar.latitude,
+        longitude=solar and solar.longitude,
+        start_time=schedule.start_time,
+        expires=schedule.expires,
+    )
+
+
+def rule_of(schedule: PeriodicTask, anchor: datetime | None = None) -> Rule:
+    """Return the rule of a schedule.
+
+    Args:
+        schedule: any PeriodicTask.
+        anchor: where its interval counts from; its plan's by default, or else its last change.
+
+    Raises:
+        RecurrenceError: it has no rule, or one that cannot be read.
+    """
+    plan = getattr(schedule, "plan", None)
+    anchor = anchor or (plan and (plan.anchor_at or plan.plan_from)) or schedule.date_changed
+    return build_rule(fields_of(schedule), anchor)
+
+
+@lru_cache(maxsize=16384)
+def build_rule(fields: RuleFields, anchor: datetime | None) -> Rule:
+    """Return the rule that `fields` describe; an interval counts from `anchor`.
+
+    An interval with a start time counts from there, and fires at it too.
+
+    Raises:
+        RecurrenceError: no rule, or one that cannot be read.
+    """
+    return recurrence.bounded(
+        _unbounded(fields, anchor), not_before=fields.start_time, not_after=fields.expires
+    )
+
+
+def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:
+    if fields.every is not None:
+        step = _interval(fields.every, fields.period or "")
+        start = fields.start_time or anchor
+        if start is None:
+            raise RecurrenceError("an interval needs an anchor to count from.")
+        return recurrence.every(step, start, includes_anchor=fields.start_time is not None)
+    if fields.minute is not None:
+        parts = (
+            fields.minute, fields.hour, fields.day_of_month, fields.month_of_year,
+            fields.day_of_week,
+        )  # fmt: skip
+        expression = " ".join("".join((part or "").split()) for part in parts)
+        return recurrence.cron(expression, fields.timezone or "UTC")
+    if fields.event is not None:
+        return recurrence.solar(fields.event, fields.latitude, fields.longitude)  # type: ignore[arg-type]
+    if fields.clocked_time is not None:
+        return recurrence.once(fields.clocked_time)
+    raise RecurrenceError("it has no rule: give it a crontab, an interval, a time or a solar event.")
+
+
+def _interval(every: int, period: str) -> timedelta:
+    try:
+        step = timedelta(**{period: every})
+    except (TypeError, OverflowError):
+        raise RecurrenceError(f"the interval of {every} {period!r} cannot be counted.") from None
+    if step <= timedelta(0):
+        raise RecurrenceError(f"the interval of {every} {period} must be above zero.")
+    return step
