@@ -1,0 +1,148 @@
+"""Cron rules: wall-clock times of a zone, mapped to instants.
+
+Where the clocks change:
+
+- A *fixed* rule (minute and hour are plain numbers or lists of them) names times of day. A time
+  in a gap runs at the first instant after the gap; several in one gap coincide there and are one
+  occurrence. A time that the clocks show twice runs once, at its first pass.
+- Any other rule (a wildcard, step or range in minute or hour, also inside a list) says how often.
+  It occurs whenever the clocks show a time that matches: in both passes of a repeated hour, and
+  not at all at times that a gap leaves out, so its intervals stay even.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+from . import dialect
+from .errors import UnknownTimezone
+from .pattern import WallPattern, times_of_day
+from .rule import TICK, Occurrence, Rule
+from .wallclock import FIRST, LAST, Stretch, stretch_at, zone
+
+# More than the clocks are ever turned back by: later than this after an instant, they do not show
+# again what they showed before it.
+_REPLAY = timedelta(days=2)
+
+
+@dataclass(frozen=True, slots=True)
+class CronRule(Rule):
+    """Built by `cron()`. The expression and the zone's name are its identity."""
+
+    expression: str
+    timezone: str
+    fixed: bool = field(compare=False, repr=False)
+    pattern: WallPattern = field(compare=False, repr=False)
+    tz: ZoneInfo = field(compare=False, repr=False)
+
+    def next_after(self, instant: datetime) -> datetime | None:
+        after = max(instant.replace(tzinfo=None), FIRST)
+        resume = after
+        while resume < LAST:
+            stretch = stretch_at(self.tz, resume)
+            wall = self.pattern.next(self._passed(stretch, after))
+            if wall is None:
+                return None
+            due = max(wall - stretch.offset, stretch.start)
+            if due < stretch.end:
+                return due.replace(tzinfo=UTC)
+            resume = stretch.end
+            if resume - after > _REPLAY:  # nothing matches before `wall`: go straight there
+                resume = max(resume, due - _REPLAY)
+        return None
+
+    def count_between(self, a: datetime, b: datetime) -> int:
+        after, upto = max(a.replace(tzinfo=None), FIRST), min(b.replace(tzinfo=None), LAST - TICK)
+        total = 0
+        resume = after
+        while resume <= upto:
+            stretch = stretch_at(self.tz, resume)
+            total += self._count_in(stretch, after, min(upto, stretch.end - TICK))
+            resume = stretch.end
+        return total
+
+    def latest_between(self, a: datetime, b: datetime) -> datetime | None:
+        after, upto = max(a.replace(tzinfo=None), FIRST), min(b.replace(tzinfo=None), LAST - TICK)
+        while upto > after:
+            stretch = stretch_at(self.tz, upto)
+            wall = self.pattern.latest(upto + stretch.offset)
+            if wall is None or wall < after - _REPLAY:
+                return None
+            if wall > self._passed(stretch, after):
+                return max(wall - stretch.offset, stretch.start).replace(tzinfo=UTC)
+            upto = stretch.start - TICK
+        return None
+
+    def marked(self, previous: datetime, due: datetime) -> Occurrence:
+        local = due.astimezone(self.tz)
+        instant = due.replace(tzinfo=None)
+        stretch = stretch_at(self.tz, instant)
+        if self.fixed:
+            missing = self._missing_before(stretch) if instant == stretch.start else None
+            return Occurrence(due, local, "shifted" if missing else "", missing)
+        if instant + stretch.offset < stretch.reached:
+            return Occurrence(due, local, "repeated")
+        missing = self._missing_between(previous.replace(tzinfo=None), stretch)
+        return Occurrence(due, local, "skipped" if missing else "", missing)
+
+    def describe(self) -> str:
+        return f"{self.expression} ({self.timezone})"
+
+    def remedy(self) -> str:
+        return (
+            "day of month, month and day of week must meet on one day (31 February never does), "
+            "at a time that the clocks show: change one of them"
+        )
+
+    def _passed(self, stretch: Stretch, after: datetime) -> datetime:
+        """The last wall clock that this stretch has no occurrence for, of those after `after`.
+
+        A fixed rule leaves out what was shown before and takes in what the gap left out; its
+        times in a gap map to instants before the stretch, hence the max() of the callers.
+        """
+        first = (stretch.reached if self.fixed else stretch.opens) - TICK
+        return first if after < stretch.start else max(first, after + stretch.offset)
+
+    def _count_in(self, stretch: Stretch, after: datetime, upto: datetime) -> int:
+        count = self.pattern.count(self._passed(stretch, after), upto + stretch.offset)
+        if self.fixed and stretch.after_gap and after < stretch.start:
+            coinciding = self.pattern.count(stretch.reached - TICK, stretch.opens)
+            count -= max(coinciding - 1, 0)
+        return max(count, 0)  # negative where a repeated time goes on past `upto`
+
+    def _missing_before(self, stretch: Stretch) -> datetime | None:
+        """The first match in the gap before the stretch, a wall clock that was never shown."""
+        wall = self.pattern.next(stretch.reached - TICK) if stretch.after_gap else None
+        return wall if wall is not None and wall < stretch.opens else None
+
+    def _missing_between(self, previous: datetime, stretch: Stretch) -> datetime | None:
+        missing = None
+        while stretch.start > max(previous, FIRST):
+            missing = self._missing_before(stretch) or missing
+            stretch = stretch_at(self.tz, stretch.start - TICK)
+        return missing
+
+
+def cron(expression: str, timezone: str | ZoneInfo) -> CronRule:
+    """The rule of "minute hour day-of-month month day-of-week" on the clocks of an IANA zone.
+
+    Celery's dialect: both day fields must match; 7 is Sunday too. Raises InvalidCron,
+    UnknownTimezone.
+    """
+    name = timezone if isinstance(timezone, str) else getattr(timezone, "key", None)
+    if name is None:
+        raise UnknownTimezone(
+            f"{timezone!r} has no name: use an IANA name such as 'Europe/Berlin' or 'UTC'"
+        )
+    return _parsed(expression, name)
+
+
+@lru_cache(maxsize=16_384)
+def _parsed(expression: str, timezone: str) -> CronRule:
+    tidied = dialect.tidy(expression)
+    tz = zone(timezone)
+    read = dialect.numbers(tidied)
+    times = times_of_day(read.minutes, read.hours)
+    pattern = WallPattern(times, read.days, read.months, read.weekdays)
+    return CronRule(tidied, timezone, read.fixed, pattern, tz)
