@@ -10,6 +10,7 @@ from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, planning, recurrence
 from scheduling.models import Plan, Policy, Schedule
+from scheduling.rule_rows import CRON_FIELDS
 from scheduling.rules import fields_of, rule_of
 
 
@@ -107,8 +108,7 @@ def _rule_text(schedule: PeriodicTask, plan: Plan) -> str:
     """Return the rule without the zone that stands beside it."""
     crontab, clocked = schedule.crontab, schedule.clocked
     if crontab:
-        fields = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-        return " ".join(getattr(crontab, field) for field in fields)
+        return " ".join(getattr(crontab, field) for field in CRON_FIELDS)
     if clocked:
         return f"once at {clocked.clocked_time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     try:

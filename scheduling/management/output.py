@@ -1,0 +1,206 @@
+"""What commands print: the contract's JSON shapes, aligned tables, times as people read them."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from typing import Any
+
+from django.utils import timezone
+
+from scheduling.models import Policy, Run
+from scheduling.registry import attempts_allowed
+from scheduling.schedules import NextOccurrence
+from scheduling.standing import Standing
+
+Row = tuple[str, ...]
+
+WIDTH = 100
+GAP = "  "
+# A table's columns are fitted to its first rows, so that a long one can be printed as it is read.
+FITTED_ROWS = 500
+NARROWEST = 8
+
+
+def instant_json(at: datetime | None) -> str | None:
+    """Return an instant as ISO 8601 in UTC, as `date` and `jq` read it."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z") if at else None
+
+
+def schedule_json(standing: Standing) -> dict[str, Any]:
+    """Return the contract's shape of a schedule."""
+    schedule = standing.schedule
+    return {
+        "name": schedule.name,
+        "task": schedule.task,
+        "rule": standing.rule,
+        "timezone": standing.timezone,
+        "enabled": schedule.enabled,
+        "next_due_at": instant_json(standing.next_due_at),
+        "last_due_at": instant_json(standing.last_due_at),
+        "policy": policy_json(standing.policy),
+    }
+
+
+def policy_json(policy: Policy) -> dict[str, Any]:
+    """Return a policy; its durations are in seconds."""
+    return {
+        "catch_up": policy.catch_up,
+        "catch_up_window": _seconds(policy.catch_up_window),
+        "overlap": policy.overlap,
+        "spread": _seconds(policy.spread),
+        "max_attempts": policy.max_attempts,
+        "deadline_after": _seconds(policy.deadline_after),
+        "paused_at": instant_json(policy.paused_at),
+        "paused_until": instant_json(policy.paused_until),
+        "pause_reason": policy.pause_reason,
+        "paused_by": policy.paused_by,
+        "owner": policy.owner,
+        "managed_by": policy.managed_by,
+    }
+
+
+def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
+    """Return the contract's shape of an occurrence to come."""
+    return {
+        "due_at": instant_json(occurrence.due_at),
+        "run_at": instant_json(occurrence.run_at),
+        "local": occurrence.local.isoformat(),
+        "dst": occurrence.dst,
+    }
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """Return the contract's shape of a run."""
+    return {
+        "id": str(run.id),
+        "task": run.task,
+        "schedule": run.schedule_name or None,
+        "origin": run.origin,
+        "state": run.state,
+        "reason": run.reason,
+        "due_at": instant_json(run.due_at),
+        "run_at": instant_json(run.run_at),
+        "attempt": run.attempt,
+        "max_attempts": attempts_allowed(run.task, run.max_attempts),
+        "queued_at": instant_json(run.queued_at),
+        "started_at": instant_json(run.started_at),
+        "finished_at": instant_json(run.finished_at),
+        "errors": run.errors,
+    }
+
+
+def json_array(values: Iterable[Any]) -> Iterator[str]:
+    """Yield the lines of a JSON array, one element each, as its elements come."""
+    yield "["
+    line = ""
+    for value in values:
+        if line:
+            yield f"{line},"
+        line = json.dumps(value)
+    if line:
+        yield line
+    yield "]"
+
+
+def json_lines(value: Any) -> Iterator[str]:
+    """Yield the lines of one JSON value, indented for people."""
+    yield from json.dumps(value, indent=2).splitlines()
+
+
+def table(head: Row, rows: Iterable[Row | str], *, flexible: Sequence[int] = ()) -> Iterator[str]:
+    """Yield the lines of an aligned table; its `flexible` columns shrink until it fits WIDTH.
+
+    A row that is a text is a line of its own, between the others.
+    """
+    rows = map(_printable_row, rows)
+    first = [head, *islice(rows, FITTED_ROWS)]
+    fitted_rows = [row for row in first if not isinstance(row, str)]
+    widths = [max(map(len, column)) for column in zip(*fitted_rows, strict=True)]
+    _shrink(widths, flexible)
+    for row in chain(first, rows):
+        if isinstance(row, str):
+            yield row
+            continue
+        cells = (
+            fitted(cell, width) if column in flexible else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield GAP.join(cells).rstrip()
+
+
+def _printable_row(row: Row | str) -> Row | str:
+    return printable(row) if isinstance(row, str) else tuple(map(printable, row))
+
+
+def fitted(text: str, width: int) -> str:
+    """Return `text` padded to `width`, or cut to it in its middle: paths tell most at both ends."""
+    if len(text) <= width:
+        return text.ljust(width)
+    tail = width // 2
+    return f"{text[: width - tail - 1]}…{text[-tail:]}"
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line that cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> list[str]:
+    """Return the lines of a text that jobs wrote, each safe to print."""
+    return [printable(line.expandtabs(4)) for line in text.splitlines()]
+
+
+def clock(at: datetime | None, now: datetime) -> str:
+    """Return an instant in TIME_ZONE, as short as it can be: `today 06:00:00`."""
+    if at is None:
+        return "-"
+    local = timezone.localtime(at)
+    if local.date() == timezone.localtime(now).date():
+        return f"today {local:%H:%M:%S}"
+    return f"{local:%Y-%m-%d %H:%M}"
+
+
+def full_clock(at: datetime | None, now: datetime) -> str:
+    """Return an instant in TIME_ZONE to the second, with its zone and its distance from now."""
+    if at is None:
+        return "-"
+    local = timezone.localtime(at)
+    return f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()} ({distance(at, now)})"
+
+
+def distance(at: datetime, now: datetime) -> str:
+    """Return how far an instant is from now: `in 2h 5m`, `3d 4h ago`, `now`."""
+    away = round((at - now).total_seconds())
+    if away == 0:
+        return "now"
+    text = length(timedelta(seconds=abs(away)))
+    return f"in {text}" if away > 0 else f"{text} ago"
+
+
+def length(duration: timedelta) -> str:
+    """Return a duration by its two largest units that count: `2h 5m`."""
+    left, parts = round(duration.total_seconds()), list[str]()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        if number or parts:
+            parts.append(f"{number}{unit}" if number else "")
+        if len(parts) == 2:
+            break
+    return " ".join(filter(None, parts)) or "0s"
+
+
+def _shrink(widths: list[int], flexible: Sequence[int]) -> None:
+    """Take from the widest flexible columns what is beyond WIDTH."""
+    while sum(widths) + len(GAP) * (len(widths) - 1) > WIDTH:
+        widest = max(flexible, key=lambda column: widths[column], default=None)
+        if widest is None or widths[widest] <= NARROWEST:
+            return
+        widths[widest] -= 1
+
+
+def _seconds(duration: timedelta | None) -> float | int | None:
+    if duration is None:
+        return None
+    seconds = duration.total_seconds()
+    return int(seconds) if seconds.is_integer() else seconds

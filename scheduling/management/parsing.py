@@ -1,0 +1,181 @@
+"""What people type on a command line, read into values: durations, instants, JSON, counts, ids.
+
+Every function takes the text as it was typed and is made to be an argparse `type`: what it cannot
+read it refuses with one line that names the text and shows how to write it.
+"""
+
+import json
+import re
+from argparse import ArgumentTypeError
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, NamedTuple, NoReturn
+from uuid import UUID
+
+from django.utils import timezone
+
+UNITS = ("weeks", "days", "hours", "minutes", "seconds")
+DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+){unit[0]})?" for unit in UNITS), re.ASCII)
+# Nothing an instant is added to may leave datetime's years, so both ends are kept well inside.
+LONGEST = timedelta(days=36_500)
+LAST_YEAR = 9000
+# What a smallint column holds.
+MOST = 32_767
+
+
+class Moment(NamedTuple):
+    """An instant that was typed, and what had to be decided to read it ("" for nothing)."""
+
+    at: datetime
+    note: str = ""
+
+
+def duration(text: str) -> timedelta:
+    """Read 90s, 15m, 2h, 3d, 1w or several of them, the larger first: 1h30m."""
+    found = DURATION.fullmatch(text.strip())
+    if found is None or not found.group():
+        raise ArgumentTypeError(
+            f"{shown(text)} is not a duration: write 90s, 15m, 2h, 3d, 1w or 1h30m."
+        )
+    length = _length({unit: digits for unit, digits in found.groupdict().items() if digits})
+    if not timedelta(0) < length <= LONGEST:
+        raise ArgumentTypeError(
+            f"{shown(text)} is out of range: a duration is more than 0s and at most"
+            f" {LONGEST.days}d."
+        )
+    return length
+
+
+def moment(text: str) -> Moment:
+    """Read an ISO 8601 time; one without an offset is a wall clock's in TIME_ZONE."""
+    try:
+        read = datetime.fromisoformat(text.strip())
+        if read.tzinfo is None:
+            return _bounded(text, on_wall_clock(read, timezone.get_default_timezone()))
+        return _bounded(text, Moment(read.astimezone(UTC)))
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(
+            f"{shown(text)} is not an ISO 8601 time: write 2026-12-01T06:00,"
+            " 2026-12-01T06:00+01:00 or 2026-12-01T05:00Z."
+        ) from None
+
+
+def moment_or_duration(text: str) -> Moment | timedelta:
+    """Read an ISO 8601 time, or a duration that counts from now."""
+    try:
+        return duration(text) if _is_duration(text) else moment(text)
+    except ArgumentTypeError as error:
+        if "ISO 8601" not in str(error):
+            raise
+        raise ArgumentTypeError(
+            f"{shown(text)} is neither a duration (90s, 15m, 2h, 3d) nor an ISO 8601 time"
+            " (2026-12-01T06:00+01:00)."
+        ) from None
+
+
+def on_wall_clock(wall: datetime, zone: tzinfo) -> Moment:
+    """Return the instant at which a clock in `zone` shows the naive time `wall`.
+
+    As in recurrence: a time that the clock jumps over is the first instant after the jump, and a
+    time that it shows twice is the first of the two.
+    """
+    first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if first == second:
+        return Moment(first)
+    if first.astimezone(zone).replace(tzinfo=None) == wall:
+        return Moment(first, f"{wall} comes twice in {zone}: the first was taken.")
+    return Moment(
+        _jump_between(second, first, zone),
+        f"{wall} does not exist in {zone}: the first instant after the jump was taken.",
+    )
+
+
+def json_array(text: str) -> list[Any]:
+    """Read a JSON array."""
+    value = _json(text)
+    if not isinstance(value, list):
+        raise ArgumentTypeError(f"""{shown(text)} is not a JSON array, such as '[1, "a"]'.""")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    value = _json(text)
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"""{shown(text)} is not a JSON object, such as '{{"n": 1}}'.""")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1."""
+    if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII) or not 1 <= int(text) <= MOST:
+        raise ArgumentTypeError(f"{shown(text)} is not a whole number from 1 to {MOST}.")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds, or a duration, for how long to wait."""
+    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text.strip(), re.ASCII):
+        return float(text)
+    if _is_duration(text):
+        return duration(text).total_seconds()
+    raise ArgumentTypeError(
+        f"{shown(text)} is not a number of seconds; without one, put the option last."
+    )
+
+
+def run_id(text: str) -> UUID:
+    """Read the id of a run."""
+    try:
+        return UUID(text.strip())
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{shown(text)} is not a run's id, a UUID such as those in `run list`."
+        ) from None
+
+
+def shown(text: str, longest: int = 60) -> str:
+    """Return what was typed as one short line for a message."""
+    return repr(text if len(text) <= longest else f"{text[: longest - 1]}…")
+
+
+def _is_duration(text: str) -> bool:
+    return bool(text.strip()) and DURATION.fullmatch(text.strip()) is not None
+
+
+def _length(counts: dict[str, str]) -> timedelta:
+    try:
+        return timedelta(**{unit: int(digits) for unit, digits in counts.items()})
+    except (OverflowError, ValueError):  # int() refuses thousands of digits
+        return timedelta.max
+
+
+def _bounded(text: str, read: Moment) -> Moment:
+    if read.at.year >= LAST_YEAR:
+        raise ArgumentTypeError(f"{shown(text)} is out of range: years end at {LAST_YEAR - 1}.")
+    return read
+
+
+def _jump_between(before: datetime, after: datetime, zone: tzinfo) -> datetime:
+    """Return the first second in `zone`'s new offset; `before` lies in the old one."""
+    before, after = before.replace(microsecond=0), after.replace(microsecond=0)
+    old = before.astimezone(zone).utcoffset()
+    while after - before > timedelta(seconds=1):
+        middle = (before + (after - before) / 2).replace(microsecond=0)
+        if middle.astimezone(zone).utcoffset() == old:
+            before = middle
+        else:
+            after = middle
+    return after
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ArgumentTypeError(f"{shown(text)} is JSON that is nested too deeply.") from None
+    except ValueError as error:
+        raise ArgumentTypeError(f"{shown(text)} is not JSON: {error}.") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,88 @@
+"""From a rule that a user asks for to its row of django-celery-beat; `rules` goes the other way."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db import models
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule
+
+from scheduling import recurrence
+from scheduling.errors import ScheduleError
+
+CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+PERIODS = (
+    (IntervalSchedule.DAYS, timedelta(days=1)),
+    (IntervalSchedule.HOURS, timedelta(hours=1)),
+    (IntervalSchedule.MINUTES, timedelta(minutes=1)),
+    (IntervalSchedule.SECONDS, timedelta(seconds=1)),
+    (IntervalSchedule.MICROSECONDS, timedelta(microseconds=1)),
+)
+MOST_PERIODS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Cron:
+    """At the times of a cron expression, `m h dom mon dow`, in an IANA time zone."""
+
+    expression: str
+    timezone: str
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every `step`, counted from when the schedule is made or from its start."""
+
+    step: timedelta
+
+
+@dataclass(frozen=True)
+class Once:
+    """At one instant."""
+
+    at: datetime
+
+
+def column_of(rule: Cron | Every | Once) -> str:
+    """Return which of a schedule's columns names the row of such a rule."""
+    return {Cron: "crontab", Every: "interval", Once: "clocked"}[type(rule)]
+
+
+def row_of(rule: Cron | Every | Once, now: datetime) -> models.Model:
+    """Return the equal row that exists, or a new one that is not saved yet.
+
+    Raises:
+        RecurrenceError: a cron expression or a time zone that cannot be read.
+        ScheduleError: a value that the row cannot keep, or an instant that has passed.
+    """
+    if isinstance(rule, Cron):
+        return _crontab(rule)
+    if isinstance(rule, Every):
+        return _interval(rule.step)
+    if rule.at <= now:
+        raise ScheduleError(f"{rule.at.isoformat()} is in the past: give an instant to come.")
+    return _equal_or_new(ClockedSchedule, clocked_time=rule.at.astimezone(UTC))
+
+
+def _crontab(rule: Cron) -> models.Model:
+    read = recurrence.cron(rule.expression, rule.timezone)
+    fields = dict(zip(CRON_FIELDS, read.expression.split(), strict=True))
+    for field, text in fields.items():
+        if len(text) > (longest := CrontabSchedule._meta.get_field(field).max_length or 0):
+            raise ScheduleError(f"the {field} {text!r} is longer than {longest} characters.")
+    return _equal_or_new(CrontabSchedule, **fields, timezone=read.tz)
+
+
+def _interval(step: timedelta) -> models.Model:
+    """Return the row with the largest period that measures `step` exactly."""
+    if step <= timedelta(0):
+        raise ScheduleError(f"an interval must be longer than nothing, not {step}.")
+    period, unit = next((period, unit) for period, unit in PERIODS if not step % unit)
+    if step // unit > MOST_PERIODS:
+        raise ScheduleError(f"an interval of {step} is too long to keep exactly: shorten it.")
+    return _equal_or_new(IntervalSchedule, every=step // unit, period=period)
+
+
+def _equal_or_new(model: type[models.Model], **fields: Any) -> models.Model:
+    row: models.Model | None = model._default_manager.filter(**fields).order_by("pk").first()
+    return row or model(**fields)
