@@ -28,7 +28,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def required(name: str, in_development: str) -> str:
-    value = env.str(name, default="")
+    value: str = env.str(name, default="")
     if value and not (value == in_development and not DEBUG):
         return value
     if DEBUG:
@@ -131,6 +131,7 @@ DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="truebeat@localhost")
 
 # --- Celery ---------------------------------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_TRANSPORT = "scheduling.transport:Transport"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -163,7 +164,9 @@ QUEUE_WINDOW = env.int("QUEUE_WINDOW", default=10_000)
 # Attempts of a run whose job says nothing of retries.
 DEFAULT_MAX_ATTEMPTS = env.int("DEFAULT_MAX_ATTEMPTS", default=3)
 # A worker that has not renewed a run's lease for this long has lost it.
-RUN_LEASE = timedelta(seconds=30)
+RUN_LEASE = timedelta(seconds=env.float("RUN_LEASE_SECONDS", default=30))
+# The wait after a run's first failed attempt; it doubles with each, up to an hour.
+RETRY_BACKOFF = timedelta(seconds=env.float("RETRY_BACKOFF_SECONDS", default=10))
 # Whether workers run messages that have no row in the ledger (plain `.delay()`).
 ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
 

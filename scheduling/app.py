@@ -24,7 +24,7 @@ class App(Celery):
         countdown: float | None = None,
         eta: datetime | str | None = None,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> AsyncResult[Any]:
         """Send a plain message, or, with `countdown` or `eta`, write a run (see Celery's).
 
         A task that sends itself again under its own id (`retry`, `replace`) sends nothing: what it

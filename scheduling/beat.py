@@ -63,7 +63,7 @@ class Look(NamedTuple):
     hints_old: bool
 
 
-class Scheduler(beat.Scheduler):  # type: ignore[misc]
+class Scheduler(beat.Scheduler):
     """The scheduler that `celery beat` runs; it overrides `tick` and never uses Celery's heap."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -128,8 +128,9 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
     def _look(self) -> Look:
         full = time.monotonic() >= self._full_look_at
         low = LONG_AGO if full else self._low
+        parameters: dict[str, Any] = {"low": low, "lost_after": dispatch.LOST_AFTER}
         with connection.cursor() as cursor:
-            cursor.execute(LOOK, {"low": low, "lost_after": dispatch.LOST_AFTER})
+            cursor.execute(LOOK, parameters)
             look = Look(*cursor.fetchone())
         self._low = LONG_AGO if full else look.now - LOOK_BACK
         if full:
@@ -153,7 +154,9 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
             finishing.release_held()
         if look.hints_old and time.monotonic() >= self._resend_at:
             sent = dispatch.resend(self._broker)
-            self._resend_pause = RESEND_EVERY if sent else min(self._resend_pause * 2, RESEND_SELDOM)
+            self._resend_pause = (
+                RESEND_EVERY if sent else min(self._resend_pause * 2, RESEND_SELDOM)
+            )
             self._resend_at = time.monotonic() + self._resend_pause
 
     def _copy_last_runs(self) -> None:

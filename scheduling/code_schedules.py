@@ -88,7 +88,7 @@ def _rule(name: str, schedule: Any) -> dict[str, int]:
     if isinstance(schedule, schedules.solar):
         return {"solar_id": _saved(SolarSchedule.from_schedule(schedule)).pk}
     if isinstance(schedule, schedules.schedule):
-        schedule = schedule.run_every
+        schedule = schedule.run_every  # type: ignore[attr-defined]
     if isinstance(schedule, int | float):
         schedule = timedelta(seconds=schedule)
     if isinstance(schedule, timedelta):
@@ -100,7 +100,7 @@ def _rule(name: str, schedule: Any) -> dict[str, int]:
     )
 
 
-def _crontab(schedule: schedules.crontab) -> CrontabSchedule:
+def _crontab(schedule: Any) -> CrontabSchedule:
     fields = {
         "minute": schedule._orig_minute,
         "hour": schedule._orig_hour,

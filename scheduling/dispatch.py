@@ -7,7 +7,7 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 
 import logging
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -122,8 +122,9 @@ def resend(broker: Broker, limit: int = BATCH) -> int:
     By content, never by age alone: however long a queue is, what lies in it is not sent again. Only
     where plain Celery messages make a list longer than twice the window is age the judge.
     """
+    parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER}
     with connection.cursor() as cursor:
-        cursor.execute(OLD_LANES, {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER})
+        cursor.execute(OLD_LANES, parameters)
         lanes = {Lane(queue, priority): very_old for queue, priority, very_old in cursor.fetchall()}
     if not lanes:
         return 0
@@ -143,14 +144,16 @@ def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list
     # The list before the rows: a hint that is pushed or taken in between must not look lost.
     there = set() if too_long else broker.ids_in(lane) | broker.ids_on_their_way()
     age = LOST_BY_AGE if too_long else LOST_AFTER
+    parameters: dict[str, Any] = {**lane._asdict(), "age": age}
     with connection.cursor() as cursor:
-        cursor.execute(OLD_QUEUED, {**lane._asdict(), "age": age})
+        cursor.execute(OLD_QUEUED, parameters)
         return [run_id for (run_id,) in cursor.fetchall() if run_id not in there]
 
 
 def _resend(broker: Broker, ids: list[UUID]) -> int:
+    parameters: dict[str, Any] = {"ids": ids, "lost_after": LOST_AFTER}
     with connection.cursor() as cursor:
-        cursor.execute(REQUEUE, {"ids": ids, "lost_after": LOST_AFTER})
+        cursor.execute(REQUEUE, parameters)
         hints = [Hint(*row) for row in cursor.fetchall()]
     if hints:
         broker.push(hints)

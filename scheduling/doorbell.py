@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -70,7 +71,5 @@ class Listener:
     def close(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
-            try:
+            with suppress(redis.RedisError, OSError):
                 pubsub.close()
-            except (redis.RedisError, OSError):
-                pass

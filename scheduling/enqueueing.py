@@ -26,6 +26,8 @@ from scheduling.registry import (
 from scheduling.sql import arrays
 
 if TYPE_CHECKING:
+    from celery import Task
+
     from scheduling.jobs import Job
 
 BATCH = 1000
@@ -43,7 +45,8 @@ SELECT call.id, call.args, call.kwargs, %(origin)s, %(schedule_id)s, %(schedule_
      COALESCE(%(expires)s::timestamptz, statement_timestamp() + %(expires_in)s::interval),
      %(max_attempts)s, %(failures)s, %(unique_key)s, %(enqueued_by)s, %(replay_of)s
   FROM unnest(%(ids)s::uuid[], %(args)s::text[], %(kwargs)s::text[]) AS call (id, args, kwargs),
-       (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval)) start (at)
+       (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval))
+         AS start (at)
 """
 
 
@@ -56,7 +59,7 @@ class Call(NamedTuple):
 
 
 def enqueue(
-    task: "Job | str",
+    task: "Task[..., Any] | str",
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -100,7 +103,7 @@ def enqueue(
 
 
 def enqueue_many(
-    task: "Job | str",
+    task: "Task[..., Any] | str",
     calls: Iterable[Call],
     *,
     at: datetime | None = None,
@@ -160,10 +163,10 @@ def enqueue_message(
     """
     refuse_follow_ups(name, options)
     queue = options.get("queue")
-    expires = _instant_or_seconds(options.get("expires"))
+    expires = instant_or_seconds(options.get("expires"))
     columns = {
         **_no_options(),
-        **_start(_instant_or_seconds(eta), None if eta else timedelta(seconds=countdown or 0)),
+        **_start(instant_or_seconds(eta), None if eta else timedelta(seconds=countdown or 0)),
         **_limit("expires", expires),
         "task": name,
         "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
@@ -330,7 +333,7 @@ def _aware(name: str, value: Any) -> datetime | None:
     return value
 
 
-def _instant_or_seconds(value: object) -> Any:
+def instant_or_seconds(value: object) -> Any:
     """Read a Celery eta or expires: ISO text, a datetime (naive: UTC), seconds, or None."""
     if isinstance(value, str):
         try:

@@ -27,9 +27,16 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from kombu.utils.json import loads
 
 from scheduling.errors import EnqueueError
-from scheduling.finishing import BACKOFF_BASE, BACKOFF_CAP, Outcome, finish
+from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.logs import event
 from scheduling.models import State
+from scheduling.registry import (
+    attempts_allowed,
+    check_arguments,
+    decode_error,
+    encode,
+    retries_by_itself,
+)
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
@@ -40,8 +47,11 @@ logger = logging.getLogger(__name__)
 Tracer = Callable[..., Any]
 T = TypeVar("T")
 
+BACKOFF_CAP = timedelta(hours=1)
+
 # The header of a hint that names the attempt it may start; its presence makes a message a hint.
 ATTEMPT = "run_attempt"
+NO_RUN = UUID(int=0)
 NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
 
 # Who this process is in the ledger; the worker's parent sets it before it forks.
@@ -89,7 +99,7 @@ class Again:
 class Execution:
     """One execution in this thread; `tracked` where a row stands behind it."""
 
-    id: UUID | str
+    id: UUID | str  # a plain message's id is any text
     job: "Job"
     attempt: int = 0
     claimed: Claimed | None = None
@@ -105,8 +115,6 @@ class Execution:
     @property
     def attempts_left(self) -> bool:
         """Whether another attempt is allowed after this one has failed."""
-        from scheduling.registry import attempts_allowed
-
         if self.claimed is None:
             return False
         allowed = attempts_allowed(self.job.name, self.claimed.max_attempts)
@@ -123,7 +131,6 @@ class Execution:
     ) -> None:
         """Remember that this task sent itself again; `finish` makes it the next attempt."""
         from scheduling.enqueueing import refuse_follow_ups
-        from scheduling.registry import encode
 
         if self.tracked:
             refuse_follow_ups(task, options)
@@ -145,9 +152,8 @@ def current_run() -> CurrentRun | None:
     running = current()
     if running is None or running.claimed is None:
         return None
-    assert isinstance(running.id, UUID)
-    claimed = running.claimed
-    return CurrentRun(running.id, claimed.schedule_name or None, claimed.due_at, running.attempt)
+    claimed, run_id = running.claimed, UUID(str(running.id))
+    return CurrentRun(run_id, claimed.schedule_name or None, claimed.due_at, running.attempt)
 
 
 def traced(job: "Job", tracer: Tracer) -> Tracer:
@@ -164,8 +170,8 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
 
 def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
-    claimed = run_id and patiently(lambda: claim(run_id, attempt))
-    if not claimed:
+    claimed = patiently(lambda: claim(run_id, attempt))
+    if claimed is None:
         event(logger, "hint_dropped", level=logging.DEBUG, run=task_id, attempt=attempt)
         return NOTHING_DONE
     event(logger, "run_claimed", run=run_id, task=job.name, attempt=attempt)
@@ -173,16 +179,16 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
     try:
         args, kwargs = _arguments(job, claimed)
     except EnqueueError as error:
-        _conclude(execution, _refused(job, str(error)))
+        _conclude(run_id, attempt, _refused(job, str(error)))
         return NOTHING_DONE
     _fill_request(request, claimed, args, kwargs)
     try:
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
     except BaseException as error:
         # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
-        _conclude(execution, _died(execution, error))
+        _conclude(run_id, attempt, _died(execution, claimed, error))
         raise
-    _conclude(execution, _outcome(execution, returned))
+    _conclude(run_id, attempt, _outcome(execution, claimed, returned))
     return returned
 
 
@@ -220,7 +226,7 @@ def _call_tracer(
         _local.execution = outer
 
 
-# --- Claim ------------------------------------------------------------------------------------------
+# --- Claim ---------------------------------------------------------------------------------------
 
 CLAIM = """
 UPDATE scheduling_run SET state = 'running', worker = %(worker)s, started_at = clock_timestamp(),
@@ -233,7 +239,7 @@ UPDATE scheduling_run SET state = 'running', worker = %(worker)s, started_at = c
 
 def claim(run_id: UUID, attempt: int) -> Claimed | None:
     """Take the run for this worker; None where this attempt may not start, or not any more."""
-    parameters = {
+    parameters: dict[str, Any] = {
         "id": run_id,
         "attempt": attempt,
         "worker": worker_name,
@@ -262,16 +268,14 @@ def patiently(act: Callable[[], T], patience: timedelta | None = None) -> T:
             pause = min(pause * 2, 2.0)
 
 
-def _parse_hint(task_id: str, attempt: object) -> tuple[UUID | None, int]:
+def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
     try:
-        return UUID(task_id), int(attempt)  # type: ignore[call-overload]
+        return UUID(task_id), int(attempt)
     except (TypeError, ValueError):
-        return None, 0  # anybody can write to Redis
+        return NO_RUN, 0  # anybody can write to Redis
 
 
 def _arguments(job: "Job", claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
-    from scheduling.registry import check_arguments, decode_error
-
     if problem := decode_error(claimed.args, claimed.kwargs):
         raise EnqueueError(problem)
     args, kwargs = loads(claimed.args), loads(claimed.kwargs)
@@ -300,10 +304,10 @@ def _fill_request(
         request["periodic_task_name"] = claimed.schedule_name
 
 
-# --- What became of it ------------------------------------------------------------------------------
+# --- What became of it ---------------------------------------------------------------------------
 
 
-def _outcome(execution: Execution, returned: Any) -> Outcome:
+def _outcome(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
     """Return what Celery's tracer says became of the attempt."""
     state = returned.info.state if returned.info else states.SUCCESS
     value = returned.info.retval if returned.info else None
@@ -318,18 +322,16 @@ def _outcome(execution: Execution, returned: Any) -> Outcome:
         return Outcome(State.SUCCEEDED, reason="the job ended with Ignore: no result")
     if isinstance(value, Retry):
         delay = execution.job.default_retry_delay
-        return _once_more(execution, _same_again(execution, delay), value, traceback)
+        return _once_more(execution, _same_again(execution, claimed, delay), value, traceback)
     text = f"{type(value).__name__}: {value}"
-    return Outcome(
-        State.FAILED, text, text, traceback, failed=True, result=execution.result
-    )
+    return Outcome(State.FAILED, text, text, traceback, failed=True, result=execution.result)
 
 
 def _once_more(execution: Execution, again: Again, value: Any, traceback: str) -> Outcome:
     """Return the outcome of a job that sent itself again: a retry, or a replacement."""
-    from scheduling.enqueueing import _instant_or_seconds
+    from scheduling.enqueueing import instant_or_seconds
 
-    when = _instant_or_seconds(again.eta)
+    when = instant_or_seconds(again.eta)
     delay = timedelta(seconds=max(again.countdown or 0, 0))
     if isinstance(value, Ignore):  # `replace` ends with it
         call, failed, text = (again.task, again.args, again.kwargs), False, None
@@ -351,13 +353,11 @@ def _once_more(execution: Execution, again: Again, value: Any, traceback: str) -
     )
 
 
-def _same_again(execution: Execution, delay: float) -> Again:
-    assert execution.claimed is not None
-    claimed = execution.claimed
+def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
     return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
 
 
-def _rejected(reject: Reject) -> Outcome:
+def _rejected(reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
         return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
@@ -365,24 +365,19 @@ def _rejected(reject: Reject) -> Outcome:
 
 
 def _refused(job: "Job", problem: str) -> Outcome:
-    result = job.backend.prepare_error(states.FAILURE, TypeError(problem), job.name)
+    backend: Any = job.backend
+    result = backend.prepare_error(states.FAILURE, TypeError(problem), job.name)
     return Outcome(State.FAILED, problem, problem, failed=True, result=result)
 
 
-def _died(execution: Execution, error: BaseException) -> Outcome:
-    from scheduling.finishing import failed_attempt
-
-    assert execution.claimed is not None
-    claimed = execution.claimed
+def _died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
     return failed_attempt(
         execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
     )
 
 
-def _conclude(execution: Execution, outcome: Outcome) -> None:
+def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     """Write the outcome, for as long as the lease may still be ours; never raises."""
-    assert isinstance(execution.id, UUID)
-    run_id, attempt = execution.id, execution.attempt
     if connection.connection is not None:
         connection.close_if_unusable_or_obsolete()
     try:
@@ -401,10 +396,11 @@ def _conclude(execution: Execution, outcome: Outcome) -> None:
 def backoff(failures: int) -> timedelta:
     """Return the wait before the attempt after `failures` failed ones.
 
-    Exponential from 10 s to an hour, with jitter over the upper half of each step.
+    Exponential from settings.RETRY_BACKOFF to an hour, with jitter over the upper half of each
+    step.
     """
-    step = min(BACKOFF_BASE * 2 ** min(failures - 1, 20), BACKOFF_CAP)
-    return step * random.uniform(0.5, 1.0)  # noqa: S311
+    step = min(settings.RETRY_BACKOFF * 2 ** min(failures - 1, 20), BACKOFF_CAP)
+    return timedelta(seconds=step.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311
 
 
 def enter(job: "Job") -> Execution | None:
@@ -429,22 +425,21 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
     except Exception as error:
         if not _retries_by_default(job, running, error):
             raise
-        assert running.claimed is not None
-        countdown = backoff(running.claimed.failures + 1).total_seconds()
+        countdown = backoff(job.request.retries + 1).total_seconds()
         raise job.retry(
             exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
         ) from error
 
 
 def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:
-    if getattr(job, "autoretry_for", ()) or running.exhausted:
+    if retries_by_itself(job) or running.exhausted:
         return False
-    if isinstance(error, tuple(getattr(job, "dont_autoretry_for", ()))):
+    if isinstance(error, tuple(getattr(job, "dont_autoretry_for", None) or ())):
         return False
     return running.tracked and running.attempts_left
 
 
-# --- What the worker's parent process learns ----------------------------------------------------------
+# --- What the worker's parent process learns -----------------------------------------------------
 
 # Set in the parent of a worker. Takes a hint's task id, its attempt (None: not a hint), Celery's
 # status, the encoded error and its traceback; returns whether it took charge of them.

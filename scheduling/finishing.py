@@ -7,7 +7,7 @@ none. `attempt` is the fence: a worker that lost its lease matches no row any mo
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from celery import current_app, states
@@ -22,12 +22,10 @@ from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.registry import attempts_allowed
 
 if TYPE_CHECKING:
-    from scheduling.results import StoredResult
+    from scheduling.results import Backend, StoredResult
 
 logger = logging.getLogger(__name__)
 
-BACKOFF_BASE = timedelta(seconds=10)
-BACKOFF_CAP = timedelta(hours=1)
 TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
 
 
@@ -110,6 +108,10 @@ ON CONFLICT (task_id) DO UPDATE SET
 """
 
 
+def _backend() -> "Backend":
+    return cast("Backend", current_app.backend)
+
+
 def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     """End attempt `attempt` of a running run as `outcome` says, with its result, at once.
 
@@ -135,10 +137,10 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     }
     move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
     held = _apply(move, parameters, outcome.result)
-    fields = {"run": run_id, "attempt": attempt, "reason": outcome.reason or None}
+    fields: dict[str, Any] = {"run": run_id, "attempt": attempt, "reason": outcome.reason}
     if held:
         name = "run_retried" if outcome.state == State.SCHEDULED else f"run_{outcome.state}"
-        event(logger, name, **{key: value for key, value in fields.items() if value is not None})
+        event(logger, name, **fields)
         if outcome.state == State.SCHEDULED:
             ring_on_commit()
     else:
@@ -156,13 +158,13 @@ def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None")
         }
         parameters = {**parameters, **values}
         record = f", recorded AS ({RECORD})"
-    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} SELECT count(*) FROM done"
+    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} SELECT count(*) FROM done"  # noqa: S608
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return int(cursor.fetchone()[0])
 
 
-# --- Attempts whose worker cannot speak for itself --------------------------------------------------
+# --- Attempts whose worker cannot speak for itself -----------------------------------------------
 
 
 def failed_attempt(
@@ -183,17 +185,15 @@ def failed_attempt(
     text = f"{type(error).__name__}: {error}"
     allowed = attempts_allowed(task, max_attempts)
     if counts and allowed is not None and failures + 1 >= allowed:
-        result = current_app.backend.prepare_error(states.FAILURE, error, task)
+        result = _backend().prepare_error(states.FAILURE, error, task)
         return Outcome(State.FAILED, text, text, traceback, failed=True, result=result)
-    return Outcome(
-        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay
-    )
+    return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
 
 def cancelled(by: str) -> Outcome:
     """Return the outcome of a running attempt that `by` asked to cancel."""
     reason = f"cancelled by {by}"
-    result = current_app.backend.prepare_error(states.REVOKED, TaskRevokedError(reason))
+    result = _backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     return Outcome(State.CANCELLED, reason, result=result)
 
 
@@ -213,8 +213,9 @@ def recover_lost_leases(limit: int = 500) -> int:
     While Postgres is away nobody can renew: leases are judged only after it has been there for
     one, and one that was last renewed before it started does not count as the run's failure.
     """
+    parameters: dict[str, Any] = {"lease": settings.RUN_LEASE, "limit": limit}
     with connection.cursor() as cursor:
-        cursor.execute(LOST, {"lease": settings.RUN_LEASE, "limit": limit})
+        cursor.execute(LOST, parameters)
         lost = cursor.fetchall()
     ended = 0
     for run_id, attempt, task, max_attempts, failures, worker, counts in lost:
@@ -226,7 +227,7 @@ def recover_lost_leases(limit: int = 500) -> int:
     return ended
 
 
-# --- Runs that end while they wait ------------------------------------------------------------------
+# --- Runs that end while they wait ---------------------------------------------------------------
 
 CLOSE_WAITING = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
@@ -275,7 +276,7 @@ def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
 
 
 def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, Any]) -> int:
-    result = current_app.backend.prepare_error(states.REVOKED, TaskRevokedError(reason))
+    result = _backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     parameters = {**parameters, "state": state, "reason": clean(reason)}
     count = _apply(CLOSE_WAITING.format(where=where), parameters, result)
     if count:
@@ -294,10 +295,10 @@ UPDATE scheduling_run SET state = 'scheduled' WHERE id IN (
 
 
 def release_held() -> int:
-    """Let the oldest held run of each schedule go whose other runs are final; the net of RELEASE."""
+    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE."""
     with connection.cursor() as cursor:
         cursor.execute(RELEASE_HELD)
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 UNKNOWN_TASK = """
@@ -312,7 +313,7 @@ def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
     reason = f"no worker knows task {task} (last asked: {worker})"
     with connection.cursor() as cursor:
         cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
-        found = cursor.rowcount > 0
+        found = bool(cursor.rowcount)
     if found:
         event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
     return found

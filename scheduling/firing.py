@@ -151,7 +151,7 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(LIMIT_TRANSACTION)
         cursor.execute(LOCK_DUE, {"low": low, "limit": limit})
-        due = [Due(*row[:18], RuleFields(*row[18:])) for row in cursor.fetchall()]
+        due = [Due._make((*row[:18], RuleFields._make(row[18:]))) for row in cursor.fetchall()]
         if not due:
             return Fired(0, (), ())
         unfinished = _unfinished_of(due)
@@ -191,9 +191,7 @@ def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
     return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), error)
 
 
-def _catch_up(
-    plan: Due, unfinished: Unfinished
-) -> tuple[list[NewRun], datetime | None, datetime]:
+def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime | None, datetime]:
     """Return the runs for what is due, the next instant, and the last one that was dealt with."""
     due, now = plan.next_due_at, plan.now
     if plan.needs_plan or plan.one_off:

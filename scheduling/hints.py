@@ -122,11 +122,12 @@ def _template(
     task: str, queue: str, priority: int, time_limit: float | None, soft_time_limit: float | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return a message's text around the slots, and which slot follows which part."""
-    celery_message = current_app.amqp.as_task_v2(
+    amqp: Any = current_app.amqp
+    celery_message = amqp.as_task_v2(
         ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
     )
     with current_app.producer_pool.acquire(block=True) as producer:
-        channel = producer.channel
+        channel: Any = producer.channel
         body, content_type, content_encoding = producer._prepare(
             celery_message.body, "json", None, None, None, celery_message.headers
         )

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-class Job(DjangoTask):  # type: ignore[misc]
+class Job(DjangoTask[..., Any]):
     """The task class of the app: plain `@shared_task` functions are Jobs.
 
     `max_attempts` (an option of the decorator) is how many attempts may fail before a run has
@@ -46,11 +46,11 @@ class Job(DjangoTask):  # type: ignore[misc]
             return super().__call__(*args, **kwargs)
         return execution.call_body(self, running, args, kwargs)
 
-    def retry(  # type: ignore[override]
+    def retry(
         self,
         args: Any = None,
         kwargs: Any = None,
-        exc: BaseException | None = None,
+        exc: Exception | None = None,
         throw: bool = True,
         eta: datetime | None = None,
         countdown: float | None = None,
@@ -66,9 +66,7 @@ class Job(DjangoTask):  # type: ignore[misc]
         if running is not None and running.claimed and running.claimed.max_attempts is not None:
             max_retries = self._bounded(running.claimed.max_attempts, max_retries)
         try:
-            return super().retry(
-                args, kwargs, exc, throw, eta, countdown, max_retries, **options
-            )
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except Retry:
             raise
         except BaseException:

@@ -64,7 +64,7 @@ class Origin(models.TextChoices):
     FOLLOW_UP = "follow_up", "follow-up"
 
 
-class Schedule(PeriodicTask):
+class Schedule(PeriodicTask):  # type: ignore[misc]
     """A rule and a task: every django-celery-beat PeriodicTask, under the name it has here."""
 
     objects: ClassVar[Any] = PeriodicTaskQuerySet.as_manager()
@@ -119,7 +119,7 @@ class Policy(models.Model):
     catch_up_window = models.DurationField(
         null=True,
         blank=True,
-        help_text="all: how far back runs are made up for. none: the grace time (default 1 minute).",
+        help_text="all: how far back runs are made up for. none: the grace time (1 minute).",
     )
     overlap = models.CharField(
         max_length=7, choices=Overlap, default=Overlap.ALLOW, db_default=Overlap.ALLOW

@@ -96,7 +96,9 @@ def plan_changed(limit: int = BATCH) -> int:
         if not ids:
             return 0
         cursor.execute(READ_CHANGED, [ids])
-        changed = [Changed(*row[:11], RuleFields(*row[11:])) for row in cursor.fetchall()]
+        changed = [
+            Changed._make((*row[:11], RuleFields._make(row[11:]))) for row in cursor.fetchall()
+        ]
         planned = [plan(schedule) for schedule in changed]
         cursor.execute(WRITE_PLANS, [rule_version(), *arrays(planned, len(Planned._fields))])
     _tell(planned)
@@ -104,7 +106,7 @@ def plan_changed(limit: int = BATCH) -> int:
 
 
 def plan(schedule: Changed) -> Planned:
-    """Return the plan of a changed schedule: its next instant after the edit, or why there is none."""
+    """Return a changed schedule's plan: its next instant after the edit, or why there is none."""
     fingerprint = schedule.fields.fingerprint()
     anchor = schedule.anchor_at
     if schedule.fields.is_interval and (anchor is None or fingerprint != schedule.rule):

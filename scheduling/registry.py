@@ -74,8 +74,9 @@ def check_arguments(job: "Job", args: Sequence[Any], kwargs: Mapping[str, Any]) 
         raise EnqueueError(f"positional arguments must be a JSON array, not {args!r}.")
     if not isinstance(kwargs, Mapping):
         raise EnqueueError(f"keyword arguments must be a JSON object, not {kwargs!r}.")
+    signature: Any = job.__header__  # type: ignore[attr-defined,unused-ignore]
     try:
-        job.__header__(*args, **kwargs)
+        signature(*args, **kwargs)
     except TypeError as error:
         raise EnqueueError(f"arguments do not fit task {job.name}: {error}") from None
 
@@ -102,7 +103,7 @@ def decode_error(args: str, kwargs: str) -> str:
     ):
         try:
             value = loads(text)
-        except ValueError as error:
+        except Exception as error:  # kombu's decoders of typed values raise whatever they like
             return f"{label} are not JSON: {text[:100]!r} ({error})"
         if not isinstance(value, kind):
             return f"{label} must be a JSON {name}: {text[:100]!r}"
@@ -118,11 +119,17 @@ def queue_of(name: str, queue: str | None = None) -> str:
     """
     options = {"queue": queue} if queue else {}
     try:
-        route = current_app.amqp.router.route(options, name, (), {}, current_app.tasks.get(name))
+        task: Any = current_app.tasks.get(name)
+        route = current_app.amqp.router.route(options, name, (), {}, task)
     except QueueNotFound as error:
         raise EnqueueError(f"unknown queue {queue!r}: {error}") from None
     found = route.get("queue")
     return str(getattr(found, "name", found or current_app.conf.task_default_queue))
+
+
+def retries_by_itself(job: "Job") -> bool:
+    """Return whether the job has Celery's `autoretry_for`: then that decides about retries."""
+    return bool(vars(type(job)).get("autoretry_for") or getattr(job, "autoretry_for", None))
 
 
 def attempts_allowed(name: str, max_attempts: int | None) -> int | None:
@@ -134,10 +141,9 @@ def attempts_allowed(name: str, max_attempts: int | None) -> int | None:
     if max_attempts is not None:
         return max_attempts
     job = find_job(name)
-    declared: int | None = getattr(job, "max_attempts", None)
-    if declared is not None:
-        return declared
-    if job is not None and getattr(job, "autoretry_for", ()):
+    if job is not None and job.max_attempts is not None:
+        return job.max_attempts
+    if job is not None and retries_by_itself(job):
         retries = getattr(job, "retry_kwargs", {}).get("max_retries", job.max_retries)
         return None if retries is None else int(retries) + 1
     return int(settings.DEFAULT_MAX_ATTEMPTS)

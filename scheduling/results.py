@@ -73,7 +73,11 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             **{
                 name: extended[name]
                 for name in (
-                    "task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"
+                    "task_name",
+                    "task_args",
+                    "task_kwargs",
+                    "worker",
+                    "periodic_task_name",
                 )
             },
         )

@@ -123,7 +123,9 @@ def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:
         return recurrence.solar(fields.event, fields.latitude, fields.longitude)  # type: ignore[arg-type]
     if fields.clocked_time is not None:
         return recurrence.once(fields.clocked_time)
-    raise RecurrenceError("it has no rule: give it a crontab, an interval, a time or a solar event.")
+    raise RecurrenceError(
+        "it has no rule: give it a crontab, an interval, a time or a solar event."
+    )
 
 
 def _interval(every: int, period: str) -> timedelta:

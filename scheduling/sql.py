@@ -20,8 +20,7 @@ TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
 def lean_cursor() -> Iterator[Any]:
     """A cursor whose timestamps are read by psycopg itself: aware, in the session's zone, UTC."""
     with connection.cursor() as cursor:
-        loader = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
-        assert loader is not None
+        loader: Any = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
         cursor.cursor.adapters.register_loader(TIMESTAMPTZ, loader)
         yield cursor
 

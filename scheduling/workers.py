@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -33,16 +34,16 @@ from scheduling.models import Run, State
 logger = logging.getLogger(__name__)
 
 
-class HintRequest(Request):  # type: ignore[misc]
+class HintRequest(Request):
     """A request that acknowledges hints as soon as a child has them: leases bring work back."""
 
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
-        if ATTEMPT in self._request_dict:
+        if ATTEMPT in self.request_dict:
             self.acknowledge()
 
 
-class LeaseKeeper(bootsteps.StartStopStep):  # type: ignore[misc]
+class LeaseKeeper(bootsteps.StartStopStep):
     """Starts the lease thread with the worker; it lives until the process ends.
 
     It must outlive the pool: runs that a warm shutdown waits for need their leases.
@@ -110,7 +111,9 @@ class Keeper:
         self, task_id: str, attempt: int | None, status: str, error: Any, traceback: str | None
     ) -> None:
         if attempt is None:
-            finishing.hand_back_unknown(UUID(task_id), error["exc_message"][0], execution.worker_name)
+            finishing.hand_back_unknown(
+                UUID(task_id), error["exc_message"][0], execution.worker_name
+            )
             return
         run = Run.objects.filter(
             pk=task_id, attempt=attempt, state=State.RUNNING, worker=execution.worker_name
@@ -174,10 +177,8 @@ class Keeper:
                   why="this pool cannot stop one run")  # fmt: skip
             os.kill(os.getpid(), signal.SIGKILL)
         event(logger, "run_stopped", level=logging.WARNING, run=run_id, pid=request.worker_pid)
-        try:
+        with suppress(ProcessLookupError):
             os.kill(request.worker_pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def _stop_all(self) -> None:
         for run_id, request in self._running().items():
@@ -201,7 +202,7 @@ def renew(running: dict[UUID, Any]) -> tuple[list[UUID], list[UUID]]:
     """
     if not running:
         return [], []
-    parameters = {
+    parameters: dict[str, Any] = {
         "ids": list(running),
         "worker": execution.worker_name,
         "lease": settings.RUN_LEASE,
