@@ -1,0 +1,98 @@
+"""Jobs that leave evidence outside the system under test: one line for each start, in a file."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject
+from django.db import transaction
+
+from scheduling.jobs import PermanentError, current_run
+
+
+def note(path: str, text: str) -> int:
+    """Append one line and return how many there are; one write, so that processes may share it."""
+    with Path(path).open("a") as file:
+        file.write(text + "\n")
+    return len(Path(path).read_text().splitlines())
+
+
+@shared_task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@shared_task
+def write(path: str, text: str = "") -> str:
+    run = current_run()
+    note(path, text or (f"{run.id} {run.attempt} {run.due_at.isoformat()}" if run else "untracked"))
+    return text
+
+
+@shared_task
+def sleep(path: str, seconds: float) -> None:
+    run = current_run()
+    note(path, f"start {run.attempt if run else 0} {os.getpid()}")
+    time.sleep(seconds)
+    note(path, f"end {run.attempt if run else 0} {os.getpid()}")
+
+
+@shared_task
+def fail(path: str, times: int) -> str:
+    """Fail the first `times` times."""
+    count = note(path, "try")
+    if count <= times:
+        raise ConnectionError(f"down \0 the {count}. time")
+    return "done"
+
+
+@shared_task
+def fail_for_good(message: str) -> None:
+    raise PermanentError(message)
+
+
+@shared_task(autoretry_for=(ConnectionError,), max_retries=2, retry_backoff=False,
+             default_retry_delay=0)  # fmt: skip
+def autoretry(path: str, times: int) -> str:
+    if note(path, "try") <= times:
+        raise ConnectionError("down")
+    return "done"
+
+
+@shared_task(bind=True, max_retries=None, default_retry_delay=0)
+def retry_in_transaction(self: "Task[Any, Any]", path: str, times: int) -> str:
+    with transaction.atomic():
+        if note(path, f"retries {self.request.retries}") <= times:
+            raise self.retry(countdown=0)
+    return "done"
+
+
+@shared_task(bind=True)
+def replace_itself(self: "Task[Any, Any]", path: str) -> None:
+    note(path, "replacing")
+    self.replace(write.si(path, "replaced"))
+
+
+@shared_task
+def end_with(name: str) -> None:
+    if name == "ignore":
+        raise Ignore("nothing to say")
+    if name == "reject":
+        raise Reject("no use")
+    if name == "exit":
+        raise SystemExit(3)
+    if name == "kill":
+        os.kill(os.getpid(), 9)
+
+
+@shared_task(ignore_result=True)
+def without_result(path: str) -> str:
+    note(path, "ran")
+    return "never stored"
+
+
+@shared_task
+def unserialisable() -> object:
+    return object()

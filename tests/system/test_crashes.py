@@ -1,0 +1,206 @@
+"""kill -9, freeze and wipe: what dies delays work, and never drops or doubles it."""
+
+import signal
+from collections import Counter
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import redis
+from django.db import connection, connections
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+from config.embedded import PostgresServer, RedisServer
+from scheduling import clock
+from scheduling.jobs import Call, enqueue, enqueue_many
+from scheduling.models import UNFINISHED, Plan, Run, State
+from tests.jobs import tasks
+from tests.system.processes import System
+from tests.waiting import wait_for
+
+
+def all_final() -> bool:
+    return Run.objects.exists() and not Run.objects.filter(state__in=UNFINISHED).exists()
+
+
+def starts(evidence: Path) -> Counter[str]:
+    return Counter(evidence.read_text().splitlines())
+
+
+def test_a_beat_that_dies_between_commit_and_push_loses_nothing(
+    system: System, evidence: Path
+) -> None:
+    enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(50)))
+    dying = system.beat("tests.system.dying_beat")
+    wait_for(lambda: dying.process.poll() is not None, timeout=20)
+    assert set(Run.objects.values_list("state", flat=True)) == {State.QUEUED}
+    system.ready_worker()
+    system.beat()
+    wait_for(all_final, timeout=20)
+    assert starts(evidence) == {str(n): 1 for n in range(50)}
+    assert not Run.objects.exclude(state=State.SUCCEEDED).exists()
+
+
+def test_a_worker_that_dies_in_mid_run_is_replaced(system: System, evidence: Path) -> None:
+    system.beat()
+    doomed = system.ready_worker(1)
+    run_id = enqueue(tasks.sleep, (str(evidence), 30)).id
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    doomed.kill()
+    Run.objects.filter(pk=run_id).update(args=f'["{evidence}", 0.1]')
+    system.ready_worker(1)
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
+    run = Run.objects.get(pk=run_id)
+    assert (run.attempt, run.failures) == (2, 1)
+    assert "WorkerLostError" in run.errors[0]["error"]
+    assert [line.split()[:2] for line in evidence.read_text().splitlines()] == [
+        ["start", "1"], ["start", "2"], ["end", "2"],
+    ]  # fmt: skip
+
+
+def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System) -> None:
+    system.beat()
+    system.ready_worker(1)
+    run_id = enqueue(tasks.end_with, ("kill",)).id
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.FAILED, timeout=30)
+    run = Run.objects.get(pk=run_id)
+    assert (run.attempt, run.failures, len(run.errors)) == (3, 3, 3)
+    assert "WorkerLostError" in run.reason
+
+
+def test_a_frozen_worker_that_wakes_can_record_nothing(system: System, evidence: Path) -> None:
+    system.beat()
+    frozen = system.ready_worker(1)
+    run_id = enqueue(tasks.sleep, (str(evidence), 1)).id
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    frozen.signal(signal.SIGSTOP)
+    other = system.ready_worker(1)
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
+    finished = Run.objects.get(pk=run_id)
+    frozen.signal(signal.SIGCONT)
+    wait_for(lambda: "end 1" in evidence.read_text() or frozen.said("run_stopped"), timeout=20)
+    wait_for(lambda: frozen.said("fence_lost") or frozen.said("run_stopped"), timeout=20)
+    run = Run.objects.get(pk=run_id)
+    assert (run.attempt, run.worker) == (2, finished.worker)
+    assert run.finished_at == finished.finished_at
+    assert not other.said("fence_lost")
+
+
+def test_redis_killed_and_back_empty_only_delays(
+    system: System, evidence: Path, own_redis: RedisServer
+) -> None:
+    system.env["REDIS_URL"] = own_redis.url
+    system.beat()
+    # Hints lie in Redis, since nobody takes them, when it dies with all it has.
+    enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(100)))
+    wait_for(lambda: Run.objects.filter(state=State.QUEUED).count() == 100, timeout=20)
+    own_redis.kill()
+    own_redis.start()
+    worker = system.ready_worker(2)
+    wait_for(all_final, timeout=30)
+    assert starts(evidence) == {str(n): 1 for n in range(100)}
+    # And once more under a worker that was connected: it must find its way back.
+    own_redis.kill()
+    enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(100, 200)))
+    own_redis.start()
+    wait_for(all_final, timeout=40)
+    assert starts(evidence) == {str(n): 1 for n in range(200)}
+    assert worker.process.poll() is None
+
+
+def test_postgres_restarted_under_everything_only_delays(
+    system: System, evidence: Path, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    system.env["DATABASE_URL"] = own_postgres.url
+    original = connection.settings_dict.copy()
+    connections["default"].close()
+    try:
+        _point_django_at(own_postgres)
+        migrate = system.start("migrate", "django", "migrate", "--verbosity", "0")
+        assert migrate.process.wait(60) == 0, migrate.log.read_text()
+        beat, worker = system.beat(), system.ready_worker(2)
+        for n in range(10):
+            enqueue(tasks.write, (str(evidence), f"before{n}"))
+        long = enqueue(tasks.sleep, (str(evidence), 2)).id
+        wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+        connection.close()
+        own_postgres.restart()
+        for n in range(10):
+            enqueue(tasks.write, (str(evidence), f"after{n}"))
+        wait_for(all_final, timeout=40)
+        assert Run.objects.get(pk=long).state == State.SUCCEEDED
+        counted = starts(evidence)
+        assert all(counted[f"{when}{n}"] == 1 for when in ("before", "after") for n in range(10))
+        assert beat.process.poll() is None
+        assert worker.process.poll() is None
+    finally:
+        connection.close()
+        connection.settings_dict.update(original)
+
+
+def _point_django_at(server: PostgresServer) -> None:
+    import environ
+
+    connection.settings_dict.update(environ.Env.db_url_config(server.url))
+
+
+def test_two_beats_of_which_one_is_frozen_double_and_miss_nothing(
+    system: System, evidence: Path
+) -> None:
+    every_second = IntervalSchedule.objects.create(every=1, period="seconds")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(
+            name=f"s{n}",
+            task="tests.jobs.tasks.write",
+            args=f'["{evidence}"]',
+            interval=every_second,
+        )
+        for n in range(20)
+    )
+    frozen, _ = system.beat(), system.beat()
+    system.ready_worker(2)
+    wait_for(lambda: Run.objects.filter(state=State.SUCCEEDED).count() > 40, timeout=20)
+    frozen.signal(signal.SIGSTOP)
+    begun = clock.now()
+    wait_for(lambda: clock.now() > begun + timedelta(seconds=4), timeout=10)
+    frozen.signal(signal.SIGCONT)
+    wait_for(lambda: clock.now() > begun + timedelta(seconds=6), timeout=10)
+    PeriodicTask.objects.update(enabled=False)
+    wait_for(lambda: not Plan.objects.filter(next_due_at__isnull=False).exists(), timeout=10)
+    wait_for(all_final, timeout=20)
+    for name in {run.schedule_name for run in Run.objects.all()}:
+        due = [run.due_at for run in Run.objects.filter(schedule_name=name).order_by("due_at")]
+        gaps = {later - earlier for earlier, later in pairwise(due)}
+        assert gaps == {timedelta(seconds=1)}, name
+    assert max(starts(evidence).values()) == 1
+    assert sum(starts(evidence).values()) == Run.objects.count()
+    late = [run for run in Run.objects.all() if run.started_at and run.started_at < run.run_at]
+    assert late == []
+
+
+def test_garbage_and_forged_hints_start_nothing_and_stop_nobody(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    from scheduling.hints import Hint, message
+
+    future = enqueue(tasks.write, (str(evidence), "future"), after=timedelta(hours=1))
+    system.beat()
+    worker = system.ready_worker(1)
+    forged = Hint(future.id, 1, future.task, future.queue, future.priority, "{}")
+    for payload in (message(forged), message(forged._replace(attempt=7)), "garbage", "{}"):
+        redis_client.lpush("celery", payload)
+    run_id = enqueue(tasks.write, (str(evidence), "real")).id
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
+    assert evidence.read_text() == "real\n"
+    assert Run.objects.get(pk=future.id).state == State.SCHEDULED
+    assert worker.process.poll() is None
+
+
+def test_a_warm_shutdown_lets_a_run_finish(system: System, evidence: Path) -> None:
+    system.beat()
+    worker = system.ready_worker(1)
+    run_id = enqueue(tasks.sleep, (str(evidence), 5)).id  # longer than a lease
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    assert worker.stop() == 0
+    run = Run.objects.get(pk=run_id)
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 1)

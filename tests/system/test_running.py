@@ -1,0 +1,163 @@
+"""The usual day: schedules fire, workers run, and everything leaves its row."""
+
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from celery.result import AsyncResult
+from django.db import connection
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+)
+
+from scheduling import clock
+from scheduling.finishing import cancel
+from scheduling.jobs import Call, enqueue, enqueue_many
+from scheduling.models import Origin, Plan, Run, State
+from tests.jobs import tasks
+from tests.system.processes import System
+from tests.waiting import wait_for
+
+WRITE = "tests.jobs.tasks.write"
+
+
+def runs_of(name: str) -> list[Run]:
+    return list(Run.objects.filter(schedule_name=name).order_by("due_at"))
+
+
+def test_it_fires_rows_that_were_made_in_every_way(system: System, evidence: Path) -> None:
+    every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
+    soon = ClockedSchedule.objects.create(clocked_time=clock.now() + timedelta(seconds=3))
+    kwargs = f'{{"path": "{evidence}"}}'
+    PeriodicTask.objects.create(name="form", task=WRITE, kwargs=kwargs, interval=every_second)
+    PeriodicTask.objects.bulk_create(
+        [PeriodicTask(name="bulk", task=WRITE, kwargs=kwargs, clocked=soon, one_off=True)]
+    )
+    never = CrontabSchedule.objects.create(minute="0", hour="0", day_of_month="29",
+                                           month_of_year="2")  # fmt: skip
+    PeriodicTask.objects.create(name="update", task=WRITE, kwargs=kwargs, crontab=never)
+    PeriodicTask.objects.create(name="broken", task=WRITE, args="[1,", interval=every_second)
+    system.beat()
+    system.ready_worker()
+    PeriodicTask.objects.filter(name="update").update(crontab=None, interval=every_second)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO django_celery_beat_periodictask (name, task, args, kwargs, headers,"
+            " enabled, one_off, total_run_count, date_changed, description, interval_id)"
+            " VALUES ('raw', %s, '[]', %s, '{}', true, false, 0, now(), '', %s)",
+            [WRITE, kwargs, every_second.pk],
+        )
+
+    def all_ran() -> bool:
+        names = Run.objects.filter(state=State.SUCCEEDED).values_list("schedule_name", flat=True)
+        return {"form", "bulk", "update", "raw"} <= set(names)
+
+    wait_for(all_ran, timeout=20)
+    assert "broken" not in {run.schedule_name for run in Run.objects.all()}
+    assert "args are not JSON" in Plan.objects.get(schedule__name="broken").error
+    form = runs_of("form")
+    gaps = {later.due_at - run.due_at for run, later in pairwise(form)}
+    assert gaps <= {timedelta(seconds=1)}
+    assert all(run.started_at and run.started_at >= run.run_at for run in form[:2])
+    assert len(runs_of("bulk")) == 1
+    wait_for(lambda: not PeriodicTask.objects.get(name="bulk").enabled, timeout=5)
+
+
+def test_a_shared_rules_edit_reaches_all_its_schedules(system: System, evidence: Path) -> None:
+    seldom = IntervalSchedule.objects.create(every=1, period="days")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"s{n}", task=WRITE, args=f'["{evidence}"]', interval=seldom)
+        for n in range(5)
+    )
+    system.beat().wait_until_said("plans_made")
+    system.ready_worker()
+    IntervalSchedule.objects.filter(pk=seldom.pk).update(period="seconds")
+    wait_for(
+        lambda: (
+            Run.objects.filter(state=State.SUCCEEDED).values("schedule_id").distinct().count() == 5
+        ),
+        timeout=10,
+    )
+
+
+def test_enqueued_jobs_run_once_and_their_results_are_kept(system: System, evidence: Path) -> None:
+    system.beat()
+    system.ready_worker(4)
+    added = enqueue(tasks.add, (2, 3))
+    enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(500)))
+    later = tasks.write.apply_async((str(evidence), "later"), countdown=1)
+    wait_for(lambda: not Run.objects.exclude(state=State.SUCCEEDED).exists(), timeout=30)
+    assert AsyncResult(str(added.id)).get(timeout=1) == 5
+    assert sorted(evidence.read_text().split()) == sorted([*map(str, range(500)), "later"])
+    run = Run.objects.get(pk=later.id)
+    assert run.started_at is not None
+    assert run.started_at >= run.created_at + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_every_ending_leaves_the_run_in_the_right_state(
+    system: System, tmp_path: Path, pool: str
+) -> None:
+    system.beat()
+    system.ready_worker(2, "--pool", pool)
+    expected = {
+        enqueue(tasks.fail, (str(tmp_path / "a"), 2)).id: (State.SUCCEEDED, 3, 2),
+        enqueue(tasks.fail, (str(tmp_path / "b"), 9)).id: (State.FAILED, 3, 3),
+        enqueue(tasks.fail, (str(tmp_path / "c"), 9), max_attempts=1).id: (State.FAILED, 1, 1),
+        enqueue(tasks.fail_for_good, ("no",)).id: (State.FAILED, 1, 1),
+        enqueue(tasks.autoretry, (str(tmp_path / "d"), 2)).id: (State.SUCCEEDED, 3, 2),
+        enqueue(tasks.autoretry, (str(tmp_path / "e"), 9)).id: (State.FAILED, 3, 3),
+        enqueue(tasks.retry_in_transaction, (str(tmp_path / "f"), 4)).id: (State.SUCCEEDED, 5, 4),
+        enqueue(tasks.replace_itself, (str(tmp_path / "g"),)).id: (State.SUCCEEDED, 2, 0),
+        enqueue(tasks.end_with, ("ignore",)).id: (State.SUCCEEDED, 1, 0),
+        enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
+        enqueue(tasks.without_result, (str(tmp_path / "h"),)).id: (State.SUCCEEDED, 1, 0),
+        enqueue(tasks.unserialisable).id: (State.FAILED, 1, 1),
+    }
+    if pool == "prefork":
+        expected[enqueue(tasks.end_with, ("kill",)).id] = (State.FAILED, 3, 3)
+        expected[enqueue(tasks.end_with, ("exit",), max_attempts=2).id] = (State.FAILED, 2, 2)
+        expected[
+            enqueue(tasks.sleep, (str(tmp_path / "i"), 60), max_attempts=1).id
+        ] = (State.CANCELLED, 1, 0)  # fmt: skip
+        sleeping = Run.objects.get(task="tests.jobs.tasks.sleep")
+        wait_for(lambda: Run.objects.get(pk=sleeping.pk).state == State.RUNNING, timeout=20)
+        assert cancel(sleeping.pk, by="a test").state == State.RUNNING
+    wait_for(
+        lambda: not Run.objects.filter(state__in=["scheduled", "queued", "running"]).exists(),
+        timeout=40,
+    )
+    ended = {run.id: (run.state, run.attempt, run.failures) for run in Run.objects.all()}
+    assert ended == expected
+    failed = Run.objects.filter(state=State.FAILED)
+    assert all(len(run.errors) == run.failures and run.reason for run in failed)
+
+
+def test_a_retry_of_a_plain_message_becomes_a_run(system: System, evidence: Path) -> None:
+    system.beat()
+    system.ready_worker()
+    result = tasks.retry_in_transaction.delay(str(evidence), 2)
+    assert result.get(timeout=20) == "done"
+    run = Run.objects.get(pk=result.id)
+    assert (run.origin, run.state, run.failures) == (Origin.ADHOC, State.SUCCEEDED, 2)
+    assert evidence.read_text().split("\n")[:3] == ["retries 0", "retries 1", "retries 2"]
+
+
+def test_a_run_of_an_unknown_task_waits_until_a_worker_knows_it(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    ignorant = system.ready_worker(1, DJANGO_SETTINGS_MODULE="config.settings")
+    run_id = enqueue(tasks.write, (str(evidence),)).id
+    ignorant.wait_until_said("task_unknown")
+    run = Run.objects.get(pk=run_id)
+    assert (run.state, run.attempt) == (State.SCHEDULED, 1)
+    assert "no worker knows task" in run.reason
+    ignorant.stop()
+    Run.objects.filter(pk=run_id).update(run_at=clock.now())
+    system.ready_worker()
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=10)
