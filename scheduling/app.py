@@ -22,7 +22,7 @@ class App(Celery):
         args: Any = None,
         kwargs: Any = None,
         countdown: float | None = None,
-        eta: datetime | str | None = None,
+        eta: datetime | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
         """Send a plain message, or, with `countdown` or `eta`, write a run (see Celery's).
@@ -34,6 +34,8 @@ class App(Celery):
 
         running = execution.current()
         if running is not None and options.get("task_id") == str(running.id):
+            if not running.can_become_a_run(options):
+                return super().send_task(name, args, kwargs, countdown, eta, **options)
             running.ask_again(name, args, kwargs, countdown, eta, options)
         elif countdown is not None or eta is not None:
             run = enqueueing.enqueue_message(self, name, args, kwargs, countdown, eta, options)

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from scheduling import dispatch, finishing, firing, planning
+from scheduling import dispatch, finishing, firing, heartbeats, planning
 from scheduling.doorbell import Listener
 from scheduling.hints import Broker
 from scheduling.logs import event
@@ -26,8 +26,9 @@ SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 20  # rounds of full batches before the rarer steps get their turn
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
-RESEND_EVERY = 3.0  # seconds between looks for lost hints, doubled up to the next while none is
-RESEND_SELDOM = 10.0
+PULSE_EVERY = 5.0  # seconds between heartbeats
+RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
+RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
 
 # Entries of plans that fired long ago may still lie at the beginning of their index; plans in the
 # past are looked for below this margin only once in a while.
@@ -73,9 +74,11 @@ class Scheduler(beat.Scheduler):
         self._low = LONG_AGO
         self._full_look_at = 0.0
         self._resend_at = 0.0
-        self._resend_pause = RESEND_EVERY
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
+        self._name = heartbeats.new_name("beat")
+        self._pulse_at = 0.0
+        self._fired_in_all = 0
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -110,6 +113,8 @@ class Scheduler(beat.Scheduler):
     def run_once(self) -> float:
         """Do all that is due now; return the seconds until there may be more, at most one."""
         look = self._look()
+        self._pulse(look)
+        self._recover(look)
         next_due = look.next_due_in
         for _ in range(BUSY_MAX):
             planned = planning.plan_changed() if look.to_plan else 0
@@ -118,7 +123,7 @@ class Scheduler(beat.Scheduler):
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full:
                 break
-        self._recover(look)
+        self._resend(look)
         self._copy_last_runs()
         if full or planned or fired:
             return 0.0
@@ -140,30 +145,39 @@ class Scheduler(beat.Scheduler):
     def _fire(self) -> int:
         fired = firing.fire_due(self._low)
         self._last_fired.update(fired.schedule_ids)
+        self._fired_in_all += len(fired.schedule_ids)
         if fired.one_off_ids:
             firing.copy_last_runs(fired.one_off_ids)
         return fired.plans
 
     def _recover(self, look: Look) -> None:
-        """The steps that repair: each is a probe of its own in `look`, and runs only on a find."""
+        """Repair in the ledger what needs no Redis; each step runs only where `look` found work."""
         if look.leases_lost:
             finishing.recover_lost_leases()
         if look.expired:
             finishing.expire_waiting()
         if look.held:
             finishing.release_held()
-        if look.hints_old and time.monotonic() >= self._resend_at:
-            sent = dispatch.resend(self._broker)
-            self._resend_pause = (
-                RESEND_EVERY if sent else min(self._resend_pause * 2, RESEND_SELDOM)
-            )
-            self._resend_at = time.monotonic() + self._resend_pause
+
+    def _resend(self, look: Look) -> None:
+        begun = time.monotonic()
+        if look.hints_old and begun >= self._resend_at:
+            dispatch.resend(self._broker)
+            took = time.monotonic() - begun
+            self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
 
     def _copy_last_runs(self) -> None:
         if self._last_fired and time.monotonic() >= self._copy_at:
             ids, self._last_fired = self._last_fired, set()
             firing.copy_last_runs(ids)
             self._copy_at = time.monotonic() + COPY_EVERY
+
+    def _pulse(self, look: Look) -> None:
+        if time.monotonic() >= self._pulse_at:
+            doing = f"fired {self._fired_in_all} in all; looked at {look.now:%H:%M:%S} UTC"
+            heartbeats.pulse(self._name, "beat", doing)
+            heartbeats.forget_dead()
+            self._pulse_at = time.monotonic() + PULSE_EVERY
 
     def _backed_off(self, name: str, error: object) -> float:
         self._pause = min(max(self._pause * 2, 0.25), PAUSE_MAX)
@@ -174,8 +188,7 @@ class Scheduler(beat.Scheduler):
         return False
 
     def close(self) -> None:
-        self._bell.close()
-        connection.close()
+        """Celery calls this from its signal handler, in the midst of anything: close nothing."""
 
     @property
     def info(self) -> str:

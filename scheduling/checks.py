@@ -1,0 +1,78 @@
+"""System checks: what would make Truebeat break its promises, said at start-up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import current_app
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.db import DatabaseError
+
+from scheduling.models import UNFINISHED, Run, Schedule
+from scheduling.registry import job_names
+
+EXPECTED = {
+    "CELERY_BEAT_SCHEDULER": "scheduling.beat:Scheduler",
+    "CELERY_RESULT_BACKEND": "scheduling.results:Backend",
+    "CELERY_BROKER_TRANSPORT": "scheduling.transport:Transport",
+}
+
+
+@register()
+def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """The parts of Celery that Truebeat replaces must be the ones that are set."""
+    return [
+        Error(
+            f"{name} is {getattr(settings, name, None)!r}.",
+            hint=f"Set it to {expected!r}: without it runs are lost or doubled.",
+            id="scheduling.E001",
+        )
+        for name, expected in EXPECTED.items()
+        if getattr(settings, name, None) != expected
+    ]
+
+
+@register()
+def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """A task with a base class of its own that is no Job would run unclaimed."""
+    from scheduling.jobs import Job
+
+    return [
+        Error(
+            f"Task {name} is a {type(current_app.tasks[name]).__mro__[1].__name__}, not a Job.",
+            hint="Let its base class derive from scheduling.jobs.Job.",
+            id="scheduling.E002",
+        )
+        for name in job_names()
+        if not isinstance(current_app.tasks[name], Job)
+    ]
+
+
+@register(Tags.database)
+def check_tasks_are_known(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Schedules and waiting runs whose task no module of this project defines (`--database`)."""
+    if not databases or "default" not in databases:
+        return []
+    known = [*job_names(), "celery.backend_cleanup"]
+    schedules = Schedule.objects.filter(enabled=True).exclude(task__in=known)
+    runs = Run.objects.filter(state__in=UNFINISHED).exclude(task__in=known)
+    try:
+        unknown = {
+            "schedules": schedules.order_by().values_list("task", flat=True).distinct()[:20],
+            "waiting runs": runs.order_by().values_list("task", flat=True).distinct()[:20],
+        }
+        return [
+            checks.Warning(
+                f"There are {what} of task {task!r}, which is unknown here.",
+                hint="Define it, give it back its old name, or remove them.",
+                id="scheduling.W001",
+            )
+            for what, tasks in unknown.items()
+            for task in tasks
+        ]
+    except DatabaseError:  # not migrated yet
+        return []

@@ -4,6 +4,7 @@
 goes when its entry goes. A row that a user made is never touched.
 """
 
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 from celery import current_app, schedules
 from django.conf import settings
 from django.db import transaction
-from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
+from django_celery_beat.models import PeriodicTask, SolarSchedule
 from kombu.utils.json import dumps
 
+from scheduling import clock
 from scheduling.errors import ScheduleError
 from scheduling.models import ManagedBy, Policy
+from scheduling.rule_rows import Cron, Every, row_of
 
 
 def sync() -> list[str]:
@@ -28,10 +31,23 @@ def sync() -> list[str]:
         ScheduleError: an entry has the name of a user's schedule, or cannot be read. Nothing is
             changed then.
     """
-    entries: Mapping[str, Mapping[str, Any]] = settings.CELERY_BEAT_SCHEDULE
+    entries = {**_of_celery(), **settings.CELERY_BEAT_SCHEDULE}
     with transaction.atomic():
         lines = [line for name, entry in sorted(entries.items()) if (line := _write(name, entry))]
         return lines + _prune(set(entries))
+
+
+def _of_celery() -> dict[str, Mapping[str, Any]]:
+    """Return the entry that Celery's own beat would add: results are kept for `result_expires`."""
+    if not current_app.conf.result_expires:
+        return {}
+    return {
+        "celery.backend_cleanup": {
+            "task": "celery.backend_cleanup",
+            "schedule": schedules.crontab("0", "4", "*"),
+            "options": {"expires": 12 * 3600},
+        }
+    }
 
 
 def _write(name: str, entry: Mapping[str, Any]) -> str | None:
@@ -67,7 +83,6 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         rule = _rule(name, entry["schedule"])
     except KeyError as missing:
         raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}] has no {missing}.") from None
-    expires = options.get("expires")
     return {
         **dict.fromkeys(("crontab_id", "interval_id", "solar_id", "clocked_id")),
         **rule,
@@ -77,8 +92,18 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "queue": options.get("queue"),
         "priority": options.get("priority"),
         "headers": dumps(options.get("headers") or {}),
-        "expire_seconds": expires if isinstance(expires, int) else None,
+        "expire_seconds": _expire_seconds(name, options.get("expires")),
     }
+
+
+def _expire_seconds(name: str, expires: Any) -> int | None:
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
+    if expires is None or isinstance(expires, int | float):
+        return None if expires is None else math.ceil(expires)
+    raise ScheduleError(
+        f"CELERY_BEAT_SCHEDULE[{name!r}] has the option expires={expires!r}: give seconds."
+    )
 
 
 def _rule(name: str, schedule: Any) -> dict[str, int]:
@@ -92,49 +117,26 @@ def _rule(name: str, schedule: Any) -> dict[str, int]:
     if isinstance(schedule, int | float):
         schedule = timedelta(seconds=schedule)
     if isinstance(schedule, timedelta):
-        interval, _ = IntervalSchedule.objects.get_or_create(**interval_fields(schedule))
-        return {"interval_id": interval.pk}
+        return {"interval_id": _saved(row_of(Every(schedule), clock.now())).pk}
     raise ScheduleError(
         f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}: give a crontab, a "
         f"timedelta, a number of seconds or a solar event."
     )
 
 
-def _crontab(schedule: Any) -> CrontabSchedule:
-    fields = {
-        "minute": schedule._orig_minute,
-        "hour": schedule._orig_hour,
-        "day_of_week": schedule._orig_day_of_week,
-        "day_of_month": schedule._orig_day_of_month,
-        "month_of_year": schedule._orig_month_of_year,
-    }
-    texts = {field: str(value).replace(" ", "") for field, value in fields.items()}
-    found = CrontabSchedule.objects.filter(**texts, timezone=str(current_app.timezone)).first()
-    return found or CrontabSchedule.objects.create(**texts, timezone=str(current_app.timezone))
+def _crontab(schedule: Any) -> Any:
+    fields = (
+        schedule._orig_minute,
+        schedule._orig_hour,
+        schedule._orig_day_of_month,
+        schedule._orig_month_of_year,
+        schedule._orig_day_of_week,
+    )
+    expression = " ".join(str(field).replace(" ", "") for field in fields)
+    return _saved(row_of(Cron(expression, str(current_app.timezone)), clock.now()))
 
 
 def _saved(row: Any) -> Any:
     if row.pk is None:
         row.save()
     return row
-
-
-def interval_fields(step: timedelta) -> dict[str, Any]:
-    """Return `every` and `period` of an IntervalSchedule, in the largest unit that is exact.
-
-    Raises:
-        ScheduleError: it is not above zero, or more than an IntervalSchedule can hold.
-    """
-    if step <= timedelta(0):
-        raise ScheduleError(f"an interval must be above zero: {step}.")
-    for period in (
-        IntervalSchedule.DAYS,
-        IntervalSchedule.HOURS,
-        IntervalSchedule.MINUTES,
-        IntervalSchedule.SECONDS,
-        IntervalSchedule.MICROSECONDS,
-    ):
-        every, rest = divmod(step, timedelta(**{period: 1}))
-        if not rest and every < 2**31:
-            return {"every": every, "period": period}
-    raise ScheduleError(f"an interval of {step} cannot be stored.")

@@ -22,6 +22,7 @@ from scheduling.registry import (
     encode,
     get_job,
     queue_of,
+    refuse_follow_ups,
 )
 from scheduling.sql import arrays
 
@@ -166,7 +167,9 @@ def enqueue_message(
     expires = instant_or_seconds(options.get("expires"))
     columns = {
         **_no_options(),
-        **_start(instant_or_seconds(eta), None if eta else timedelta(seconds=countdown or 0)),
+        **_start(
+            instant_or_seconds(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))
+        ),
         **_limit("expires", expires),
         "task": name,
         "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
@@ -254,16 +257,6 @@ def insert_run(
         found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
         if found is not None:
             return _with_created(found, created=False)
-
-
-def refuse_follow_ups(name: str, options: Mapping[str, Any]) -> None:
-    """Raise EnqueueError for what a tracked run cannot carry."""
-    for option in ("link", "link_error", "chain", "chord", "group_id"):
-        if options.get(option):
-            raise EnqueueError(
-                f"task {name} has a countdown or an ETA and {option!r}: a run cannot carry "
-                f"follow-ups. Send it without a delay, or enqueue the next job from this one."
-            )
 
 
 def message_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
 from celery import states
 from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore, Reject, Retry
@@ -35,6 +37,8 @@ from scheduling.registry import (
     check_arguments,
     decode_error,
     encode,
+    follow_ups_in,
+    refuse_follow_ups,
     retries_by_itself,
 )
 
@@ -52,6 +56,7 @@ BACKOFF_CAP = timedelta(hours=1)
 # The header of a hint that names the attempt it may start; its presence makes a message a hint.
 ATTEMPT = "run_attempt"
 NO_RUN = UUID(int=0)
+UNGUARDED = nullcontext()
 NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
 
 # Who this process is in the ledger; the worker's parent sets it before it forks.
@@ -120,6 +125,14 @@ class Execution:
         allowed = attempts_allowed(self.job.name, self.claimed.max_attempts)
         return allowed is None or self.claimed.failures + 1 < allowed
 
+    def can_become_a_run(self, options: Mapping[str, Any]) -> bool:
+        """Whether this execution's next try can be a row.
+
+        Not that of a plain message whose id is no UUID, or that is a part of a chain, group or
+        chord: it stays Celery's, as it was sent.
+        """
+        return self.tracked or (is_uuid(self.id) and not follow_ups_in(options))
+
     def ask_again(
         self,
         task: str,
@@ -130,8 +143,6 @@ class Execution:
         options: Mapping[str, Any],
     ) -> None:
         """Remember that this task sent itself again; `finish` makes it the next attempt."""
-        from scheduling.enqueueing import refuse_follow_ups
-
         if self.tracked:
             refuse_follow_ups(task, options)
         self.again = Again(
@@ -170,7 +181,7 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
 
 def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
-    claimed = patiently(lambda: claim(run_id, attempt))
+    claimed = patiently(lambda: claim(run_id, attempt, job.name))
     if claimed is None:
         event(logger, "hint_dropped", level=logging.DEBUG, run=task_id, attempt=attempt)
         return NOTHING_DONE
@@ -229,19 +240,22 @@ def _call_tracer(
 # --- Claim ---------------------------------------------------------------------------------------
 
 CLAIM = """
-UPDATE scheduling_run SET state = 'running', worker = %(worker)s, started_at = clock_timestamp(),
+UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
+    started_at = clock_timestamp(),
     lease_expires_at = clock_timestamp() + %(lease)s::interval
- WHERE id = %(id)s AND attempt = %(attempt)s AND state IN ('scheduled', 'queued')
+ WHERE id = %(id)s AND attempt = %(attempt)s AND task = %(task)s
+   AND state IN ('scheduled', 'queued')
    AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
  RETURNING args, kwargs, options, schedule_name, due_at, failures, max_attempts
 """
 
 
-def claim(run_id: UUID, attempt: int) -> Claimed | None:
+def claim(run_id: UUID, attempt: int, task: str) -> Claimed | None:
     """Take the run for this worker; None where this attempt may not start, or not any more."""
     parameters: dict[str, Any] = {
         "id": run_id,
         "attempt": attempt,
+        "task": task,
         "worker": worker_name,
         "lease": settings.RUN_LEASE,
     }
@@ -251,27 +265,45 @@ def claim(run_id: UUID, attempt: int) -> Claimed | None:
     return Claimed(*row) if row else None
 
 
-def patiently(act: Callable[[], T], patience: timedelta | None = None) -> T:
-    """Return act(), tried again while the database is away: for ever, or for `patience`."""
+def patiently(
+    act: Callable[[], T],
+    patience: timedelta | None = None,
+    guard: AbstractContextManager[object] = UNGUARDED,
+) -> T:
+    """Return act(), tried again while the database is away: for ever, or for `patience`.
+
+    `guard` is held during each try, and not in the pauses.
+    """
     begun, pause = time.monotonic(), 0.1
     while True:
         try:
-            return act()
+            with guard:
+                return act()
         except (OperationalError, InterfaceError) as error:
             waited = time.monotonic() - begun
             event(logger, "database_away", level=logging.WARNING, waited=round(waited, 1),
                   error=error)  # fmt: skip
-            connection.close()
+            with guard:
+                connection.close()
             if patience is not None and waited >= patience.total_seconds():
                 raise
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
 
 
+def is_uuid(task_id: object) -> bool:
+    """Return whether a task id can be a run's."""
+    try:
+        UUID(str(task_id))
+    except ValueError:
+        return False
+    return True
+
+
 def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
     try:
         return UUID(task_id), int(attempt)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return NO_RUN, 0  # anybody can write to Redis
 
 
@@ -371,6 +403,8 @@ def _refused(job: "Job", problem: str) -> Outcome:
 
 
 def _died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
+    if terminate_handler_fired():  # the worker ends: a hand-back, no failure of the job's
+        return Outcome(State.SCHEDULED, "handed back: its worker was told to end")
     return failed_attempt(
         execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
     )
@@ -387,10 +421,11 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     except DatabaseError as error:
         event(logger, "outcome_refused", level=logging.ERROR, run=run_id, error=error)
         text = f"its outcome could not be stored: {error}"
-        patiently(
-            lambda: finish(run_id, attempt, Outcome(State.FAILED, text, text, failed=True)),
-            settings.RUN_LEASE,
-        )
+        with suppress(DatabaseError):  # then the lease runs out
+            patiently(
+                lambda: finish(run_id, attempt, Outcome(State.FAILED, text, text, failed=True)),
+                settings.RUN_LEASE,
+            )
 
 
 def backoff(failures: int) -> timedelta:

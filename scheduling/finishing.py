@@ -5,7 +5,7 @@ none. `attempt` is the fence: a worker that lost its lease matches no row any mo
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -36,7 +36,7 @@ class Outcome:
     `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
     and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
     down one priority step. `call` is what the next attempt runs in place of this one's task,
-    args and kwargs (JSON texts).
+    args and kwargs (JSON texts). `lost` holds it only if the lease is out still.
     """
 
     state: State
@@ -49,11 +49,12 @@ class Outcome:
     delay: timedelta = timedelta(0)
     call: tuple[str, str, str] | None = None
     result: "StoredResult | None" = None
+    lost: bool = False
 
 
 MOVE = """
 UPDATE scheduling_run SET
-    state = %(state)s, reason = %(reason)s, lease_expires_at = NULL, cancel_requested_by = '',
+    state = %(state)s, reason = %(reason)s, lease_expires_at = NULL,
     failures = failures + %(failed)s,
     errors = CASE WHEN %(error)s::text IS NULL THEN errors ELSE errors || jsonb_build_array(
         jsonb_build_object('attempt', attempt, 'error', %(error)s::text,
@@ -64,6 +65,7 @@ MOVE_TO_FINAL = (
     MOVE
     + """ finished_at = clock_timestamp()
  WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, true AS final
 """
 )
@@ -74,15 +76,17 @@ MOVE_TO_SCHEDULED = (
     priority = CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END,
     task = COALESCE(%(task)s, task), args = COALESCE(%(args)s, args),
     kwargs = COALESCE(%(kwargs)s, kwargs)
- WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+ WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running' AND cancel_requested_by = ''
+   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, false AS final
 """
 )
 
 # The oldest run that was held until its schedule's earlier ones were final. Two that end at the
-# same moment do not see each other's end; then `release_held` finds it.
+# same moment do not see each other's end; then `release_held` finds it. `state` is asked again
+# outside: only that is looked at in the row's newest version, which somebody may just have moved.
 RELEASE = """
-UPDATE scheduling_run SET state = 'scheduled' WHERE id IN (
+UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
     SELECT (SELECT h.id FROM scheduling_run h
              WHERE h.schedule_id = done.schedule_id AND h.state = 'held'
              ORDER BY h.due_at, h.id LIMIT 1)
@@ -129,6 +133,7 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         "traceback": clean(outcome.traceback)[-TRACEBACK_MAX:],
         "failed": int(outcome.failed),
         "lower": outcome.lower,
+        "lost": outcome.lost,
         "run_at": outcome.run_at,
         "delay": outcome.delay,
         "task": call[0],
@@ -137,6 +142,8 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     }
     move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
     held = _apply(move, parameters, outcome.result)
+    if not held and outcome.state == State.SCHEDULED and (by := _cancel_asked(run_id, attempt)):
+        return finish(run_id, attempt, replace(cancelled(by), **_of_the_attempt(outcome)))
     fields: dict[str, Any] = {"run": run_id, "attempt": attempt, "reason": outcome.reason}
     if held:
         name = "run_retried" if outcome.state == State.SCHEDULED else f"run_{outcome.state}"
@@ -146,6 +153,16 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     else:
         event(logger, "fence_lost", level=logging.WARNING, wanted=outcome.state.value, **fields)
     return held > 0
+
+
+def _cancel_asked(run_id: UUID, attempt: int) -> str:
+    """Return who asked to cancel this running attempt, or ""."""
+    asked = Run.objects.filter(pk=run_id, attempt=attempt, state=State.RUNNING)
+    return asked.values_list("cancel_requested_by", flat=True).first() or ""
+
+
+def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in ("error", "traceback", "failed", "lost")}
 
 
 def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
@@ -223,7 +240,7 @@ def recover_lost_leases(limit: int = 500) -> int:
               worker=worker)  # fmt: skip
         error = WorkerLostError(f"worker {worker} was lost: its lease ran out")
         outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
-        ended += finish(run_id, attempt, outcome)
+        ended += finish(run_id, attempt, replace(outcome, lost=True))
     return ended
 
 
@@ -258,7 +275,8 @@ def cancel(run_id: UUID, *, by: str) -> Run:
     while True:
         if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
             return Run.objects.get(pk=run_id)
-        asked = Run.objects.filter(pk=run_id, state=State.RUNNING).update(cancel_requested_by=by)
+        running = Run.objects.filter(pk=run_id, state=State.RUNNING)
+        asked = running.update(cancel_requested_by=by[:150])
         run = Run.objects.filter(pk=run_id).first()
         if run is None:
             raise SchedulingError(f"there is no run {run_id}.")
@@ -285,7 +303,7 @@ def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, 
 
 
 RELEASE_HELD = """
-UPDATE scheduling_run SET state = 'scheduled' WHERE id IN (
+UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
     SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
      WHERE h.state = 'held' AND NOT EXISTS (
         SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id

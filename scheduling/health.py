@@ -1,5 +1,38 @@
-from django.http import HttpRequest, HttpResponse
+"""What works and what does not, for load balancers, containers and dead-man's switches."""
+
+import logging
+
+from django.db import Error
+from django.http import HttpRequest, JsonResponse
+
+from scheduling.heartbeats import alive
+
+logger = logging.getLogger(__name__)
+
+SERVICES = ("beat", "worker")
 
 
-def healthz(request: HttpRequest) -> HttpResponse:
-    return HttpResponse("ok")
+def healthz(request: HttpRequest) -> JsonResponse:
+    """200 where the ledger answers and a beat and a worker were seen of late; else 503."""
+    findings = check_services()
+    return JsonResponse(findings, status=200 if set(findings.values()) == {"ok"} else 503)
+
+
+def healthz_web(request: HttpRequest) -> JsonResponse:
+    """200 where this web process can use the ledger, whatever the other services do; else 503."""
+    database = check_services()["database"]
+    return JsonResponse({"database": database}, status=200 if database == "ok" else 503)
+
+
+def check_services(host: str = "") -> dict[str, str]:
+    """Return "ok" or what is wrong, for the database and for each service (on `host`, if given)."""
+    try:
+        found = alive(host)
+    except Error:  # what it says may name hosts and users: it goes to the log
+        logger.exception("health_unknown")
+        return {"database": "cannot be read", **dict.fromkeys(SERVICES, "unknown")}
+    where = f" on {host}" if host else ""
+    return {
+        "database": "ok",
+        **{name: "ok" if name in found else f"none seen{where}" for name in SERVICES},
+    }

@@ -2,8 +2,8 @@
 
 A hint holds the task's name, the run's id, the attempt and the time limits; no arguments. All hints
 of a task differ in ids alone, so one is built through Celery's and kombu's own code, which keeps
-the format theirs, and the others are cut from it. FACTS: `apply_async` publishes some 1,500 a
-second from one process, this some 50,000.
+the format theirs, and the others are cut from it: some 50,000 a second, where `apply_async` makes
+1,500 (docs/benchmarks.md).
 """
 
 import re
@@ -20,7 +20,6 @@ from django.conf import settings
 from kombu.utils.json import dumps, loads
 
 from scheduling.execution import ATTEMPT
-from scheduling.ids import uuid7
 
 # What a template's message holds where a hint has its own id, attempt and delivery tag.
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
@@ -66,12 +65,12 @@ class Broker:
 
     def push(self, hints: Iterable[Hint]) -> int:
         """Push hints to the tails of their lanes, in order; return how many."""
-        messages = defaultdict[Lane, list[str]](list)
+        messages = defaultdict[tuple[str, int], list[str]](list)
         for hint in hints:
-            messages[Lane(hint.queue, hint.priority)].append(message(hint))
+            messages[hint.queue, hint.priority].append(message(hint))
         pipeline = self._redis.pipeline(transaction=False)
         for lane, payloads in messages.items():
-            pipeline.lpush(list_key(lane), *payloads)
+            pipeline.lpush(list_key(Lane(*lane)), *payloads)
         pipeline.execute()
         return sum(map(len, messages.values()))
 
@@ -100,13 +99,11 @@ def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
 
 def message(hint: Hint) -> str:
     """Return the hint as kombu's Redis transport would store it."""
-    time_limit, soft_time_limit = _time_limits(hint.options)
-    parts, slots = _template(hint.task, hint.queue, hint.priority, time_limit, soft_time_limit)
-    values = {ID: str(hint.id), TAG: str(uuid7()), str(TRY): str(hint.attempt)}
-    filled = [parts[0]]
-    for slot, part in zip(slots, parts[1:], strict=True):
-        filled += (values[slot], part)
-    return "".join(filled)
+    run_id = str(hint.id)
+    # A hint that is sent again is another message: its tag must be its own.
+    tag = f"{run_id}.{time.time_ns()}"
+    template = _template(hint.task, hint.queue, hint.priority, *_time_limits(hint.options))
+    return template % {ID: run_id, TAG: tag, str(TRY): hint.attempt}
 
 
 @lru_cache(maxsize=4096)
@@ -120,8 +117,8 @@ def _time_limits(options: str) -> tuple[float | None, float | None]:
 @lru_cache(maxsize=1024)
 def _template(
     task: str, queue: str, priority: int, time_limit: float | None, soft_time_limit: float | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a message's text around the slots, and which slot follows which part."""
+) -> str:
+    """Return a message's text with slots for Python's `%`."""
     amqp: Any = current_app.amqp
     celery_message = amqp.as_task_v2(
         ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
@@ -141,8 +138,7 @@ def _template(
         )
         channel._inplace_augment_message(text, "", queue)
     text["properties"]["delivery_tag"] = TAG
-    whole = dumps(text)
-    return tuple(SLOTS.split(whole)), tuple(SLOTS.findall(whole))
+    return SLOTS.sub(r"%(\g<0>)s", dumps(text).replace("%", "%%"))
 
 
 def list_key(lane: Lane) -> str:

@@ -62,6 +62,8 @@ class Job(DjangoTask[..., Any]):
         A run whose `max_attempts` was asked for, by its schedule or by who enqueued it, is not
         retried beyond that, whatever `max_retries` says.
         """
+        if isinstance(exc, PermanentError):
+            raise exc  # `autoretry_for=(Exception,)` would try it again
         running = execution.current()
         if running is not None and running.claimed and running.claimed.max_attempts is not None:
             max_retries = self._bounded(running.claimed.max_attempts, max_retries)
@@ -70,7 +72,7 @@ class Job(DjangoTask[..., Any]):
         except Retry:
             raise
         except BaseException:
-            if running is not None:
+            if running is not None and running.job.name == self.name:
                 running.exhausted = True
             raise
 

@@ -33,7 +33,7 @@ class LineFormatter(logging.Formatter):
         line = " ".join(words)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return line.encode("utf-8", "backslashreplace").decode()  # a lone surrogate stops a handler
 
 
 def _value(value: object) -> str:

@@ -2,7 +2,8 @@
 
 Who may write what: PeriodicTask and its rules, and Policy, belong to users (admin, API, their own
 code, raw SQL). Plan belongs to beat and to the triggers of migration 0002, Run to the functions of
-`planning`, `enqueueing`, `dispatch` and `execution`; no form and no `save()` ever writes those two.
+`planning`, `firing`, `enqueueing`, `dispatch`, `execution`, `finishing` and `workers`; no form and
+no `save()` ever writes those two.
 """
 
 from datetime import timedelta
@@ -32,11 +33,11 @@ class Priority(models.IntegerChoices):
         """Return the step that Celery's Redis transport sorts `number` into; None is medium."""
         if number is None:
             return cls.MEDIUM
-        return next(step for step in reversed(cls) if number >= step)
+        return next((step for step in reversed(cls) if number >= step), cls.FRONT)
 
 
 class State(models.TextChoices):
-    """Where a run stands; DESIGN and docs/architecture.md hold the table of transitions."""
+    """Where a run stands; docs/architecture.md has the table of transitions."""
 
     SCHEDULED = "scheduled", "scheduled"
     HELD = "held", "held"
@@ -168,6 +169,8 @@ class Plan(models.Model):
     anchor_at = models.DateTimeField(null=True)
     last_due_at = models.DateTimeField(null=True)
     fired_count = models.PositiveBigIntegerField(default=0, db_default=0)
+    # A one-off that has fired; an edit of its own row that changes when it fires arms it again.
+    done = models.BooleanField(default=False, db_default=False)
     # The rule that next_due_at was computed from, and by which engine and tzdata.
     rule = models.TextField(default="", db_default="")
     rule_version = models.CharField(max_length=60, default="", db_default="")
@@ -258,6 +261,12 @@ class Run(models.Model):
                 name="run_unfinished",
                 condition=Q(schedule_id__isnull=False, state__in=UNFINISHED),
             ),
+            # With run_one_per_occurrence: the newest runs of a schedule, whatever made them.
+            models.Index(
+                fields=["schedule_id", "id"],
+                name="run_asked_for",
+                condition=Q(schedule_id__isnull=False) & ~Q(origin=Origin.SCHEDULE),
+            ),
         )
         constraints = (
             models.UniqueConstraint(
@@ -279,3 +288,19 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task} {self.id} ({self.state})"
+
+
+class Heartbeat(models.Model):
+    """A beat or a worker that is, or was, alive; each writes its own row."""
+
+    name = models.CharField(max_length=255, primary_key=True)
+    service = models.CharField(max_length=10)
+    host = models.CharField(max_length=255)
+    pid = models.IntegerField()
+    version = models.CharField(max_length=100)
+    started_at = models.DateTimeField()
+    seen_at = models.DateTimeField()
+    doing = models.CharField(max_length=200)
+
+    def __str__(self) -> str:
+        return self.name

@@ -23,9 +23,15 @@ from scheduling.sql import arrays, lean_cursor
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+MOMENT = timedelta(microseconds=1)  # rules yield what is strictly after an instant
 
-# A frozen beat must let go of its rows: Postgres ends its transaction.
-LIMIT_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+# A frozen beat must let go of its rows: Postgres ends its transaction. And a batch looks its few
+# rows up, however large the tables are: left alone, Postgres reads tables of 10,000 rows whole,
+# three times for each batch (docs/benchmarks.md).
+BATCH_SETTINGS = """
+SET LOCAL idle_in_transaction_session_timeout = '10s';
+SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off
+"""
 
 # What is due already at the time of the edit is for `fire`, with the rule that made it due.
 LOCK_CHANGED = """
@@ -37,7 +43,7 @@ SELECT schedule_id FROM scheduling_plan
 # Read after the locks are held: an edit that is committed before them is seen, a later one waits
 # in its trigger and marks the plan again.
 READ_CHANGED = f"""
-SELECT p.schedule_id, p.plan_from, p.anchor_at, p.last_due_at, p.rule,
+SELECT p.schedule_id, p.plan_from, p.anchor_at, p.last_due_at, p.rule, p.done,
     t.enabled, t.task, COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{{}}'),
     y.paused_at, y.paused_until, {RULE_COLUMNS}
   FROM scheduling_plan p
@@ -64,6 +70,7 @@ class Changed(NamedTuple):
     anchor_at: datetime | None
     last_due_at: datetime | None
     rule: str
+    done: bool
     enabled: bool
     task: str
     args: str
@@ -90,14 +97,14 @@ def plan_changed(limit: int = BATCH) -> int:
     quarantine (`error`, until its schedule is edited), never the batch.
     """
     with transaction.atomic(), lean_cursor() as cursor:
-        cursor.execute(LIMIT_TRANSACTION)
+        cursor.execute(BATCH_SETTINGS)
         cursor.execute(LOCK_CHANGED, [limit])
         ids = [row[0] for row in cursor.fetchall()]
         if not ids:
             return 0
         cursor.execute(READ_CHANGED, [ids])
         changed = [
-            Changed._make((*row[:11], RuleFields._make(row[11:]))) for row in cursor.fetchall()
+            Changed._make((*row[:12], RuleFields._make(row[12:]))) for row in cursor.fetchall()
         ]
         planned = [plan(schedule) for schedule in changed]
         cursor.execute(WRITE_PLANS, [rule_version(), *arrays(planned, len(Planned._fields))])
@@ -120,17 +127,20 @@ def plan(schedule: Changed) -> Planned:
 
 
 def _next_due(schedule: Changed, anchor: datetime | None, fingerprint: str) -> datetime | None:
-    if not schedule.enabled or (schedule.paused_at and not schedule.paused_until):
+    if not schedule.enabled or schedule.done or (schedule.paused_at and not schedule.paused_until):
         return None
     rule = build_rule(schedule.fields, anchor)
     after = max(filter(None, (schedule.plan_from, schedule.last_due_at)))
     clocked = schedule.fields.clocked_time
     if clocked is not None and fingerprint != schedule.rule and clocked != schedule.last_due_at:
         # A time that was set just now stands even if it has passed: then catch-up decides.
-        after = min(after, clocked - timedelta(microseconds=1))
+        after = min(after, clocked - MOMENT)
     if schedule.paused_at and schedule.paused_until:
-        after = max(after, schedule.paused_until)
-    return recurrence.next_after(rule, after)
+        after = max(after, schedule.paused_until - MOMENT)
+    due = recurrence.next_after(rule, after)
+    if due is None and schedule.fields.expires is None and clocked is None:
+        raise recurrence.NeverFires(f"{recurrence.describe(rule)!r} never fires: change the rule.")
+    return due
 
 
 def _tell(planned: Sequence[Planned]) -> None:

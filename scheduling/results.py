@@ -49,6 +49,10 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             super()._store_result(task_id, result, status, traceback, request, using)
         return result
 
+    def store_plain(self, task_id: str, result: Any, status: str, traceback: str | None) -> None:
+        """Store the encoded `result` of a message that has no run, as the base class would."""
+        super()._store_result(task_id, result, status, traceback)
+
     def prepare(
         self, result: Any, status: str, traceback: str | None = None, request: Any = None
     ) -> StoredResult:

@@ -32,13 +32,12 @@ class RuleFields(NamedTuple):
     def is_interval(self) -> bool:
         return self.every is not None
 
-    @property
-    def is_clocked(self) -> bool:
-        return self.clocked_time is not None
-
     def fingerprint(self) -> str:
-        """Return a text that changes whenever the rule does; it is kept in Plan.rule."""
-        return "|".join("" if value is None else str(value) for value in self)
+        """Return a text that changes whenever the rule does, but for its end.
+
+        It is kept in Plan.rule: where it is the same, an interval keeps its anchor.
+        """
+        return "|".join("" if value is None else str(value) for value in self[:-1])
 
 
 # The same, to be selected beside a schedule `t`; in RuleFields' order.

@@ -29,7 +29,13 @@ def arrays(rows: Sequence[tuple[object, ...]], width: int) -> list[str]:
     """Return the columns of `rows` as Postgres array literals, to be cast (`%s::uuid[]`)."""
     if not rows:
         return ["{}"] * width
-    return [f"{{{','.join(map(_element, column))}}}" for column in zip(*rows, strict=True)]
+    return [_array(column) for column in zip(*rows, strict=True)]
+
+
+def _array(column: tuple[object, ...]) -> str:
+    # Most columns of a batch hold one value, or a few, many times.
+    elements = {value: _element(value) for value in set(column)}
+    return f"{{{','.join([elements[value] for value in column])}}}"
 
 
 def _element(value: object) -> str:

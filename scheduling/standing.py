@@ -94,6 +94,7 @@ def _changed(schedule: PeriodicTask, plan: Plan) -> planning.Changed:
         anchor_at=plan.anchor_at,
         last_due_at=plan.last_due_at,
         rule=plan.rule,
+        done=plan.done,
         enabled=schedule.enabled,
         task=schedule.task,
         args=schedule.args or "[]",

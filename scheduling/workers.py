@@ -6,6 +6,7 @@ never waits for the database.
 """
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -22,9 +24,9 @@ from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 
-from scheduling import execution, finishing
+from scheduling import execution, finishing, heartbeats
 from scheduling.execution import ATTEMPT
 from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.ids import uuid7
@@ -32,6 +34,13 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 
 logger = logging.getLogger(__name__)
+
+# A child that is forked while a thread connects to Postgres inherits libpq's locks as they are,
+# and hangs in its own first connect. So no fork happens while the lease thread uses the database.
+_no_fork = threading.Lock()
+os.register_at_fork(
+    before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release
+)
 
 
 class HintRequest(Request):
@@ -67,7 +76,7 @@ class Keeper:
         self._worker = worker
         self._parent = os.getpid()
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._renewed = time.monotonic()
+        self._renewed = -math.inf  # the first thing it does is to say that it is there
         self._suspects: dict[UUID, Any] = {}
 
     def take(
@@ -77,7 +86,7 @@ class Keeper:
         if os.getpid() != self._parent:
             return attempt is not None
         unknown = isinstance(error, dict) and error.get("exc_type") == "NotRegistered"
-        if attempt is None and not unknown:
+        if (attempt is None and not unknown) or _run_id(task_id) is None:
             return False
         self._reports.put(lambda: self._write(task_id, attempt, status, error, traceback))
         return True
@@ -86,24 +95,28 @@ class Keeper:
         interval = settings.RUN_LEASE.total_seconds() / 3
         while True:
             pause = 1.0 if self._suspects else self._renewed + interval - time.monotonic()
-            try:
-                report = self._reports.get(timeout=max(pause, 0.05))
-            except queue.Empty:
-                self._tend()
-            else:
-                self._try(report)
+            with suppress(queue.Empty):
+                self._try(partial(self._persist, self._reports.get(timeout=max(pause, 0.05))))
+            if self._suspects or time.monotonic() > self._renewed + interval:
+                self._try(self._tend)
 
     def drain(self, **_: Any) -> None:
         """Write what is still queued, at the worker's end, within a few seconds."""
         until = time.monotonic() + 5
         while not self._reports.empty() and time.monotonic() < until:
             time.sleep(0.02)
+        with suppress(Error):
+            heartbeats.farewell(execution.worker_name)
+
+    def _persist(self, report: Callable[[], None]) -> None:
+        execution.patiently(report, settings.RUN_LEASE, guard=_no_fork)
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
-            execution.patiently(act, settings.RUN_LEASE)
+            act()
         except Exception:
             logger.exception("lease_thread_error")
+            time.sleep(0.5)
 
     # --- Reports --------------------------------------------------------------------------------
 
@@ -111,9 +124,9 @@ class Keeper:
         self, task_id: str, attempt: int | None, status: str, error: Any, traceback: str | None
     ) -> None:
         if attempt is None:
-            finishing.hand_back_unknown(
-                UUID(task_id), error["exc_message"][0], execution.worker_name
-            )
+            task = str(error["exc_message"][0])
+            if not finishing.hand_back_unknown(UUID(task_id), task, execution.worker_name):
+                self._worker.app.backend.store_plain(task_id, error, status, traceback)
             return
         run = Run.objects.filter(
             pk=task_id, attempt=attempt, state=State.RUNNING, worker=execution.worker_name
@@ -136,16 +149,19 @@ class Keeper:
 
     def _tend(self) -> None:
         """Renew the leases of what runs here; stop what is cancelled or not ours any more."""
+        running = self._running()
         try:
-            running = self._running()
-            cancelled, elsewhere = renew(running)
+            with _no_fork:
+                cancelled, elsewhere = renew(running)
+                heartbeats.pulse(execution.worker_name, "worker", f"runs {len(running)}")
             self._renewed = time.monotonic()
             for run_id in cancelled:
                 self._stop(run_id, running[run_id])
             self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})
-        except DatabaseError as error:
+        except Error as error:
             event(logger, "leases_not_renewed", level=logging.WARNING, error=error)
-            connection.close()
+            with _no_fork:
+                connection.close()
             if time.monotonic() - self._renewed > settings.RUN_LEASE.total_seconds():
                 self._stop_all()
                 self._renewed = time.monotonic()
@@ -163,11 +179,12 @@ class Keeper:
         self._suspects = elsewhere
 
     def _running(self) -> dict[UUID, Any]:
-        requests = list(worker_state.requests.values())
         return {
-            UUID(request.id): request
-            for request in requests
-            if ATTEMPT in request.request_dict and request.time_start
+            run_id: request
+            for request in list(worker_state.requests.values())
+            if ATTEMPT in request.request_dict
+            and request.time_start
+            and (run_id := _run_id(request.id))
         }
 
     def _stop(self, run_id: UUID, request: Any) -> None:
@@ -183,6 +200,13 @@ class Keeper:
     def _stop_all(self) -> None:
         for run_id, request in self._running().items():
             self._stop(run_id, request)
+
+
+def _run_id(task_id: str) -> UUID | None:
+    try:
+        return UUID(task_id)
+    except (TypeError, ValueError):
+        return None  # a plain message may have any id
 
 
 RENEW = """

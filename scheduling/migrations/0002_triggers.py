@@ -20,11 +20,32 @@ BEGIN
 END $$;
 """
 
+# An edit of a rule looks for the schedules that use it. One that is being attached to it just then
+# must wait for that edit to commit, or the edit for it: else its plan could keep the old rule.
+HOLD_RULES = """
+CREATE FUNCTION scheduling_hold_rules(
+    crontabs integer[], intervals integer[], clockeds integer[], solars integer[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM django_celery_beat_crontabschedule WHERE id = ANY(crontabs)
+      ORDER BY id FOR SHARE;
+    PERFORM 1 FROM django_celery_beat_intervalschedule WHERE id = ANY(intervals)
+      ORDER BY id FOR SHARE;
+    PERFORM 1 FROM django_celery_beat_clockedschedule WHERE id = ANY(clockeds)
+      ORDER BY id FOR SHARE;
+    PERFORM 1 FROM django_celery_beat_solarschedule WHERE id = ANY(solars)
+      ORDER BY id FOR SHARE;
+END $$;
+"""
+
 SCHEDULE_INSERTED = """
 CREATE FUNCTION scheduling_schedule_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO scheduling_plan (schedule_id, needs_plan, plan_from)
       SELECT id, true, clock_timestamp() FROM inserted ON CONFLICT DO NOTHING;
+    PERFORM scheduling_hold_rules(array_agg(DISTINCT crontab_id), array_agg(DISTINCT interval_id),
+                                  array_agg(DISTINCT clocked_id), array_agg(DISTINCT solar_id))
+      FROM inserted;
     RETURN NULL;
 END $$;
 
@@ -34,11 +55,13 @@ CREATE TRIGGER scheduling_schedule_inserted
   FOR EACH STATEMENT EXECUTE FUNCTION scheduling_schedule_inserted();
 """
 
-# A schedule in quarantine gets another chance whatever was edited: the edit may be the repair.
+# Edits of the call count too: they may be the repair of a schedule that is in quarantine, or is
+# being put there at this moment.
 SCHEDULE_UPDATED = """
 CREATE FUNCTION scheduling_schedule_updated() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     changed integer[];
+    repaired integer[];
 BEGIN
     SELECT array_agg(n.id) INTO changed
       FROM after_update n JOIN before_update o ON o.id = n.id
@@ -46,13 +69,21 @@ BEGIN
             o.crontab_id, o.interval_id, o.clocked_id, o.solar_id)
            IS DISTINCT FROM
            (n.enabled, n.one_off, n.start_time, n.expires,
-            n.crontab_id, n.interval_id, n.clocked_id, n.solar_id)
-        OR ((o.task, o.args, o.kwargs, o.queue, o.headers)
-            IS DISTINCT FROM (n.task, n.args, n.kwargs, n.queue, n.headers)
-            AND EXISTS (SELECT 1 FROM scheduling_plan p
-                         WHERE p.schedule_id = n.id AND p.error <> ''));
+            n.crontab_id, n.interval_id, n.clocked_id, n.solar_id);
+    SELECT array_agg(n.id) INTO repaired
+      FROM after_update n JOIN before_update o ON o.id = n.id
+     WHERE (o.task, o.args, o.kwargs, o.queue, o.headers, o.priority, o.expire_seconds)
+           IS DISTINCT FROM
+           (n.task, n.args, n.kwargs, n.queue, n.headers, n.priority, n.expire_seconds);
+    IF changed IS NOT NULL OR repaired IS NOT NULL THEN
+        PERFORM scheduling_ask_for_plans(changed || repaired);
+    END IF;
     IF changed IS NOT NULL THEN
-        PERFORM scheduling_ask_for_plans(changed);
+        UPDATE scheduling_plan SET done = false WHERE done AND schedule_id = ANY(changed);
+        PERFORM scheduling_hold_rules(
+            array_agg(DISTINCT crontab_id), array_agg(DISTINCT interval_id),
+            array_agg(DISTINCT clocked_id), array_agg(DISTINCT solar_id)
+        ) FROM after_update WHERE id = ANY(changed);
     END IF;
     RETURN NULL;
 END $$;
@@ -161,6 +192,10 @@ class Migration(migrations.Migration):
     operations = (
         migrations.RunSQL(
             ASK_FOR_PLANS, "DROP FUNCTION scheduling_ask_for_plans(schedule_ids integer[])"
+        ),
+        migrations.RunSQL(
+            HOLD_RULES,
+            "DROP FUNCTION scheduling_hold_rules(integer[], integer[], integer[], integer[])",
         ),
         migrations.RunSQL(SCHEDULE_INSERTED, drop("scheduling_schedule_inserted", SCHEDULES)),
         migrations.RunSQL(SCHEDULE_UPDATED, drop("scheduling_schedule_updated", SCHEDULES)),

@@ -1,0 +1,226 @@
+"""What becomes of an occurrence that is due, as its schedule's policies say.
+
+Pure: a due plan and how many of its runs are unfinished go in, rows to write come out. `firing`
+reads the one and writes the other.
+"""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from kombu.utils.json import dumps, loads
+
+from scheduling import recurrence
+from scheduling.finishing import clean
+from scheduling.ids import uuid7
+from scheduling.models import CatchUp, Overlap, Priority, State
+from scheduling.planning import spread_offset
+from scheduling.registry import DEFAULT_QUEUE, decode_error, queue_of
+from scheduling.rules import RuleFields, build_rule
+
+GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
+CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick
+CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
+
+
+class Due(NamedTuple):
+    """A plan whose instant has come, with what its schedule says; in LOCK_DUE's order."""
+
+    now: datetime
+    schedule_id: int
+    next_due_at: datetime
+    needs_plan: bool
+    plan_from: datetime
+    last_due_at: datetime | None
+    anchor_at: datetime | None
+    one_off: bool
+    task: str
+    args: str
+    kwargs: str
+    headers: str
+    queue: str | None
+    priority: int | None
+    catch_up: str
+    catch_up_window: timedelta | None
+    overlap: str
+    spread: timedelta
+    deadline_after: timedelta | None
+    expire_seconds: int | None
+    fields: RuleFields
+
+
+class Unfinished(NamedTuple):
+    """How many runs of a schedule are not final yet."""
+
+    running: int = 0
+    held: int = 0
+    all: int = 0
+
+
+class NewRun(NamedTuple):
+    """One row to write; in WRITE's order."""
+
+    id: UUID
+    schedule_id: int
+    due_at: datetime
+    run_at: datetime
+    state: str
+    reason: str
+    coalesced: int
+    queue: str
+    priority: int
+    options: str
+    deadline: datetime | None
+    expires_at: datetime | None
+
+
+class Moved(NamedTuple):
+    """Where a plan stands afterwards; in WRITE's order."""
+
+    schedule_id: int
+    next_due_at: datetime | None
+    last_due_at: datetime | None
+    fired: int
+    error: str = ""
+    done: bool = False  # a one-off that has fired
+
+
+def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
+    """Return the runs that a due plan becomes, and where the plan stands then.
+
+    An instant that an edit has replaced before it came due becomes nothing: the schedule is planned
+    anew. One that was due before the edit is fired as it was planned. What cannot be evaluated is
+    recorded as skipped, and its schedule put in quarantine: it must not stop the others.
+    """
+    if plan.needs_plan and plan.next_due_at > plan.plan_from:
+        return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
+    if problem := decode_error(plan.args, plan.kwargs):
+        return _quarantined(plan, problem)
+    try:
+        runs, next_due, last_due = _catch_up(plan, unfinished)
+    except Exception as exception:
+        return _quarantined(plan, f"{type(exception).__name__}: {exception}")
+    runs = _without_overlap(plan, unfinished, runs)
+    return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=plan.one_off)
+
+
+def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
+    due, reason = plan.next_due_at, clean(problem)
+    run = NewRun(
+        uuid7(), plan.schedule_id, due, due, State.SKIPPED, reason, 0, DEFAULT_QUEUE,
+        Priority.MEDIUM, "{}", None, None,
+    )  # fmt: skip
+    return [run], Moved(plan.schedule_id, None, due, 1, reason, done=plan.one_off)
+
+
+def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime | None, datetime]:
+    """Return the runs for what is due, the next instant, and the last one that was dealt with."""
+    due, now = plan.next_due_at, plan.now
+    late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
+    if plan.needs_plan or plan.one_off:  # what comes after it is not this rule's to say
+        return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
+    rule = build_rule(plan.fields, plan.anchor_at)
+    if late:
+        return _skip_late(plan, rule)
+    following = recurrence.next_after(rule, due)
+    if plan.catch_up == CatchUp.ALL and ((following and following <= now) or unfinished.held):
+        return _one_for_each(plan, rule, unfinished)
+    if plan.catch_up == CatchUp.NONE or following is None or following > now:
+        return [_run(plan, due)], following, due
+    latest = recurrence.latest_between(rule, due, now) or due
+    missed = recurrence.count_between(rule, due, latest)
+    run = _run(plan, due, coalesced=missed, stands_for=latest)
+    return [run], recurrence.next_after(rule, latest), latest
+
+
+def _in_time_since(plan: Due) -> datetime:
+    return plan.now - (GRACE if plan.catch_up_window is None else plan.catch_up_window)
+
+
+def _skipped_as_late(plan: Due, coalesced: int = 0) -> NewRun:
+    reason = f"missed: noticed {plan.now - plan.next_due_at} after it was due"
+    return _run(plan, plan.next_due_at, State.SKIPPED, reason, coalesced)
+
+
+def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime | None, datetime]:
+    # The rest that is late too is counted on this row; what is still in time comes next.
+    due, in_time = plan.next_due_at, _in_time_since(plan)
+    missed = recurrence.count_between(rule, due, in_time)
+    last = recurrence.latest_between(rule, due, in_time) or due
+    return [_skipped_as_late(plan, missed)], recurrence.next_after(rule, last), last
+
+
+def _one_for_each(
+    plan: Due, rule: recurrence.Rule, unfinished: Unfinished
+) -> tuple[list[NewRun], datetime | None, datetime]:
+    due, now = plan.next_due_at, plan.now
+    oldest = now - plan.catch_up_window if plan.catch_up_window is not None else due
+    if due < oldest:
+        reason, last = "missed: before the catch-up window", oldest
+    elif unfinished.all >= CATCH_UP_MAX:
+        reason, last = f"missed: {unfinished.all} runs of this schedule wait already", now
+    else:
+        runs = [_run(plan, due)]
+        for instant in recurrence.occurrences_between(rule, due, now):
+            if len(runs) == CATCH_UP_STEP:
+                break
+            runs.append(_run(plan, instant))
+        last = runs[-1].due_at
+        return _one_at_a_time(runs, unfinished), recurrence.next_after(rule, last), last
+    missed = recurrence.count_between(rule, due, last)
+    last = recurrence.latest_between(rule, due, last) or due
+    skipped = _run(plan, due, State.SKIPPED, reason, coalesced=missed)
+    return [skipped], recurrence.next_after(rule, last), last
+
+
+def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
+    first = [] if unfinished.all else runs[:1]
+    return first + [run._replace(state=State.HELD) for run in runs[len(first) :]]
+
+
+def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:
+    """Return the runs as the overlap policy lets them start."""
+    if plan.overlap == Overlap.ALLOW or not unfinished.all:
+        return runs
+    starting = [run for run in runs if run.state == State.SCHEDULED]
+    if not starting:
+        return runs
+    if plan.overlap == Overlap.REPLACE:
+        state, reason = (State.HELD, "") if unfinished.running else (State.SCHEDULED, "")
+    elif plan.overlap == Overlap.QUEUE and not unfinished.held:
+        state, reason = State.HELD, ""
+    elif plan.overlap == Overlap.QUEUE:
+        state, reason = State.SKIPPED, "overlap: one run waits already for an unfinished one"
+    else:
+        state, reason = State.SKIPPED, "overlap: an earlier run is unfinished"
+    return [
+        run._replace(state=state, reason=reason) if run.state == State.SCHEDULED else run
+        for run in runs
+    ]
+
+
+def _run(
+    plan: Due,
+    due: datetime,
+    state: State = State.SCHEDULED,
+    reason: str = "",
+    coalesced: int = 0,
+    stands_for: datetime | None = None,
+) -> NewRun:
+    """Return the row of the occurrence `due`; it expires by the last one that it stands for."""
+    offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
+    deadline = None if plan.deadline_after is None else due + plan.deadline_after
+    expires = plan.fields.expires
+    if plan.expire_seconds is not None:
+        seconds = timedelta(seconds=plan.expire_seconds)
+        expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
+    return NewRun(
+        uuid7(), plan.schedule_id, due, due + offset, state, reason, coalesced,
+        queue_of(plan.task, plan.queue or None), Priority.nearest(plan.priority),
+        _options(plan.headers), deadline, expires,
+    )  # fmt: skip
+
+
+def _options(headers: str) -> str:
+    """Return a run's options: the schedule's message headers, where it has any."""
+    return "{}" if headers in ("", "{}") else str(dumps({"headers": dict(loads(headers))}))
