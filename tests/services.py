@@ -16,6 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+# Before `config` is imported, which names the project's own settings where none are named.
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+
 from config.embedded import start_postgres, start_redis
 
 SETTINGS = {

@@ -1,0 +1,70 @@
+# Everything here needs git, make and a Python >= 3.11 with venv and pip, and nothing else.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python3.13 python3.14; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+EMBEDDED := $(PY) -m config.embedded
+# Half of the cores: the tests start servers and workers of their own.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+	n=$$(( (n + 1) / 2 )); echo $$(( n > 8 ? 8 : n )))
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check format setup bench manage shell lock clean reset
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="	" read -r name what; do \
+		printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+up: $(READY) ## Run all of Truebeat here: services, demo data, web (PORT=8000), beat and worker
+	@$(EMBEDDED) up
+
+test: $(READY) ## Run the tests (ARGS="-k retry -x" for some; WORKERS=1 one by one)
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(READY) ## Check style, types, settings and migrations
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	DEBUG=1 $(VENV)/bin/mypy .
+	$(EMBEDDED) run --throwaway -- $(PY) manage.py check --fail-level WARNING
+	$(EMBEDDED) run --throwaway -- $(PY) manage.py makemigrations --check --dry-run
+
+format: $(READY) ## Format the code and fix what ruff can fix
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+setup: $(READY) ## Make .venv from requirements.lock
+
+bench: $(READY) ## Measure Truebeat beside django-celery-beat (ARGS="..." to choose)
+	$(EMBEDDED) run --throwaway -- $(PY) -m bench $(ARGS)
+
+manage: $(READY) ## Run manage.py with services up (ARGS="schedule list")
+	@$(EMBEDDED) run -- $(PY) manage.py $(ARGS)
+
+shell: $(READY) ## Open a Python shell with services up
+	@$(EMBEDDED) run -- $(PY) manage.py shell
+
+lock: ## Resolve requirements*.in into requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		requirements-dev.in --output-file requirements.lock $(ARGS) >/dev/null
+
+clean: ## Remove .venv and caches; the data in var/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+reset: ## Remove the data in var/
+	rm -rf var
+
+# The lock file is also what two makes at once queue up on; the second finds the work done.
+$(READY): requirements.lock
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv and pip; set PYTHON=..." >&2; exit 1; }
+	@exec 9<requirements.lock; ! command -v flock >/dev/null || flock 9; \
+	test $@ -nt requirements.lock || { \
+		echo "Making $(VENV) from requirements.lock with $(PYTHON) ..." && \
+		$(PYTHON) -m venv --clear $(VENV) && \
+		$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+			-r requirements.lock && \
+		touch $@; }

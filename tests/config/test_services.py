@@ -1,0 +1,79 @@
+"""The plugin that gives the tests their services, seen from outside, in suites of one test file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITE = """
+import os
+import pytest
+from django.db import connection
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("number", range(6))
+def test_where_it_runs(number, redis_client):
+    redis_client.set("mine", os.environ["PYTEST_XDIST_WORKER"])
+    with open(os.environ["PLACES"], "a") as places:
+        database, redis = connection.settings_dict, os.environ["REDIS_URL"]
+        places.write(f"{database['PORT']}/{database['NAME']} {redis}\\n")
+"""
+
+
+def start_suite(place: Path) -> subprocess.Popen[bytes]:
+    place.mkdir()
+    (place / "tmp").mkdir()
+    (place / "test_suite.py").write_text(SUITE)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TMPDIR": str(place / "tmp"),
+        "PLACES": str(place / "places"),
+    }
+    options = (
+        f"-n 2 --dist each -p no:cacheprovider --basetemp {place}/base -c {ROOT}/pyproject.toml"
+    )
+    command = [sys.executable, "-m", "pytest", *options.split(), "-p", "tests.conftest"]
+    return subprocess.Popen([*command, place / "test_suite.py"], cwd=ROOT, env=environment)
+
+
+def test_two_suites_at_once_and_their_workers_share_no_database_and_leave_nothing(
+    tmp_path: Path,
+) -> None:
+    places = [tmp_path / "first", tmp_path / "second"]
+    suites = [start_suite(place) for place in places]
+
+    assert [suite.wait(120) for suite in suites] == [0, 0]
+    lines = [line for place in places for line in (place / "places").read_text().splitlines()]
+    assert len(lines) == 24
+    assert len({line.split()[0] for line in lines}) == 4
+    assert len({line.split()[1] for line in lines}) == 4
+    assert [list((place / "tmp").iterdir()) for place in places] == [[], []]
+
+
+def test_it_starts_nothing_to_show_its_help() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": "/nowhere"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://:pw@127.0.0.1:6379/0", "redis://:pw@127.0.0.1:6379/3"),
+        ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379/3"),
+        ("rediss://user:pw@redis.example/5", "rediss://user:pw@redis.example/8"),
+    ],
+)
+def test_a_worker_counts_its_redis_database_from_the_named_one(url: str, expected: str) -> None:
+    from tests.services import redis_database
+
+    assert redis_database(url, 3) == expected
