@@ -1,0 +1,295 @@
+"""Lifecycle ids from a CSV file: read as a stream, checked by line, written in one transaction.
+
+The lines go into a temporary table, where Postgres finds duplicates and what has changed, so that
+memory stays bounded whatever the size of the file. Importing a file twice changes nothing.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+from django.db import connection, transaction
+
+from notifications.dates import parse_day
+from notifications.models import LifecycleId
+
+COLUMNS = ("lcid", "name", "issued_on", "expires_on", "requester_email", "requester_name")
+MAY_BE_EMPTY = {"issued_on", "requester_name"}
+LONGEST = {
+    field.name: field.max_length
+    for field in LifecycleId._meta.concrete_fields
+    if field.max_length is not None
+}
+WHOLE_LINE = "(whole line)"
+# What bytes that are not UTF-8 become under errors="surrogateescape".
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f]")
+
+MAKE_STAGE = """
+CREATE TEMPORARY TABLE lifecycle_stage (
+    line integer, valid boolean, lcid text, name text, issued_on date, expires_on date,
+    requester_email text, requester_name text
+)
+"""
+
+COPY_TO_STAGE = f"COPY lifecycle_stage (line, valid, {', '.join(COLUMNS)}) FROM STDIN"
+
+# A line whose LCID stood above already, on a valid line or not: which one is meant, nobody knows.
+REMOVE_DUPLICATES = f"""
+WITH doubled AS (
+    SELECT lcid, min(line) AS first_line FROM lifecycle_stage GROUP BY lcid HAVING count(*) > 1
+), removed AS (
+    DELETE FROM lifecycle_stage stage USING doubled
+     WHERE stage.lcid = doubled.lcid AND stage.line > doubled.first_line
+    RETURNING stage.*, first_line
+)
+SELECT line, first_line, {", ".join(COLUMNS)} FROM removed WHERE valid ORDER BY line
+"""  # noqa: S608 (constants)
+
+# xmax is 0 in a row that was inserted. The status is the users', no file's.
+WRITE = f"""
+WITH written AS (
+    INSERT INTO notifications_lifecycleid AS record ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS)} FROM lifecycle_stage WHERE valid ORDER BY lcid
+        ON CONFLICT (lcid) DO UPDATE
+       SET ({", ".join(COLUMNS[1:])}) = ROW({", ".join(f"excluded.{name}" for name in COLUMNS[1:])})
+     WHERE ({", ".join(f"record.{name}" for name in COLUMNS[1:])})
+        IS DISTINCT FROM ({", ".join(f"excluded.{name}" for name in COLUMNS[1:])})
+    RETURNING xmax = 0 AS inserted
+)
+SELECT (SELECT count(*) FROM lifecycle_stage WHERE valid),
+       count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written
+"""  # noqa: S608 (constants)
+
+
+class Problem(NamedTuple):
+    """Why a line cannot be imported. Lines count from 1, the header's."""
+
+    line: int
+    column: str
+    value: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.column}: {self.what}: {self.value[:100]!r}"
+
+
+class Refused(Exception):
+    """Nothing was imported, and why."""
+
+
+@dataclass
+class Imported:
+    """Numbers of lines: those read, and what became of them."""
+
+    read: int = 0
+    rejected: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+
+class Line(NamedTuple):
+    """One record of the file: the line it begins on, and its values, or why there are none."""
+
+    number: int
+    values: list[str]
+    error: str = ""
+
+
+def import_lifecycle_ids(
+    lines: Iterable[str], *, report: Callable[[Problem], None], rejects: Path | None = None
+) -> Imported:
+    """Insert and update the lifecycle ids of a CSV file, all or none.
+
+    Args:
+        lines: its lines, decoded as UTF-8 with errors="surrogateescape".
+        report: is called with each problem, most of them in the order of the lines.
+        rejects: the file for lines with problems; the others are imported then.
+
+    Raises:
+        Refused: the file has no such lines, or has lines with problems and `rejects` is None.
+    """
+    records = _records(lines)
+    header = _read_header(records, report)
+    with transaction.atomic(), connection.cursor() as cursor, _Rejects(rejects, header) as rejected:
+        cursor.execute(MAKE_STAGE)
+        counts = Imported()
+        _stage(cursor, header, records, counts, report, rejected)
+        cursor.execute(REMOVE_DUPLICATES)
+        for number, first, *values in cursor:
+            problem = Problem(number, "lcid", values[0], f"is on line {first} already")
+            report(problem)
+            rejected.add(Line(number, _in_order_of(header, values)), [problem])
+        counts.rejected = rejected.count
+        if not counts.read:
+            raise Refused("The file has a header and no line below it.")
+        if counts.rejected and rejects is None:
+            raise Refused(f"{counts.rejected} of {counts.read} lines cannot be imported.")
+        cursor.execute(WRITE)
+        valid, counts.inserted, counts.updated = cursor.fetchone()
+        cursor.execute("DROP TABLE lifecycle_stage")
+        counts.unchanged = valid - counts.inserted - counts.updated
+    return counts
+
+
+def _records(lines: Iterable[str]) -> Iterator[Line]:
+    reader = csv.reader(lines, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            values = [value.strip() for value in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Line(number, [], f"is not CSV ({error})")
+            continue
+        if any(values):
+            yield Line(number, values)
+
+
+def _read_header(records: Iterator[Line], report: Callable[[Problem], None]) -> list[str]:
+    header = next(records, None)
+    if header is None:
+        raise Refused(f"The file is empty. Its first line names the columns: {', '.join(COLUMNS)}.")
+    text = header.error or ",".join(header.values)
+    if NOT_UTF8.search(text):
+        report(Problem(header.number, WHOLE_LINE, text, "is not UTF-8"))
+        raise Refused("The file is not UTF-8.")
+    wrong = [name for name in COLUMNS if header.values.count(name) != 1]
+    for name in wrong:
+        what = "this column is there twice" if name in header.values else "this column is missing"
+        report(Problem(header.number, name, text, what))
+    if wrong:
+        raise Refused(f"The first line must name these columns: {', '.join(COLUMNS)}.")
+    return header.values
+
+
+def _stage(
+    cursor: Any,
+    header: list[str],
+    records: Iterable[Line],
+    counts: Imported,
+    report: Callable[[Problem], None],
+    rejected: "_Rejects",
+) -> None:
+    positions = [header.index(name) for name in COLUMNS]
+    with cursor.copy(COPY_TO_STAGE) as copy:
+        for line in records:
+            counts.read += 1
+            problems = _check_shape(line, len(header))
+            values = [] if problems else [line.values[position] for position in positions]
+            problems = problems or list(_check_values(line.number, values))
+            if not problems:
+                dates = [value or None for value in values[2:4]]
+                copy.write_row((line.number, True, *values[:2], *dates, *values[4:]))
+                continue
+            if values and not any(problem.column == "lcid" for problem in problems):
+                copy.write_row((line.number, False, values[0], *[None] * 5))
+            for problem in problems:
+                report(problem)
+            rejected.add(line, problems)
+
+
+def _check_shape(line: Line, width: int) -> list[Problem]:
+    text = ",".join(line.values)
+    if line.error:
+        return [Problem(line.number, WHOLE_LINE, text, line.error)]
+    if len(line.values) != width:
+        what = f"has {len(line.values)} values where the header names {width} columns"
+        return [Problem(line.number, WHOLE_LINE, text, what)]
+    return []
+
+
+def _check_values(number: int, values: Sequence[str]) -> Iterator[Problem]:
+    for column, value in zip(COLUMNS, values, strict=True):
+        if what := _what_is_wrong(column, value):
+            yield Problem(number, column, value, what)
+
+
+def _what_is_wrong(column: str, value: str) -> str:
+    """Return what is wrong with the value of a column, or "" if nothing is."""
+    if not value:
+        return "" if column in MAY_BE_EMPTY else "is empty"
+    if NOT_UTF8.search(value):
+        return "is not UTF-8"
+    if CONTROL_CHARACTERS.search(value):
+        return "has a control character"
+    if column.endswith("_on"):
+        return "" if _is_date(value) else "is not a date such as 2026-11-20"
+    if len(value) > LONGEST[column]:
+        return f"has {len(value)} characters, more than {LONGEST[column]}"
+    if column == "requester_email" and not _is_email(value):
+        return "is not an e-mail address"
+    return ""
+
+
+# Dates and requesters come in thousands of lines each.
+@lru_cache(maxsize=4096)
+def _is_date(value: str) -> bool:
+    try:
+        return isinstance(parse_day(value), date)
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _is_email(value: str) -> bool:
+    try:
+        validate_email(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _in_order_of(header: list[str], values: Sequence[object]) -> list[str]:
+    given = dict(zip(COLUMNS, values, strict=True))
+    return ["" if given.get(name) is None else str(given[name]) for name in header]
+
+
+class _Rejects:
+    """The rejected lines, counted, and written to a file that can be mended and imported again.
+
+    The file is made with its first line, so that nothing rejected leaves nothing behind.
+    """
+
+    def __init__(self, path: Path | None, header: Sequence[str]) -> None:
+        self.count = 0
+        self._path = path
+        self._header = header
+        self._file: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+    def add(self, line: Line, problems: Iterable[Problem]) -> None:
+        self.count += 1
+        if self._path is None:
+            return
+        if self._file is None:
+            self._file = self._path.open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            )
+            self._write(["line", "problem", *self._header])
+        what = "; ".join(f"{problem.column}: {problem.what}" for problem in problems)
+        self._write([str(line.number), what, *line.values])
+
+    def _write(self, values: Sequence[str]) -> None:
+        csv.writer(self._file).writerow(values)
