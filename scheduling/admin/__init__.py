@@ -1,0 +1,15 @@
+"""The admin: what operators see of the ledger, and what they may do.
+
+Every page shows; every action calls one function of the core. Pages cost the same at ten and at a
+million rows: nothing counts a whole table, and no form lists one.
+"""
+
+from django.contrib import admin
+
+from scheduling.admin import old_addresses, results, rules, runs, schedules
+
+__all__ = ["old_addresses", "results", "rules", "runs", "schedules"]
+
+admin.site.site_title = "Truebeat"
+admin.site.site_header = "Truebeat"
+admin.site.index_title = "Schedules, runs and what they use"

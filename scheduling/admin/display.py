@@ -1,0 +1,100 @@
+"""How instants, durations, states and texts look on every page."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+
+NOTHING = "-"
+LONGEST_TEXT = 20_000
+LINE = 100
+UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def moment(instant: datetime | None) -> str:
+    """Return the instant in TIME_ZONE, to the second, with the zone's name."""
+    if instant is None:
+        return NOTHING
+    return timezone.localtime(instant).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def span(length: timedelta) -> str:
+    """Return a duration in its two largest units: "1 h 30 min", "2.41 s", "35 ms"."""
+    seconds = abs(length.total_seconds())
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    words, rest = [], int(seconds)
+    for size, unit in UNITS:
+        if rest >= size:
+            words.append(f"{rest // size} {unit}")
+            rest %= size
+    return " ".join(words[:2])
+
+
+def relative(instant: datetime, now: datetime) -> str:
+    """Return how far an instant is from now: "in 5 min 2 s", "3 h 10 min ago"."""
+    if abs(instant - now) < timedelta(seconds=1):
+        return "now"
+    return f"in {span(instant - now)}" if instant > now else f"{span(now - instant)} ago"
+
+
+def when(instant: datetime | None, now: datetime) -> SafeString | str:
+    """Return an instant as people read it: how far away, and below it which instant."""
+    if instant is None:
+        return NOTHING
+    return format_html(
+        '<time class="tb-when" datetime="{}">{}<br><span class="quiet">{}</span></time>',
+        instant.isoformat(),
+        relative(instant, now),
+        moment(instant),
+    )
+
+
+def ago(instant: datetime | None, now: datetime) -> SafeString | str:
+    """Return how far away an instant is; which instant is told to whoever points at it."""
+    if instant is None:
+        return NOTHING
+    return format_html(
+        '<time class="tb-when" datetime="{}" title="{}">{}</time>',
+        instant.isoformat(),
+        moment(instant),
+        relative(instant, now),
+    )
+
+
+def badge(kind: str, text: str) -> SafeString:
+    """Return a coloured word; the word says everything that the colour does."""
+    return format_html('<span class="tb-badge tb-{}">{}</span>', kind, text)
+
+
+def breakable(dotted: str) -> SafeString:
+    """Return a dotted name that a narrow column may break after its dots."""
+    return format_html_join(mark_safe(".<wbr>"), "{}", ((part,) for part in dotted.split(".")))
+
+
+def block(text: Any) -> SafeString | str:
+    """Return a long text as it was written, cut where a page could not bear it."""
+    text = str(text or "")
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]}\n… {len(text) - LONGEST_TEXT:,} more characters"
+    return format_html('<pre class="tb-text">{}</pre>', text) if text else NOTHING
+
+
+def instant_of(text: str | None) -> datetime | None:
+    """Return the instant that JSON holds as ISO text."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def pretty(json_text: str) -> str:
+    """Return a JSON text with line breaks if it is long; as it is where it is no JSON."""
+    try:
+        value = json.loads(json_text)
+        line = json.dumps(value, ensure_ascii=False)
+        return line if len(line) <= LINE else json.dumps(value, indent=2, ensure_ascii=False)
+    except ValueError:
+        return json_text

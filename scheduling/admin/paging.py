@@ -1,0 +1,27 @@
+"""Pages of large tables: a count that stops at a bound."""
+
+from typing import Any
+
+from django.core.paginator import Paginator
+from django.utils.functional import cached_property
+
+# Enough to leaf through; the rows before a page are read for it, so deep pages cost more.
+BOUND = 5_000
+
+
+class MoreThan(int):
+    """A count that stopped at a bound: that number for arithmetic, "more than 5,000" to read."""
+
+    def __str__(self) -> str:
+        return f"more than {int(self):,}"
+
+
+class BoundedPaginator(Paginator[Any]):
+    """Counts, and pages through, the first BOUND rows; filters find the others."""
+
+    object_list: Any
+
+    @cached_property
+    def count(self) -> int:
+        count: int = self.object_list.order_by()[: BOUND + 1].count()
+        return MoreThan(BOUND) if count > BOUND else count

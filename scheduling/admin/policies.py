@@ -1,0 +1,79 @@
+"""The policy of a schedule, as a part of its form."""
+
+from datetime import datetime
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from scheduling.admin.display import moment
+from scheduling.models import Policy, Schedule
+
+DURATION = "hours:minutes:seconds, such as 00:15:00; days go before it, as in “2 00:00:00”"
+
+
+class PolicyInline(admin.StackedInline[Policy, Schedule]):
+    """How the schedule is treated. Whoever may change the schedule may change this."""
+
+    model = Policy
+    verbose_name = verbose_name_plural = "how it is treated (its policy)"
+    extra = max_num = 1
+    can_delete = False
+    readonly_fields = ("pause", "managed_by")
+    fields = (
+        "pause",
+        "overlap",
+        "catch_up",
+        "catch_up_window",
+        "spread",
+        "max_attempts",
+        "deadline_after",
+        "owner",
+        "managed_by",
+    )
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name in HELP:
+            kwargs["help_text"] = HELP[db_field.name]
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._of_the_schedule("view", request, obj)
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._of_the_schedule("change" if obj else "add", request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._of_the_schedule("change" if obj else "add", request, obj)
+
+    def _of_the_schedule(self, action: str, request: HttpRequest, obj: Any) -> bool:
+        page = self.admin_site.get_model_admin(Schedule)
+        args = (request,) if action == "add" else (request, obj)
+        return bool(getattr(page, f"has_{action}_permission")(*args))
+
+    @admin.display(description="paused")
+    def pause(self, policy: Policy) -> str:
+        if policy.paused_at is None:
+            return "no"
+        words = [f"since {moment(policy.paused_at)}", _until(policy.paused_until)]
+        if policy.paused_by:
+            words.append(f"by {policy.paused_by}")
+        if policy.pause_reason:
+            words.append(f": {policy.pause_reason}")
+        return " ".join(words).replace(" :", ":")
+
+
+def _until(instant: datetime | None) -> str:
+    return f"until {moment(instant)}" if instant else "until somebody resumes it"
+
+
+HELP = {
+    "overlap": "When an occurrence is due while an earlier run has not finished.",
+    "catch_up": "What becomes of times that passed while nothing was running (an outage).",
+    "catch_up_window": "“A run for each”: how far back. “Skip”: how late is still in time "
+    f"(1 minute if empty). {DURATION}.",
+    "spread": f"Start up to this much later, always by the same offset. {DURATION}.",
+    "max_attempts": "Failed attempts after which a run has failed. Empty: what the job says.",
+    "deadline_after": f"A run should have started this long after it was due. {DURATION}.",
+    "owner": "Who to ask: a person or a team.",
+}

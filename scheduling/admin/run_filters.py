@@ -1,0 +1,59 @@
+"""Filters of the list of runs."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+
+from scheduling import clock
+from scheduling.admin.filters import InputFilter
+from scheduling.models import Origin, Schedule
+
+
+class ScheduleFilter(InputFilter):
+    """By a schedule's name: its runs under every name it had, or those of a deleted schedule."""
+
+    title = "schedule"
+    parameter_name = "schedule"
+    placeholder = "the whole name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        name = (self.value() or "").strip()
+        if not name:
+            return queryset
+        found = Schedule.objects.filter(name=name).values_list("pk", flat=True).first()
+        if found is None:
+            return queryset.filter(schedule_name=name)
+        # Said twice, once for each of the two partial indexes.
+        planned = Q(schedule_id=found, origin=Origin.SCHEDULE)
+        return queryset.filter(planned | Q(schedule_id=found) & ~Q(origin=Origin.SCHEDULE))
+
+
+class DueFilter(admin.SimpleListFilter):
+    title = "due"
+    parameter_name = "due"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("hour", "in the last hour"),
+            ("today", "today"),
+            ("week", "in the last 7 days"),
+            ("month", "in the last 30 days"),
+            ("later", "still to come"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        now = clock.now()
+        if self.value() == "later":
+            return queryset.filter(due_at__gt=now)
+        if self.value() == "today":
+            midnight = timezone.localtime(now).replace(hour=0, minute=0, second=0, microsecond=0)
+            # The calendar's next day: on two days of the year that is not 24 hours on.
+            return queryset.filter(due_at__gte=midnight, due_at__lt=midnight + timedelta(days=1))
+        back = {"hour": timedelta(hours=1), "week": timedelta(7), "month": timedelta(30)}
+        if self.value() in back:
+            return queryset.filter(due_at__gt=now - back[self.value() or ""], due_at__lte=now)
+        return queryset

@@ -1,0 +1,316 @@
+"""Runs: what became of every occurrence and every job, to read; to cancel and to replay."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django_celery_results.models import TaskResult
+
+from scheduling import clock
+from scheduling.admin.display import (
+    NOTHING,
+    ago,
+    badge,
+    block,
+    breakable,
+    instant_of,
+    moment,
+    pretty,
+    span,
+    when,
+)
+from scheduling.admin.filters import TaskFilter
+from scheduling.admin.object_actions import ObjectActions
+from scheduling.admin.paging import BoundedPaginator
+from scheduling.admin.run_filters import DueFilter, ScheduleFilter
+from scheduling.enqueueing import replay
+from scheduling.finishing import cancel
+from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
+from scheduling.registry import attempts_allowed
+
+NO_TIME = timedelta(0)
+
+
+class RunChangeList(ChangeList):
+    """Leaves out the columns that can be large, and adds the instant at which it was read."""
+
+    def get_queryset(self, request: HttpRequest, *args: Any) -> QuerySet[Any]:
+        queryset: QuerySet[Any] = super().get_queryset(request, *args)
+        return queryset.defer("args", "kwargs", "options", "errors")
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        rows, now = list(self.result_list), clock.now()
+        for row in rows:
+            row.seen_at = now
+        self.result_list = rows
+
+
+def _instant(column: str, words: str) -> Any:
+    @admin.display(description=words)
+    def shown(self: Any, run: Run) -> str:
+        return moment(getattr(run, column))
+
+    return shown
+
+
+@admin.register(Run)
+class RunAdmin(ObjectActions):
+    """Nobody writes a run by hand; whoever has the right to change runs may cancel and replay."""
+
+    change_form_template = "admin/scheduling/run/change_form.html"
+    list_display = (
+        "short_id", "work", "state_", "due", "start", "duration", "attempt_and_worker",
+    )  # fmt: skip
+    list_filter = ("state", DueFilter, ScheduleFilter, TaskFilter, "origin")
+    list_per_page = 50
+    list_max_show_all = 200
+    # Ids sort by when they were made, and are indexed: the newest come first.
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("pk",)
+    search_help_text = "A run's id (Celery's task id). Other ways to find runs are on the right."
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    actions = ("cancel", "replay")
+    buttons = ("cancel", "replay")
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("state_", "attempt_", "worker"),
+                    "reason",
+                    ("task", "schedule", "origin"),
+                )
+            },
+        ),
+        (
+            "When",
+            {
+                "fields": (
+                    ("due", "may_start", "lateness"),
+                    ("started", "finished", "duration"),
+                    ("deadline_", "expires", "lease"),
+                    ("made", "queued"),
+                )
+            },
+        ),
+        ("Errors", {"fields": ("attempts",)}),
+        ("Result", {"fields": ("result",)}),
+        ("What it was called with", {"fields": ("arguments", "keywords", "options_")}),
+        (
+            "Where it comes from",
+            {
+                "fields": (
+                    ("id", "enqueued_by", "replay_of_"),
+                    ("queue", "priority", "unique_key"),
+                    ("coalesced_", "cancel_requested_by"),
+                )
+            },
+        ),
+    )
+
+    class Media:
+        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
+
+    # --- Who may do what --------------------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("scheduling.change_run")
+
+    # --- The list ---------------------------------------------------------------------------------
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return RunChangeList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        if not search_term.strip():
+            return queryset, False
+        try:
+            return queryset.filter(pk=UUID(search_term.strip())), False
+        except ValueError:
+            return queryset.none(), False
+
+    @admin.display(description="run")
+    def short_id(self, run: Run) -> SafeString:
+        return format_html('<code class="tb-when" title="{}">…{}</code>', run.pk, str(run.pk)[-8:])
+
+    @admin.display(description="task and schedule")
+    def work(self, run: Run) -> SafeString:
+        return format_html("{}<br>{}", breakable(run.task), self.schedule(run))
+
+    @admin.display(description="started")
+    def start(self, run: Run) -> SafeString:
+        late = self.lateness(run)
+        more = format_html('<br><span class="quiet">late by {}</span>', late)
+        return format_html("{}{}", ago(run.started_at, _now(run)), "" if late == NOTHING else more)
+
+    @admin.display(description="attempt, worker")
+    def attempt_and_worker(self, run: Run) -> SafeString:
+        worker = breakable(run.worker)
+        return format_html('{}<br><span class="quiet">{}</span>', self.attempt_(run), worker)
+
+    @admin.display(description="schedule")
+    def schedule(self, run: Run) -> SafeString | str:
+        if run.schedule_id is None:
+            return NOTHING
+        page = reverse("admin:scheduling_schedule_change", args=[run.schedule_id])
+        return format_html('<a href="{}">{}</a>', page, run.schedule_name or run.schedule_id)
+
+    @admin.display(description="state")
+    def state_(self, run: Run) -> SafeString:
+        words = run.get_state_display()
+        if run.state == State.RUNNING and run.cancel_requested_by:
+            words = f"{words}, cancel asked for"
+        return badge(run.state, words)
+
+    @admin.display(description="due")
+    def due(self, run: Run) -> SafeString | str:
+        return when(run.due_at, _now(run))
+
+    @admin.display(description="late by")
+    def lateness(self, run: Run) -> str:
+        """How long after it might have started, by its spread or its retry, it did start."""
+        if run.started_at is not None:
+            return span(max(run.started_at - run.run_at, NO_TIME))
+        overdue = _now(run) - run.run_at
+        return f"{span(overdue)} so far" if run.state in WAITING and overdue > NO_TIME else NOTHING
+
+    @admin.display(description="took")
+    def duration(self, run: Run) -> str:
+        if run.started_at is None:
+            return NOTHING
+        if run.finished_at is None:
+            return f"{span(_now(run) - run.started_at)} so far"
+        return span(run.finished_at - run.started_at)
+
+    @admin.display(description="attempt")
+    def attempt_(self, run: Run) -> str:
+        allowed = attempts_allowed(run.task, run.max_attempts)
+        # What counts against the budget is failures: a hand-back is an attempt that costs nothing.
+        return f"{run.attempt} of {max(allowed, run.attempt)}" if allowed else str(run.attempt)
+
+    # --- The page of one run ----------------------------------------------------------------------
+
+    may_start = _instant("run_at", "may start at")
+    started = _instant("started_at", "started")
+    finished = _instant("finished_at", "finished")
+    deadline_ = _instant("deadline", "should start by")
+    expires = _instant("expires_at", "expires")
+    made = _instant("created_at", "written")
+    queued = _instant("queued_at", "queued")
+
+    @admin.display(description="lease until")
+    def lease(self, run: Run) -> str:
+        return moment(run.lease_expires_at) if run.state == State.RUNNING else NOTHING
+
+    @admin.display(description="stands for")
+    def coalesced_(self, run: Run) -> str:
+        return f"itself and {run.coalesced:,} missed after it" if run.coalesced else "itself"
+
+    @admin.display(description="replay of")
+    def replay_of_(self, run: Run) -> SafeString | str:
+        return _link(run.replay_of) if run.replay_of else NOTHING
+
+    @admin.display(description="arguments")
+    def arguments(self, run: Run) -> SafeString | str:
+        return block(pretty(run.args))
+
+    @admin.display(description="keyword arguments")
+    def keywords(self, run: Run) -> SafeString | str:
+        return block(pretty(run.kwargs))
+
+    @admin.display(description="message options")
+    def options_(self, run: Run) -> SafeString | str:
+        return block("" if run.options == "{}" else pretty(run.options))
+
+    @admin.display(description="failed attempts")
+    def attempts(self, run: Run) -> SafeString | str:
+        if not run.errors:
+            return "none"
+        shown = [
+            {
+                **error,
+                "started": moment(instant_of(error.get("started_at"))),
+                "ended": moment(instant_of(error.get("ended_at"))),
+                "text": block(error.get("traceback")) if error.get("traceback") else "",
+            }
+            for error in run.errors
+        ]
+        return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
+
+    @admin.display(description="stored result")
+    def result(self, run: Run) -> SafeString | str:
+        stored = TaskResult.objects.filter(task_id=str(run.pk)).first()
+        if stored is None:
+            return "none stored"
+        return format_html("{}{}", stored.status, block(pretty(stored.result or "")))
+
+    # --- Actions ----------------------------------------------------------------------------------
+
+    def called(self, obj: Any) -> str:
+        return str(obj.task)
+
+    def offers(self, obj: Any, name: str) -> bool:
+        return obj.state in (UNFINISHED if name == "cancel" else FINAL)
+
+    @admin.action(description="Cancel", permissions=["operate"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        by = request.user.get_username()
+
+        def cancel_one(run: Run) -> str:
+            cancelled = cancel(run.pk, by=by).state == State.CANCELLED
+            did = "Cancelled" if cancelled else "Asked its worker to end it"
+            self._show(request, run, did)
+            return did
+
+        self.for_each(request, queryset, cancel_one)
+
+    @admin.action(description="Replay", permissions=["operate"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        by = request.user.get_username()
+
+        def replay_one(run: Run) -> str:
+            new = replay(run.pk, by=by).pk
+            self._show(request, run, format_html("Replayed as {}", _link(new)))
+            return f"Replayed as {new}"
+
+        self.for_each(request, queryset, replay_one)
+
+    def _show(self, request: HttpRequest, run: Run, did: str) -> None:
+        text = format_html("{}: {} ({}).", did, _link(run.pk), run.task)
+        self.message_user(request, text, messages.SUCCESS)
+
+
+def _now(run: Any) -> datetime:
+    """Return the instant at which the page was read; the page of one run reads it here."""
+    if not hasattr(run, "seen_at"):
+        run.seen_at = clock.now()
+    seen_at: datetime = run.seen_at
+    return seen_at
+
+
+def _link(run_id: UUID) -> SafeString:
+    page = reverse("admin:scheduling_run_change", args=[run_id])
+    return format_html('<a href="{}">{}</a>', page, run_id)

@@ -1,0 +1,167 @@
+"""The form of a schedule: what is refused, and in which words."""
+
+from typing import Any, ClassVar
+
+from django import forms
+from kombu.utils.json import loads
+
+from scheduling import clock, recurrence
+from scheduling.errors import EnqueueError
+from scheduling.models import Priority, Schedule
+from scheduling.registry import check_call, decode_error, get_job, job_names, queue_of
+from scheduling.rules import rule_of
+
+RULES = ("crontab", "interval", "clocked", "solar")
+# A change of these can make a rule that never fires.
+TIMING = {*RULES, "start_time", "expires", "one_off", "enabled"}
+CALL = {"task", "args", "kwargs"}
+
+
+class ScheduleForm(forms.ModelForm[Schedule]):
+    """Refuses what could not run: unknown tasks, arguments that do not fit, rules without end."""
+
+    # Every name is let in, so that the message for an unknown one can name the nearest.
+    task = forms.CharField(
+        max_length=200,
+        widget=forms.Select(),
+        help_text="The registered jobs: the functions marked @shared_task in an app's tasks.py.",
+    )
+    priority = forms.TypedChoiceField(
+        coerce=int,
+        empty_value=None,
+        required=False,
+        help_text="What runs first when more is due than the workers can take.",
+    )
+
+    class Meta:
+        model = Schedule
+        fields = (
+            "name", "task", "enabled", "description",
+            *RULES, "start_time", "expires", "one_off",
+            "args", "kwargs", "queue", "priority", "expire_seconds", "headers",
+        )  # fmt: skip
+        widgets: ClassVar[dict[str, forms.Widget]] = {
+            "args": forms.Textarea(attrs={"rows": 2, "cols": 60, "spellcheck": "false"}),
+            "kwargs": forms.Textarea(attrs={"rows": 2, "cols": 60, "spellcheck": "false"}),
+            "headers": forms.Textarea(attrs={"rows": 1, "cols": 60, "spellcheck": "false"}),
+            "description": forms.Textarea(attrs={"rows": 2, "cols": 60}),
+        }
+        labels: ClassVar[dict[str, str]] = {
+            "crontab": "Crontab",
+            "interval": "Interval",
+            "clocked": "Once, at",
+            "solar": "Solar event",
+            "start_time": "Not before",
+            "expires": "Not after",
+            "one_off": "Only once",
+            "args": "Arguments",
+            "kwargs": "Keyword arguments",
+            "queue": "Queue",
+            "expire_seconds": "Useless after (seconds)",
+            "headers": "Message headers",
+        }
+        help_texts: ClassVar[dict[str, str]] = {
+            "name": "Short, and different from every other schedule's.",
+            "enabled": "A disabled schedule plans nothing. To stop one for a while, pause it.",
+            "description": "What it is for, and what to do when it fails.",
+            "crontab": "Times of day and days, on the clocks of a time zone. Type a rule to find "
+            "it (0 5 * * 1); the plus sign makes a new one.",
+            "interval": "Every so often, counted from a fixed start.",
+            "clocked": "One instant. The schedule then runs once.",
+            "solar": "Sunrise, sunset and the like, at a place.",
+            "start_time": "The first run is at or after this time, when the rule says so.",
+            "expires": "Nothing is due after this time.",
+            "one_off": "Run at the first time that the rule names, then never again.",
+            "args": 'A JSON array, such as ["north", 3]. Checked against the task.',
+            "kwargs": 'A JSON object, such as {"region": "north"}. Checked against the task.',
+            "queue": "Leave empty for the task's own queue.",
+            "expire_seconds": "A run that has not started this long after it was due is dropped "
+            "as expired. Empty: it always runs.",
+            "headers": "A JSON object, sent with the message. Seldom needed.",
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Without the right to change it, Django shows the schedule and leaves its fields out.
+        fields: dict[str, Any] = self.fields
+        if "task" in fields:
+            fields["task"].widget.choices = task_choices(self.instance.task)
+        if "priority" in fields:
+            fields["priority"].choices = priority_choices(self.instance.priority)
+
+    def clean_task(self) -> str:
+        name: str = self.cleaned_data["task"]
+        if CALL & set(self.changed_data) or self.data.get("enabled"):
+            try:
+                get_job(name)
+            except EnqueueError as error:
+                raise forms.ValidationError(str(error)) from None
+        return name
+
+    def clean_args(self) -> str:
+        args: str = self.cleaned_data["args"].strip() or "[]"
+        return self._json(args, "{}", args)
+
+    def clean_kwargs(self) -> str:
+        kwargs: str = self.cleaned_data["kwargs"].strip() or "{}"
+        return self._json("[]", kwargs, kwargs)
+
+    def clean_headers(self) -> str:
+        headers: str = (self.cleaned_data["headers"] or "").strip() or "{}"
+        if problem := decode_error("[]", headers):
+            raise forms.ValidationError(problem.replace("kwargs", "headers", 1))
+        return headers
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if data.get("clocked"):
+            data["one_off"] = True  # an instant comes once; django-celery-beat wants it said
+        if data.get("expires") and data.get("expire_seconds") is not None:
+            # django-celery-beat's own rule, said beside the field.
+            self.add_error("expire_seconds", "Give this or “Not after”, not both.")
+        if data.keys() >= CALL and (data.get("enabled") or CALL & set(self.changed_data)):
+            self._check_call(data)
+        return data
+
+    def _post_clean(self) -> None:
+        """Check the rule once the instance has it, and not before django-celery-beat's checks."""
+        super()._post_clean()  # type: ignore[misc]
+        timing = TIMING & set(self.changed_data)
+        if not self.errors and self.instance.enabled and timing:
+            self._check_rule()
+
+    def _json(self, args: str, kwargs: str, text: str) -> str:
+        if problem := decode_error(args, kwargs):
+            raise forms.ValidationError(problem)
+        return text
+
+    def _check_call(self, data: dict[str, Any]) -> None:
+        try:
+            check_call(data["task"], loads(data["args"]), loads(data["kwargs"]))
+            queue_of(data["task"], data.get("queue") or None)
+        except EnqueueError as error:
+            field = "queue" if "queue" in str(error) else "args"
+            self.add_error(field, str(error))
+
+    def _check_rule(self) -> None:
+        now = clock.now()
+        try:
+            recurrence.check(rule_of(self.instance, anchor=now), now)
+        except recurrence.RecurrenceError as error:
+            field = next((name for name in RULES if self.cleaned_data.get(name)), None)
+            self.add_error(field, str(error))
+
+
+def task_choices(current: str) -> list[tuple[str, str]]:
+    """Return the registered jobs, and what the schedule has if that is none of them."""
+    names = job_names()
+    unknown = [(current, f"{current} (not registered)")] if current and current not in names else []
+    return [("", "---------"), *unknown, *((name, name) for name in names)]
+
+
+def priority_choices(current: int | None) -> list[tuple[str, str]]:
+    """Return the named priorities, and the schedule's own number if that is between two."""
+    choices = [("", "medium (default)"), *((str(step.value), step.label) for step in Priority)]
+    if current is not None and current not in Priority.values:
+        choices.append((str(current), f"{current} (as {Priority.nearest(current).label})"))
+    return choices
