@@ -114,8 +114,8 @@ except ImproperlyConfigured as error:
     refuse(f"DATABASE_URL cannot be read: {error}")
 if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
     refuse("DATABASE_URL must begin with postgres:// (Truebeat's ledger lives in PostgreSQL).")
-if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
-    refuse("REDIS_URL must begin with redis://, rediss:// or unix://.")
+if not REDIS_URL.startswith(("redis://", "rediss://")):
+    refuse("REDIS_URL must begin with redis:// or rediss://.")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
 DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
 

@@ -73,6 +73,7 @@ class Scheduler(beat.Scheduler):
         self._pause = 0.0
         self._low = LONG_AGO
         self._full_look_at = 0.0
+        self._behind = False
         self._resend_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
@@ -125,7 +126,10 @@ class Scheduler(beat.Scheduler):
                 break
         self._resend(look)
         self._copy_last_runs()
-        if full or planned or fired:
+        if full or planned or self._behind:
+            self._full_look_at = 0.0  # there may be more in the past than LOOK_BACK shows
+        self._behind = False
+        if full or planned or fired or published.hints:
             return 0.0
         waits = [SLEEP_MAX, next_due, published.next_in]
         return max(min(wait for wait in waits if wait is not None), 0.0)
@@ -145,6 +149,7 @@ class Scheduler(beat.Scheduler):
     def _fire(self) -> int:
         fired = firing.fire_due(self._low)
         self._last_fired.update(fired.schedule_ids)
+        self._behind |= fired.behind
         self._fired_in_all += len(fired.schedule_ids)
         if fired.one_off_ids:
             firing.copy_last_runs(fired.one_off_ids)

@@ -132,8 +132,15 @@ def _crontab(schedule: Any) -> Any:
         schedule._orig_month_of_year,
         schedule._orig_day_of_week,
     )
-    expression = " ".join(str(field).replace(" ", "") for field in fields)
+    expression = " ".join(map(_field, fields))
     return _saved(row_of(Cron(expression, str(current_app.timezone)), clock.now()))
+
+
+def _field(value: Any) -> str:
+    """Return one field of a crontab, which Celery takes as text, a number or a list of numbers."""
+    if isinstance(value, str | int):
+        return str(value).replace(" ", "")
+    return ",".join(map(str, sorted(value)))
 
 
 def _saved(row: Any) -> Any:

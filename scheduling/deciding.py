@@ -5,6 +5,7 @@ reads the one and writes the other.
 """
 
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import NamedTuple
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from scheduling.finishing import clean
 from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.planning import spread_offset
-from scheduling.registry import DEFAULT_QUEUE, decode_error, queue_of
+from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
 from scheduling.rules import RuleFields, build_rule
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
@@ -125,8 +126,11 @@ def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime
     following = recurrence.next_after(rule, due)
     if plan.catch_up == CatchUp.ALL and ((following and following <= now) or unfinished.held):
         return _one_for_each(plan, rule, unfinished)
-    if plan.catch_up == CatchUp.NONE or following is None or following > now:
+    if following is None or following > now:
         return [_run(plan, due)], following, due
+    if plan.catch_up == CatchUp.NONE:
+        runs = _run_for_each(plan, rule)
+        return runs, recurrence.next_after(rule, runs[-1].due_at), runs[-1].due_at
     latest = recurrence.latest_between(rule, due, now) or due
     missed = recurrence.count_between(rule, due, latest)
     run = _run(plan, due, coalesced=missed, stands_for=latest)
@@ -160,17 +164,20 @@ def _one_for_each(
     elif unfinished.all >= CATCH_UP_MAX:
         reason, last = f"missed: {unfinished.all} runs of this schedule wait already", now
     else:
-        runs = [_run(plan, due)]
-        for instant in recurrence.occurrences_between(rule, due, now):
-            if len(runs) == CATCH_UP_STEP:
-                break
-            runs.append(_run(plan, instant))
+        runs = _run_for_each(plan, rule)
         last = runs[-1].due_at
         return _one_at_a_time(runs, unfinished), recurrence.next_after(rule, last), last
     missed = recurrence.count_between(rule, due, last)
     last = recurrence.latest_between(rule, due, last) or due
     skipped = _run(plan, due, State.SKIPPED, reason, coalesced=missed)
     return [skipped], recurrence.next_after(rule, last), last
+
+
+def _run_for_each(plan: Due, rule: recurrence.Rule) -> list[NewRun]:
+    """Return a run for the due instant and for each that has passed since, up to CATCH_UP_STEP."""
+    missed = recurrence.occurrences_between(rule, plan.next_due_at, plan.now)
+    instants = islice(chain([plan.next_due_at], missed), CATCH_UP_STEP)
+    return [_run(plan, instant) for instant in instants]
 
 
 def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
@@ -210,17 +217,17 @@ def _run(
     """Return the row of the occurrence `due`; it expires by the last one that it stands for."""
     offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
     deadline = None if plan.deadline_after is None else due + plan.deadline_after
-    expires = plan.fields.expires
+    expires = plan.fields.expires and plan.fields.expires + offset
     if plan.expire_seconds is not None:
         seconds = timedelta(seconds=plan.expire_seconds)
         expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
     return NewRun(
         uuid7(), plan.schedule_id, due, due + offset, state, reason, coalesced,
-        queue_of(plan.task, plan.queue or None), Priority.nearest(plan.priority),
-        _options(plan.headers), deadline, expires,
+        queue_of(plan.task, plan.queue or None), priority_of(plan.task, plan.priority),
+        options_with(plan.headers), deadline, expires,
     )  # fmt: skip
 
 
-def _options(headers: str) -> str:
-    """Return a run's options: the schedule's message headers, where it has any."""
+def options_with(headers: str) -> str:
+    """Return a run's options as JSON: the schedule's message headers (JSON), where it has any."""
     return "{}" if headers in ("", "{}") else str(dumps({"headers": dict(loads(headers))}))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from celery import Celery
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import loads
 
+from scheduling.deciding import options_with
 from scheduling.doorbell import ring_on_commit
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.ids import uuid7
@@ -21,6 +22,7 @@ from scheduling.registry import (
     decode_error,
     encode,
     get_job,
+    priority_of,
     queue_of,
     refuse_follow_ups,
 )
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from scheduling.jobs import Job
 
 BATCH = 1000
+LONGEST = timedelta(days=36_500)
 
 # Instants may be given, or durations that count from Postgres's clock.
 INSERT = """
@@ -133,8 +136,8 @@ def enqueue_many(
             for call in batch:
                 check_arguments(job, call.args, call.kwargs)
             rows = [(call.id or uuid7(), encode(call.args), encode(call.kwargs)) for call in batch]
-            cursor.execute(
-                INSERT,
+            _insert_many(
+                cursor,
                 {
                     **columns,
                     **dict(zip(("ids", "args", "kwargs"), arrays(rows, 3), strict=True)),
@@ -144,6 +147,13 @@ def enqueue_many(
         if count:
             ring_on_commit()
     return count
+
+
+def _insert_many(cursor: Any, parameters: dict[str, Any]) -> None:
+    try:
+        cursor.execute(INSERT, parameters)
+    except IntegrityError as error:
+        raise EnqueueError(f"one of the calls has the id of a run that exists: {error}") from None
 
 
 def enqueue_message(
@@ -193,14 +203,19 @@ def run_now(schedule: PeriodicTask, *, by: str) -> Run:
         raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
     check_call(schedule.task, loads(args), loads(kwargs))
     policy = getattr(schedule, "policy", None)
+    seconds = schedule.expire_seconds
+    expires = None if seconds is None else timedelta(seconds=seconds)
     columns = {
         **_no_options(),
         **_start(None, None),
+        **_limit("deadline", policy and policy.deadline_after),
+        **_limit("expires", expires),
         "schedule_id": schedule.pk,
         "schedule_name": schedule.name,
         "task": schedule.task,
+        "options": options_with(schedule.headers or ""),
         "queue": queue_of(schedule.task, schedule.queue or None),
-        "priority": Priority.nearest(schedule.priority),
+        "priority": priority_of(schedule.task, schedule.priority),
         "max_attempts": policy and policy.max_attempts,
         "enqueued_by": by,
     }
@@ -284,10 +299,10 @@ def _options(
         **_limit("deadline", deadline),
         **_limit("expires", expires),
         "task": job.name,
-        "queue": queue_of(job.name, queue),
+        "queue": queue_of(job.name, _checked_queue(queue)),
         "priority": _priority(job.priority if priority is None else priority),
         "max_attempts": max_attempts,
-        "enqueued_by": enqueued_by or _asking_run(),
+        "enqueued_by": _checked_asker(enqueued_by) or _asking_run(),
     }
 
 
@@ -307,17 +322,23 @@ def _no_options() -> dict[str, Any]:
 def _start(at: datetime | timedelta | None, after: timedelta | None) -> dict[str, Any]:
     if at is not None and after is not None:
         raise EnqueueError("give `at` or `after`, not both.")
-    if after is not None and after < timedelta(0):
-        raise EnqueueError(f"`after` must not be negative: {after}.")
+    if after is not None:
+        _check_duration("after", after)
     return {"at": _aware("at", at), "after": after or timedelta(0)}
 
 
 def _limit(name: str, value: datetime | timedelta | None) -> dict[str, Any]:
     if isinstance(value, timedelta):
-        if value < timedelta(0):
-            raise EnqueueError(f"`{name}` must not be negative: {value}.")
+        _check_duration(name, value)
         return {name: None, f"{name}_in": value}
     return {name: _aware(name, value), f"{name}_in": None}
+
+
+def _check_duration(name: str, value: object) -> None:
+    if not isinstance(value, timedelta):
+        raise EnqueueError(f"`{name}` must be a timedelta, not {value!r}.")
+    if not timedelta(0) <= value <= LONGEST:
+        raise EnqueueError(f"`{name}` must be from 0 to {LONGEST.days:,} days, not {value}.")
 
 
 def _aware(name: str, value: Any) -> datetime | None:
@@ -352,9 +373,21 @@ def _priority(value: Priority | str | int | None) -> Priority:
     return Priority.nearest(value)
 
 
+def _checked_queue(queue: str | None) -> str | None:
+    if queue is not None and (not 0 < len(queue) <= 200 or "\0" in queue):
+        raise EnqueueError(f"queue must have 1 to 200 characters and no NUL: {queue[:60]!r}.")
+    return queue
+
+
+def _checked_asker(name: str) -> str:
+    if len(name) > 150 or "\0" in name:
+        raise EnqueueError(f"enqueued_by must have up to 150 characters and no NUL: {name[:60]!r}.")
+    return name
+
+
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and not 0 < len(key) <= 255:
-        raise EnqueueError(f"unique_key must have 1 to 255 characters, not {len(key)}.")
+    if key is not None and (not 0 < len(key) <= 255 or "\0" in key):
+        raise EnqueueError(f"unique_key must have 1 to 255 characters and no NUL: {key[:60]!r}.")
     return key
 
 

@@ -5,6 +5,7 @@ none. `attempt` is the fence: a worker that lost its lease matches no row any mo
 """
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -284,6 +285,7 @@ def cancel(run_id: UUID, *, by: str) -> Run:
             return run
         if run.state in FINAL:
             raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
+        time.sleep(0.01)  # somebody holds the row: beat, or a claim
 
 
 def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:

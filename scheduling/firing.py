@@ -75,11 +75,15 @@ SELECT schedule_id, count(*) FILTER (WHERE state = 'running'),
 
 
 class Fired(NamedTuple):
-    """What one `fire_due` did: plans it looked at, and the schedules whose last run moved."""
+    """What one `fire_due` did: plans it looked at, and the schedules whose last run moved.
+
+    `behind`: one of them is due again already.
+    """
 
     plans: int
     schedule_ids: Sequence[int]
     one_off_ids: Sequence[int]
+    behind: bool = False
 
 
 def fire_due(low: datetime, limit: int = BATCH) -> Fired:
@@ -104,7 +108,10 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
         cursor.execute(WRITE, columns)
     _tell(runs)
     one_offs = [plan.schedule_id for plan in due if plan.one_off]
-    return Fired(len(due), [move.schedule_id for move in moved if move.fired], one_offs)
+    fired = [move.schedule_id for move in moved if move.fired]
+    now = due[0].now
+    behind = any(move.next_due_at is not None and move.next_due_at <= now for move in moved)
+    return Fired(len(due), fired, one_offs, behind)
 
 
 def _cancel_unfinished(plan: Due) -> None:

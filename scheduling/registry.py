@@ -12,6 +12,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps, loads
 
 from scheduling.errors import EnqueueError
+from scheduling.models import Priority
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
@@ -125,14 +126,23 @@ def queue_of(name: str, queue: str | None = None) -> str:
     Raises:
         EnqueueError: the queue is not one of CELERY_TASK_QUEUES and may not be made.
     """
+    task: Any = current_app.tasks.get(name)
+    queue = queue or getattr(task, "queue", None)
     options = {"queue": queue} if queue else {}
     try:
-        task: Any = current_app.tasks.get(name)
         route = current_app.amqp.router.route(options, name, (), {}, task)
     except QueueNotFound as error:
         raise EnqueueError(f"unknown queue {queue!r}: {error}") from None
     found = route.get("queue")
     return str(getattr(found, "name", found or current_app.conf.task_default_queue))
+
+
+@lru_cache(maxsize=4096)
+def priority_of(name: str, priority: int | None = None) -> Priority:
+    """Return the priority that is asked for, or else the task's own, as one of the steps."""
+    if priority is None:
+        priority = getattr(current_app.tasks.get(name), "priority", None)
+    return Priority.nearest(priority)
 
 
 def retries_by_itself(job: "Job") -> bool:

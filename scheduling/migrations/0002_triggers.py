@@ -55,8 +55,8 @@ CREATE TRIGGER scheduling_schedule_inserted
   FOR EACH STATEMENT EXECUTE FUNCTION scheduling_schedule_inserted();
 """
 
-# Edits of the call count too: they may be the repair of a schedule that is in quarantine, or is
-# being put there at this moment.
+# An edit of the call is the repair of a schedule that is in quarantine; whether it is, shows once
+# the lock is held, since beat may be putting it there at this moment.
 SCHEDULE_UPDATED = """
 CREATE FUNCTION scheduling_schedule_updated() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -75,6 +75,12 @@ BEGIN
      WHERE (o.task, o.args, o.kwargs, o.queue, o.headers, o.priority, o.expire_seconds)
            IS DISTINCT FROM
            (n.task, n.args, n.kwargs, n.queue, n.headers, n.priority, n.expire_seconds);
+    IF repaired IS NOT NULL THEN
+        PERFORM 1 FROM scheduling_plan
+          WHERE schedule_id = ANY(repaired) ORDER BY schedule_id FOR NO KEY UPDATE;
+        SELECT array_agg(schedule_id) INTO repaired
+          FROM scheduling_plan WHERE schedule_id = ANY(repaired) AND error <> '';
+    END IF;
     IF changed IS NOT NULL OR repaired IS NOT NULL THEN
         PERFORM scheduling_ask_for_plans(changed || repaired);
     END IF;

@@ -73,7 +73,7 @@ def test_waiting_ends_with_the_run(
     assert process.stdout is not None
     # The id is there before the end is.
     run_id = UUID(process.stdout.readline().strip())
-    wait_for(lambda: claim(run_id, 1))
+    wait_for(lambda: claim(run_id, 1, Run.objects.get(pk=run_id).task))
     assert process.poll() is None
     finish(run_id, 1, Outcome(state, "" if state == State.SUCCEEDED else "because"))
     got, out, err = answer(process)

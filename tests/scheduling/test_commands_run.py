@@ -29,7 +29,7 @@ def made(**columns: Any) -> Run:
 
 def failed(error: str = "ValueError: boom", traceback: str = "") -> Run:
     run = enqueue(SWEEP, max_attempts=1)
-    assert claim(run.id, 1)
+    assert claim(run.id, 1, run.task)
     finish(run.id, 1, Outcome(State.FAILED, error, error, traceback, failed=True))
     return Run.objects.get(pk=run.pk)
 
@@ -132,7 +132,7 @@ class TestCancel:
 
     def test_a_running_one_is_told(self) -> None:
         run = enqueue(SWEEP)
-        assert claim(run.id, 1)
+        assert claim(run.id, 1, run.task)
         answer = called("run", "cancel", str(run.id))
         assert answer.out.startswith("asked the worker ")
         run.refresh_from_db()

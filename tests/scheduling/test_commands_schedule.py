@@ -294,7 +294,7 @@ class TestSync:
     def test_it_prints_what_changed(self) -> None:
         entry = {"task": SWEEP, "schedule": timedelta(hours=1)}
         with override_settings(CELERY_BEAT_SCHEDULE={"swept": entry}):
-            assert called("schedule", "sync").lines == ["+ swept"]
+            assert "+ swept" in called("schedule", "sync").lines
             assert called("schedule", "sync").lines == [
                 "The schedules are as CELERY_BEAT_SCHEDULE says."
             ]

@@ -1,0 +1,65 @@
+"""`python -m bench [BENCH ...] [options]`: run the benches and print what they found."""
+
+import argparse
+import os
+import sys
+from types import ModuleType
+
+import django
+
+from bench import herd, inserting, report, stored
+from bench.ground import BenchError, Ground, prepared
+
+BENCHES: dict[str, ModuleType] = {"herd": herd, "stored": stored, "inserting": inserting}
+
+
+def main() -> int:
+    parser = _parser()
+    options = parser.parse_args()
+    if unknown := set(options.benches) - set(BENCHES):
+        parser.error(f"no bench is called {', '.join(unknown)}.")
+    try:
+        with prepared(options) as ground:
+            os.environ.update(ground.env)
+            django.setup()
+            print(_report(ground))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    names = ", ".join(BENCHES)
+    parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"any of {names}; none: all")
+    parser.add_argument("--runs", type=int, default=3, help="how often Truebeat is measured")
+    parser.add_argument("--peer-runs", type=int, default=1, help="how often its peer is")
+    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
+                        help="when Truebeat is given up")  # fmt: skip
+    parser.add_argument("--peer-limit", type=float, default=30, metavar="SECONDS",
+                        help="when its peer is given up")  # fmt: skip
+    parser.add_argument("--lead", type=float, default=6, metavar="SECONDS",
+                        help="a beat's time before a herd, besides 1 s for each 1,000")  # fmt: skip
+    for bench in BENCHES.values():
+        bench.add_arguments(parser)
+    return parser
+
+
+def _report(ground: Ground) -> str:
+    """Run the chosen benches; progress goes to stdout as they run."""
+    print(report.heading(ground), flush=True)
+    tables = []
+    for name in ground.options.benches or BENCHES:
+        print(f"{name} ...", flush=True)
+        bench = BENCHES[name]
+        tables.append(report.table(bench.TITLE, bench.COLUMNS, bench.measure(ground)))
+    return "\n" + "\n".join(tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

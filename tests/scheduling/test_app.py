@@ -1,0 +1,154 @@
+"""Celery's own faces: what is for later is a row, what is for now stays a plain message."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from celery import chain, current_app, group
+from celery.fixups import django as fixups
+from django.conf import settings as django_settings
+from pytest_django import Settings
+
+from scheduling import clock
+from scheduling.errors import EnqueueError
+from scheduling.ids import uuid7
+from scheduling.models import Origin, Priority, Run, State
+from tests.jobs.tasks import add
+from tests.scheduling.ledger import ADD
+
+LATER = datetime(2099, 1, 1, tzinfo=UTC)
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def client(redis_client: redis.Redis) -> redis.Redis:
+    return redis_client
+
+
+def only_run() -> Run:
+    return Run.objects.get()
+
+
+class TestForLater:
+    def test_a_countdown_is_a_row_and_reaches_no_broker(self, client: redis.Redis) -> None:
+        promised = add.apply_async((1, 2), countdown=90)
+        made = only_run()
+        assert promised.id == str(made.pk)
+        assert (made.task, made.args, made.origin, made.state) == (
+            ADD, "[1, 2]", Origin.ADHOC, State.SCHEDULED,
+        )  # fmt: skip
+        assert timedelta(seconds=85) < made.run_at - clock.now() <= timedelta(seconds=90)
+        assert client.dbsize() == 0
+
+    @pytest.mark.parametrize(
+        "eta",
+        [LATER, LATER.isoformat(), LATER.replace(tzinfo=None),
+         datetime.fromisoformat("2099-01-01T05:30:00+05:30")],
+    )  # fmt: skip
+    def test_an_eta_is_a_row_naive_ones_in_utc_as_celery_reads_them(self, eta: Any) -> None:
+        add.apply_async((1, 2), eta=eta)
+        assert only_run().run_at == LATER
+
+    def test_its_options_are_kept(self) -> None:
+        key = str(uuid7())
+        add.apply_async(
+            (1,), {"y": 2}, countdown=1, task_id=key, queue="q", priority=0, expires=60,
+            time_limit=9, soft_time_limit=8, headers={"t": "1"},
+        )  # fmt: skip
+        made = only_run()
+        assert (str(made.pk), made.queue, made.priority) == (key, "q", Priority.FRONT)
+        assert made.expires_at is not None
+        assert made.expires_at - made.created_at == pytest.approx(
+            timedelta(seconds=60), abs=timedelta(seconds=1)
+        )
+        assert '"time_limit": 9' in made.options
+        assert '"soft_time_limit": 8' in made.options
+
+    def test_a_task_that_this_process_does_not_know_is_a_row_too(self) -> None:
+        promised = current_app.send_task("elsewhere.task", (1,), {"a": 2}, countdown=5)
+        assert (only_run().task, str(only_run().pk)) == ("elsewhere.task", promised.id)
+
+    def test_a_signature_with_a_countdown_is_a_row(self) -> None:
+        add.s(1, 2).set(countdown=5).apply_async()
+        assert only_run().args == "[1, 2]"
+
+    def test_a_countdown_that_is_over_already_may_start_at_once(self) -> None:
+        add.apply_async((1, 2), countdown=-3)
+        assert only_run().run_at <= clock.now()
+
+    @pytest.mark.parametrize(
+        "send",
+        [
+            lambda: add.apply_async((1, 2), countdown=5, link=add.s(1)),
+            lambda: add.apply_async((1, 2), countdown=5, link_error=add.s(1)),
+            lambda: chain(add.s(1, 2), add.s(3)).apply_async(countdown=5),
+            lambda: group(add.s(1, 2), add.s(3, 4)).apply_async(countdown=5),
+        ],
+    )
+    def test_what_a_row_cannot_carry_is_refused(self, send: Any, client: redis.Redis) -> None:
+        with pytest.raises(EnqueueError, match="follow-ups"):
+            send()
+        assert (Run.objects.count(), client.dbsize()) == (0, 0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task_id": "mine"}, "not a UUID|is not a UUID"),
+            ({"eta": "tomorrow"}, "not an ISO 8601 time"),
+            ({"args": (1, object())}, "not JSON"),
+        ],
+    )
+    def test_what_cannot_be_written_is_refused(self, options: Any, message: str) -> None:
+        call: dict[str, Any] = {"args": (1, 2), "countdown": 5, **options}
+        with pytest.raises(EnqueueError, match=message):
+            add.apply_async(**call)
+
+    def test_an_id_twice_is_refused(self) -> None:
+        key = str(uuid7())
+        add.apply_async((1, 2), countdown=5, task_id=key)
+        with pytest.raises(EnqueueError, match="there is a run with the id"):
+            add.apply_async((1, 2), countdown=5, task_id=key)
+
+    def test_a_priority_below_the_highest_is_the_highest(self) -> None:
+        add.apply_async((1, 2), countdown=5, priority=-1)
+        assert only_run().priority == Priority.FRONT
+
+
+class TestForNow:
+    def test_a_plain_delay_is_a_plain_message(self, client: redis.Redis) -> None:
+        add.delay(1, 2)
+        assert not Run.objects.exists()
+        assert client.llen("celery\x06\x166") == 1
+
+    def test_delay_on_commit_is_there(self) -> None:
+        assert callable(getattr(add, "delay_on_commit", None))
+
+    def test_an_eager_call_runs_here_and_now_whatever_its_countdown(
+        self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+        assert add.apply_async((1, 2), countdown=60).get() == 3
+        assert add.delay(3, 4).get() == 7
+        assert (Run.objects.count(), client.dbsize()) == (0, 0)
+
+
+class TestTheSettings:
+    def test_database_connections_are_kept_across_tasks(self) -> None:
+        """Celery's Django fix-up closes them around each one otherwise: 7.5 ms in place of 0.45."""
+        worker_fixup: Any = vars(fixups)["DjangoWorkerFixup"]
+        reuse = worker_fixup(current_app).db_reuse_max
+        assert reuse == django_settings.CELERY_DB_REUSE_MAX
+        assert reuse > 10**15
+
+    def test_hints_wait_in_redis_by_priority_and_nowhere_else(self) -> None:
+        conf = current_app.conf
+        assert conf.broker_transport_options["queue_order_strategy"] == "priority"
+        assert conf.broker_transport_options["priority_steps"] == [step.value for step in Priority]
+        assert conf.task_default_priority == Priority.MEDIUM
+        assert (conf.worker_prefetch_multiplier, conf.worker_disable_prefetch) == (1, True)
+
+    def test_every_task_of_the_app_is_a_job(self, settings: Settings) -> None:
+        assert current_app.task_cls == "scheduling.jobs:Job"
+        assert settings.CELERY_RESULT_BACKEND == "scheduling.results:Backend"

@@ -1,0 +1,311 @@
+"""Ticks of beat, in this process: what each finds, and what it costs when there is nothing."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from celery import current_app
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+from django.test.utils import CaptureQueriesContext
+from django_celery_beat.models import ClockedSchedule
+from pytest_django import Settings
+
+from scheduling import beat, clock, dispatch, firing, planning
+from scheduling.beat import LONG_AGO, LOOK, Scheduler
+from scheduling.models import Plan, Run, State
+from tests.jobs.tasks import add
+from tests.scheduling.ledger import (
+    crontab,
+    in_thread,
+    run,
+    runs_of,
+    schedule,
+    set_plan,
+)
+
+YEARLY: dict[str, str] = {"month_of_year": "1", "day_of_month": "1"}
+
+
+@pytest.fixture
+def scheduler(redis_client: redis.Redis) -> Scheduler:
+    return make()
+
+
+def make() -> Scheduler:
+    app: Any = current_app
+    return Scheduler(app=app, lazy=True)
+
+
+def settle(scheduler: Scheduler) -> None:
+    """Tick until there is nothing left to do at once."""
+    for _ in range(50):
+        if scheduler.run_once() > 0:
+            return
+    raise AssertionError("beat did not come to rest")
+
+
+def many(count: int) -> None:
+    """Write schedules that share a rule and are due in a hundred days."""
+    template = schedule("many", task="t", crontab=crontab("0", "0", **YEARLY))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO django_celery_beat_periodictask (name, task, args, kwargs, headers,"
+            " one_off, enabled, total_run_count, date_changed, description, crontab_id)"
+            " SELECT 'many ' || n, task, args, kwargs, headers, one_off, enabled, 0, now(), '',"
+            " crontab_id FROM django_celery_beat_periodictask, generate_series(2, %s) n"
+            " WHERE id = %s", [count, template.pk],
+        )  # fmt: skip
+    Plan.objects.update(
+        needs_plan=False, next_due_at=clock.now() + timedelta(days=100), plan_from=LONG_AGO
+    )
+
+
+@pytest.mark.django_db
+class TestATick:
+    def test_a_schedule_is_planned_fired_and_published(
+        self, scheduler: Scheduler, redis_client: redis.Redis
+    ) -> None:
+        row = schedule()
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(milliseconds=5))
+        settle(scheduler)
+        (made,) = runs_of(row)
+        assert made.state == State.QUEUED
+        assert redis_client.llen("celery\x06\x166") == 1
+
+    def test_a_clocked_schedule_in_the_past_fires_in_the_tick_that_plans_it(
+        self, scheduler: Scheduler
+    ) -> None:
+        rule = ClockedSchedule.objects.create(clocked_time=clock.now() - timedelta(seconds=5))
+        row = schedule(clocked=rule, one_off=True)
+        scheduler.run_once()
+        assert len(runs_of(row)) == 1
+        row.refresh_from_db()
+        assert not row.enabled
+
+    def test_with_nothing_to_do_it_may_sleep_a_second(self, scheduler: Scheduler) -> None:
+        settle(scheduler)
+        assert scheduler.run_once() == beat.SLEEP_MAX
+
+    def test_it_sleeps_no_longer_than_until_the_next_instant(self, scheduler: Scheduler) -> None:
+        row = schedule()
+        settle(scheduler)
+        set_plan(row, clock.now() + timedelta(seconds=0.5))
+        assert 0 < scheduler.run_once() <= 0.5
+
+    def test_it_sleeps_no_longer_than_until_a_run_may_start(self, scheduler: Scheduler) -> None:
+        settle(scheduler)
+        run(run_at=clock.now() + timedelta(seconds=0.5))
+        assert 0 < scheduler.run_once() <= 0.5
+
+    def test_it_wakes_for_the_second_run_of_a_lane_too(self, scheduler: Scheduler) -> None:
+        settle(scheduler)
+        run()
+        run(run_at=clock.now() + timedelta(seconds=0.5))
+        assert scheduler.run_once() <= 0.5
+
+    def test_expired_runs_end(self, scheduler: Scheduler) -> None:
+        made = run(expires_at=clock.now())
+        scheduler.run_once()
+        made.refresh_from_db()
+        assert made.state == State.EXPIRED
+
+    def test_lost_leases_are_recovered(self, scheduler: Scheduler, settings: Settings) -> None:
+        settings.RUN_LEASE = timedelta(milliseconds=10)
+        made = run(State.RUNNING, lease_expires_at=clock.now())
+        scheduler.run_once()
+        made.refresh_from_db()
+        assert made.attempt == 2
+
+    def test_held_runs_whose_blocker_is_gone_are_released(self, scheduler: Scheduler) -> None:
+        made = run(State.HELD, schedule_id=7)
+        scheduler.run_once()
+        made.refresh_from_db()
+        assert made.state != State.HELD
+
+    def test_hints_that_redis_lost_are_sent_again(
+        self, scheduler: Scheduler, redis_client: redis.Redis
+    ) -> None:
+        run(State.QUEUED, queued_at=clock.now() - timedelta(seconds=4))
+        scheduler.run_once()
+        assert redis_client.llen("celery\x06\x166") == 1
+
+    def test_last_runs_reach_periodic_task_within_a_minute(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = schedule()
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(seconds=1))
+        monkeypatch.setattr(scheduler, "_copy_at", 0.0)
+        settle(scheduler)
+        row.refresh_from_db()
+        assert row.total_run_count == 1
+
+    def test_a_ring_ends_its_sleep(self, scheduler: Scheduler) -> None:
+        settle(scheduler)
+        scheduler.tick()
+        began = time.monotonic()
+        from scheduling import doorbell
+
+        doorbell.ring()
+        scheduler.tick()
+        assert time.monotonic() - began < beat.SLEEP_MAX
+
+
+@pytest.mark.django_db
+class TestAfterAnOutage:
+    """Plans that were due long ago: the bound that spares dead index entries must not hide them."""
+
+    def test_everything_that_was_missed_is_fired_by_the_first_tick(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        many(30)
+        Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
+        monkeypatch.setattr(planning, "BATCH", 10)
+        monkeypatch.setattr(firing.fire_due, "__defaults__", (10,))
+        settle(scheduler)
+        assert Run.objects.filter(task="t").count() == 30
+
+    def test_more_than_one_tick_can_do_follows_in_the_next(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        many(30)
+        Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
+        monkeypatch.setattr(planning, "BATCH", 10)
+        monkeypatch.setattr(firing.fire_due, "__defaults__", (10,))
+        monkeypatch.setattr(beat, "BUSY_MAX", 1)
+        settle(scheduler)
+        assert Run.objects.filter(task="t").count() == 30
+
+    @pytest.mark.parametrize(
+        ("catch_up", "window", "hours"), [("all", None, 8), ("none", timedelta(hours=9), 1)]
+    )
+    def test_catching_up_goes_on_at_once(
+        self, scheduler: Scheduler, catch_up: str, window: timedelta | None, hours: int
+    ) -> None:
+        row = schedule(policy={"catch_up": catch_up, "catch_up_window": window})
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(hours=hours))
+        scheduler._full_look_at = 0.0  # beat has just been started
+        settle(scheduler)
+        assert len(runs_of(row)) >= hours * 60
+
+    def test_a_time_set_minutes_in_the_past_is_fired_at_once(self, scheduler: Scheduler) -> None:
+        settle(scheduler)
+        settle(scheduler)
+        rule = ClockedSchedule.objects.create(clocked_time=clock.now() - timedelta(minutes=3))
+        row = schedule(clocked=rule, one_off=True)
+        settle(scheduler)
+        assert len(runs_of(row)) == 1
+
+
+@pytest.mark.django_db
+class TestServicesThatAreAway:
+    def test_a_tick_without_redis_waits_and_does_not_raise(
+        self, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        settings.REDIS_URL = "redis://127.0.0.1:1/0"
+        made = run()
+        scheduler = make()
+        assert scheduler.tick() == 0
+        made.refresh_from_db()
+        assert made.state == State.SCHEDULED
+
+    def test_pauses_grow_up_to_five_seconds(self, scheduler: Scheduler) -> None:
+        pauses = [scheduler._backed_off("redis_away", None) for _ in range(7)]
+        assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+    def test_a_bug_in_a_step_does_not_end_the_process(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any) -> float:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(scheduler, "run_once", broken)
+        monkeypatch.setattr(connection, "close", lambda: None)
+        assert scheduler.tick() == 0
+
+
+@pytest.mark.django_db
+class TestTheCostOfNothing:
+    def statements(self, scheduler: Scheduler) -> list[str]:
+        with CaptureQueriesContext(connection) as captured:
+            scheduler.run_once()
+        return [query["sql"] for query in captured.captured_queries]
+
+    def test_a_tick_with_nothing_due_is_the_same_two_statements_at_any_size(
+        self, scheduler: Scheduler
+    ) -> None:
+        settle(scheduler)
+        settle(scheduler)
+        few = self.statements(scheduler)
+        many(100_000)
+        settle(scheduler)
+        lots = self.statements(scheduler)
+        assert len(few) == len(lots) == 2
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE scheduling_plan")
+            plan = explained(cursor, LOOK, {"low": clock.now(), "lost_after": dispatch.LOST_AFTER})
+        assert "plan_due" in plan
+        assert "plan_to_make" in plan
+        assert "Seq Scan" not in plan
+
+    def test_no_step_reads_runs_that_have_ended(self, scheduler: Scheduler) -> None:
+        now = clock.now()
+        Run.objects.bulk_create(
+            [
+                Run(
+                    task="t",
+                    queue="celery",
+                    origin="adhoc",
+                    due_at=now,
+                    run_at=now,
+                    state=State.SUCCEEDED,
+                    finished_at=now,
+                    expires_at=now,
+                )
+                for _ in range(20_000)
+            ]
+        )
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE scheduling_run")
+            look = explained(cursor, LOOK, {"low": now, "lost_after": dispatch.LOST_AFTER})
+            lanes = explained(cursor, dispatch.WAITING_LANES)
+        assert "Seq Scan on scheduling_run" not in look + lanes
+        for index in ("run_running", "run_expiring", "run_held", "run_queued"):
+            assert index in look
+        assert "run_scheduled" in lanes
+
+
+def explained(cursor: CursorWrapper, sql: str, parameters: Any = None) -> str:
+    cursor.execute(f"EXPLAIN (ANALYZE OFF) {sql}", parameters)
+    return "\n".join(line for (line,) in cursor.fetchall())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_beats_start_every_occurrence_once(redis_client: redis.Redis) -> None:
+    many(1000)
+    instant = clock.now() - timedelta(seconds=1)
+    Plan.objects.update(next_due_at=instant)
+
+    def ticks() -> None:
+        settle(make())
+
+    for one in [in_thread(ticks) for _ in range(2)]:
+        one.result(40)
+    assert Run.objects.filter(task="t", due_at=instant).count() == 1000
+    settle(make())
+    assert not Run.objects.filter(task="t").exclude(state=State.QUEUED).exists()
+    ids: Any = redis_client.lrange("celery\x06\x166", 0, -1)
+    assert len(ids) == len(set(ids)) == Run.objects.count()
+
+
+def test_celery_can_build_it_as_it_does(redis_client: redis.Redis) -> None:
+    scheduler = make()
+    assert (scheduler.schedule, scheduler.should_sync()) == ({}, False)
+    assert scheduler.info.strip().startswith(". ledger ->")
+    assert add.name
+    scheduler._bell.close()

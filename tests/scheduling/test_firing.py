@@ -1,0 +1,550 @@
+"""What a due plan becomes: `decide` is pure, so its policies are tables of literal dates."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.conf import settings as django_settings
+from django.db import connection, transaction
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from scheduling import clock, firing, planning
+from scheduling.deciding import (
+    CATCH_UP_MAX,
+    CATCH_UP_STEP,
+    Due,
+    Moved,
+    NewRun,
+    Unfinished,
+    decide,
+)
+from scheduling.models import Origin, Plan, Policy, Priority, Run, State
+from scheduling.registry import queue_of
+from scheduling.rules import RuleFields
+from tests.scheduling.ledger import (
+    LONG_AGO,
+    NOON,
+    crontab,
+    in_thread,
+    interval,
+    plan_of,
+    run,
+    runs_of,
+    schedule,
+    second_connection,
+    set_plan,
+)
+
+HOURLY = RuleFields("0", "*", "*", "*", "*", "UTC")
+MINUTELY = RuleFields("*", "*", "*", "*", "*", "UTC")
+NONE_LEFT = Unfinished()
+
+
+def at(hour: int, minute: int = 0, second: int = 0) -> datetime:
+    return datetime(2026, 11, 20, hour, minute, second, tzinfo=UTC)
+
+
+def due(next_due_at: datetime, fields: RuleFields = HOURLY, **columns: Any) -> Due:
+    """Return a due plan, looked at 12:00:00.5 unless `now` says otherwise."""
+    values: dict[str, Any] = {
+        "now": NOON + timedelta(milliseconds=500), "schedule_id": 7, "next_due_at": next_due_at,
+        "needs_plan": False, "plan_from": LONG_AGO, "last_due_at": None, "anchor_at": None,
+        "one_off": False, "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
+        "priority": None, "catch_up": "latest", "catch_up_window": None, "overlap": "allow",
+        "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "fields": fields,
+    }  # fmt: skip
+    return Due(**{**values, **columns})
+
+
+def dues(runs: list[NewRun], state: State = State.SCHEDULED) -> list[datetime]:
+    return [run.due_at for run in runs if run.state == state]
+
+
+class TestInTime:
+    @pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
+    def test_what_is_due_becomes_one_run_and_the_next_instant_is_planned(
+        self, catch_up: str
+    ) -> None:
+        (only,), moved = decide(due(NOON, catch_up=catch_up), NONE_LEFT)
+        assert (only.due_at, only.run_at, only.state, only.coalesced) == (
+            NOON, NOON, State.SCHEDULED, 0,
+        )  # fmt: skip
+        assert moved == Moved(7, at(13), NOON, 1)
+
+    def test_the_last_occurrence_of_a_rule_leaves_no_next(self) -> None:
+        _, moved = decide(due(NOON, HOURLY._replace(expires=at(12, 30))), NONE_LEFT)
+        assert moved.next_due_at is None
+
+    def test_a_one_off_has_no_next(self) -> None:
+        runs, moved = decide(due(NOON, one_off=True), NONE_LEFT)
+        assert (dues(runs), moved.next_due_at) == ([NOON], None)
+
+    def test_a_spread_moves_the_start_and_not_the_nominal_instant(self) -> None:
+        (only,), _ = decide(due(NOON, spread=timedelta(minutes=5)), NONE_LEFT)
+        assert only.due_at == NOON
+        assert NOON < only.run_at < at(12, 5)
+        assert only.run_at - NOON == planning.spread_offset(7, timedelta(minutes=5))
+
+    def test_queue_priority_and_headers_are_the_schedules(self) -> None:
+        plan = due(NOON, queue="mails", priority=0, headers='{"tenant": "a"}')
+        (only,), _ = decide(plan, NONE_LEFT)
+        assert (only.queue, only.priority) == ("mails", Priority.FRONT)
+        assert only.options == '{"headers": {"tenant": "a"}}'
+
+    @pytest.mark.parametrize("headers", ["", "{}"])
+    def test_empty_headers_are_none(self, headers: str) -> None:
+        (only,), _ = decide(due(NOON, headers=headers), NONE_LEFT)
+        assert only.options == "{}"
+
+
+class TestCatchUp:
+    def test_latest_makes_one_run_for_all_that_was_missed(self) -> None:
+        (only,), moved = decide(due(at(8)), NONE_LEFT)
+        assert (only.due_at, only.coalesced) == (at(8), 4)
+        assert moved == Moved(7, at(13), NOON, 1)
+
+    def test_latest_counts_thirty_days_of_minutes(self) -> None:
+        (only,), moved = decide(due(NOON - timedelta(days=30), MINUTELY), NONE_LEFT)
+        assert only.coalesced == 30 * 24 * 60
+        assert moved.next_due_at == at(12, 1)
+
+    def test_latest_counts_an_interval_from_its_anchor(self) -> None:
+        fields = RuleFields(every=90, period="seconds")
+        (only,), moved = decide(due(at(11), fields, anchor_at=at(11)), NONE_LEFT)
+        assert only.coalesced == 40
+        assert moved == Moved(7, at(12, 1, 30), NOON, 1)
+
+    def test_latest_counts_up_to_the_schedules_expiry(self) -> None:
+        (only,), moved = decide(due(at(8), HOURLY._replace(expires=at(10))), NONE_LEFT)
+        assert only.coalesced == 2
+        assert moved == Moved(7, None, at(10), 1)
+
+    def test_all_makes_a_run_of_each_and_starts_the_oldest(self) -> None:
+        runs, moved = decide(due(at(8), catch_up="all"), NONE_LEFT)
+        assert dues(runs) == [at(8)]
+        assert dues(runs, State.HELD) == [at(9), at(10), at(11), NOON]
+        assert moved == Moved(7, at(13), NOON, 5)
+
+    def test_all_holds_everything_while_an_earlier_run_is_unfinished(self) -> None:
+        runs, _ = decide(due(at(11), catch_up="all"), Unfinished(running=1, all=1))
+        assert dues(runs, State.HELD) == [at(11), NOON]
+
+    def test_all_goes_on_in_steps(self) -> None:
+        start = NOON - timedelta(days=30)
+        runs, moved = decide(due(start, MINUTELY, catch_up="all"), NONE_LEFT)
+        assert len(runs) == CATCH_UP_STEP
+        assert moved.last_due_at == start + timedelta(minutes=CATCH_UP_STEP - 1)
+        assert moved.next_due_at == start + timedelta(minutes=CATCH_UP_STEP)
+
+    def test_all_skips_what_is_before_its_window_in_one_row(self) -> None:
+        window = timedelta(hours=2)
+        plan = due(at(8), catch_up="all", catch_up_window=window)
+        (only,), moved = decide(plan, NONE_LEFT)
+        assert (only.due_at, only.state, only.coalesced) == (at(8), State.SKIPPED, 2)
+        assert "before the catch-up window" in only.reason
+        assert moved == Moved(7, at(11), at(10), 1)
+
+    def test_all_skips_the_rest_when_a_thousand_wait(self) -> None:
+        plan = due(at(8), catch_up="all")
+        (only,), moved = decide(plan, Unfinished(held=CATCH_UP_MAX, all=CATCH_UP_MAX))
+        assert (only.state, only.coalesced) == (State.SKIPPED, 4)
+        assert moved.next_due_at == at(13)
+
+    def test_none_skips_what_is_late_and_counts_it_on_one_row(self) -> None:
+        (only,), moved = decide(due(at(8), catch_up="none"), NONE_LEFT)
+        assert (only.due_at, only.state, only.coalesced) == (at(8), State.SKIPPED, 3)
+        assert only.reason.startswith("missed: noticed 4:00:00")
+        assert moved == Moved(7, NOON, at(11), 1)
+
+    @pytest.mark.parametrize(
+        ("window", "state"),
+        [
+            (None, State.SKIPPED),
+            (timedelta(minutes=10), State.SCHEDULED),
+            (timedelta(0), State.SKIPPED),
+        ],
+    )
+    def test_none_lets_run_what_is_within_the_grace_time(
+        self, window: timedelta | None, state: State
+    ) -> None:
+        plan = due(at(11, 55), RuleFields("55", "*", "*", "*", "*", "UTC"), catch_up="none",
+                   catch_up_window=window)  # fmt: skip
+        (only,), _ = decide(plan, NONE_LEFT)
+        assert only.state == state
+
+    def test_none_takes_half_a_second_for_in_time(self) -> None:
+        runs, _ = decide(due(NOON, catch_up="none"), NONE_LEFT)
+        assert dues(runs) == [NOON]
+
+    def test_none_skips_a_one_off_that_is_late(self) -> None:
+        clocked = RuleFields(clocked_time=at(8))
+        (only,), _ = decide(due(at(8), clocked, catch_up="none", one_off=True), NONE_LEFT)
+        assert only.state == State.SKIPPED
+
+    def test_none_skips_what_is_late_though_it_was_edited_meanwhile(self) -> None:
+        plan = due(at(8), catch_up="none", needs_plan=True, plan_from=at(11))
+        (only,), _ = decide(plan, NONE_LEFT)
+        assert only.state == State.SKIPPED
+
+
+class TestOverlap:
+    @pytest.mark.parametrize(
+        ("overlap", "unfinished", "state", "reason"),
+        [
+            ("allow", Unfinished(running=1, all=1), State.SCHEDULED, ""),
+            ("skip", Unfinished(), State.SCHEDULED, ""),
+            ("skip", Unfinished(all=1), State.SKIPPED, "overlap: an earlier run"),
+            ("skip", Unfinished(running=1, all=1), State.SKIPPED, "overlap: an earlier run"),
+            ("queue", Unfinished(), State.SCHEDULED, ""),
+            ("queue", Unfinished(running=1, all=1), State.HELD, ""),
+            ("queue", Unfinished(running=1, held=1, all=2), State.SKIPPED, "overlap: one run wait"),
+            ("replace", Unfinished(), State.SCHEDULED, ""),
+            ("replace", Unfinished(all=1), State.SCHEDULED, ""),
+            ("replace", Unfinished(running=1, all=1), State.HELD, ""),
+        ],
+    )
+    def test_it_is_what_the_policy_says(
+        self, overlap: str, unfinished: Unfinished, state: State, reason: str
+    ) -> None:
+        (only,), moved = decide(due(NOON, overlap=overlap), unfinished)
+        assert only.state == state
+        assert only.reason.startswith(reason)
+        assert bool(only.reason) == bool(reason)
+        assert moved.next_due_at == at(13)
+
+    def test_what_catch_up_makes_up_for_is_not_skipped_for_overlapping_itself(self) -> None:
+        runs, _ = decide(due(at(10), catch_up="all", overlap="skip"), NONE_LEFT)
+        assert (dues(runs), dues(runs, State.HELD)) == ([at(10)], [at(11), NOON])
+
+    def test_all_keeps_the_order_when_the_next_one_is_due_in_time(self) -> None:
+        (only,), _ = decide(due(NOON, catch_up="all"), Unfinished(held=3, running=1, all=4))
+        assert only.state == State.HELD
+
+
+class TestEdits:
+    def test_an_instant_replaced_before_it_came_due_becomes_nothing(self) -> None:
+        plan = due(NOON, needs_plan=True, plan_from=at(11))
+        assert decide(plan, NONE_LEFT) == ([], Moved(7, None, None, 0))
+
+    def test_one_that_was_due_before_the_edit_fires(self) -> None:
+        plan = due(at(11), needs_plan=True, plan_from=at(11, 30))
+        runs, moved = decide(plan, NONE_LEFT)
+        assert (dues(runs), moved) == ([at(11)], Moved(7, None, at(11), 1))
+
+    def test_one_that_was_due_at_the_very_moment_of_the_edit_fires(self) -> None:
+        runs, _ = decide(due(at(11), needs_plan=True, plan_from=at(11)), NONE_LEFT)
+        assert dues(runs) == [at(11)]
+
+
+class TestQuarantine:
+    @pytest.mark.parametrize(
+        "args", ["[1,", "{}", '[{"__type__": "decimal", "__value__": "x"}]', "[" * 200_000]
+    )
+    def test_arguments_that_cannot_be_read_leave_a_skipped_row_and_an_error(
+        self, args: str
+    ) -> None:
+        (only,), moved = decide(due(NOON, args=args), NONE_LEFT)
+        assert only.state == State.SKIPPED
+        assert only.reason == moved.error != ""
+        assert moved.next_due_at is None
+
+    def test_a_rule_that_broke_leaves_a_skipped_row_and_an_error(self) -> None:
+        runs, moved = decide(due(NOON, HOURLY._replace(minute="nonsense")), NONE_LEFT)
+        assert dues(runs, State.SKIPPED) == [NOON]
+        assert (moved.next_due_at, moved.last_due_at) == (None, NOON)
+        assert "nonsense" in moved.error
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"spread": timedelta.max},
+            {"headers": '{"a": {"__type__": "decimal", "__value__": "x"}}'},
+            {"headers": "nonsense"},
+            {"headers": "5"},
+        ],
+    )
+    def test_whatever_one_schedule_holds_it_must_not_stop_the_others(
+        self, columns: dict[str, Any]
+    ) -> None:
+        (only,), moved = decide(due(NOON, **columns), NONE_LEFT)
+        assert only.state == State.SKIPPED
+        assert only.reason == moved.error != ""
+
+    def test_a_queue_that_does_not_exist_does_not_stop_the_others(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(current_app.amqp.queues, "create_missing", False)
+        queue_of.cache_clear()
+        (only,), moved = decide(due(NOON, queue="no-such-queue"), NONE_LEFT)
+        assert only.state == State.SKIPPED
+        assert "no-such-queue" in moved.error
+
+
+def due_schedule(name: str = "nightly", *, ago: int = 5, **columns: Any) -> PeriodicTask:
+    """Write a schedule that has been due for some seconds, and is next due in the far future."""
+    columns = {"crontab": crontab("0", "0", month_of_year="1", day_of_month="1"), **columns}
+    row = schedule(name, **columns)
+    set_plan(row, clock.now() - timedelta(seconds=ago))
+    return row
+
+
+@pytest.mark.django_db
+class TestFiring:
+    def test_the_row_says_what_the_schedule_says(self) -> None:
+        row = due_schedule(
+            task="some.task", args="[1]", kwargs='{"a": 2}', queue="q", priority=3,
+            expire_seconds=60, policy={"max_attempts": 5, "deadline_after": timedelta(minutes=9)},
+        )  # fmt: skip
+        planned = plan_of(row).next_due_at
+        assert planned is not None
+        firing.fire_due(LONG_AGO)
+        (made,) = runs_of(row)
+        assert (made.origin, made.schedule_name, made.task) == (
+            Origin.SCHEDULE, "nightly", "some.task",
+        )  # fmt: skip
+        assert (made.args, made.kwargs, made.queue, made.priority) == ("[1]", '{"a": 2}', "q", 3)
+        assert (made.due_at, made.run_at) == (planned, planned)
+        assert made.expires_at == planned + timedelta(seconds=60)
+        assert made.deadline == planned + timedelta(minutes=9)
+        assert (made.state, made.attempt, made.max_attempts) == (State.SCHEDULED, 1, 5)
+
+    def test_empty_arguments_are_none_at_all(self) -> None:
+        row = due_schedule(args="", kwargs="")
+        firing.fire_due(LONG_AGO)
+        (made,) = runs_of(row)
+        assert (made.args, made.kwargs) == ("[]", "{}")
+
+    def test_the_plan_moves_on_with_it(self) -> None:
+        row = due_schedule()
+        planned = plan_of(row).next_due_at
+        firing.fire_due(LONG_AGO)
+        after = plan_of(row)
+        assert after.next_due_at is not None
+        assert after.next_due_at > clock.now()
+        assert (after.last_due_at, after.fired_count, after.error) == (planned, 1, "")
+
+    def test_periodic_task_is_not_written_by_it(self) -> None:
+        row = due_schedule(one_off=True)
+        with transaction.atomic():
+            firing.fire_due(LONG_AGO)
+            row.refresh_from_db()
+            assert (row.enabled, row.last_run_at, row.total_run_count) == (True, None, 0)
+
+    def test_an_occurrence_that_has_a_row_gets_no_second_one(self) -> None:
+        row = due_schedule()
+        planned = plan_of(row).next_due_at
+        firing.fire_due(LONG_AGO)
+        Plan.objects.filter(schedule=row).update(next_due_at=planned)
+        firing.fire_due(LONG_AGO)
+        assert len(runs_of(row)) == 1
+        assert plan_of(row).next_due_at != planned
+
+    def test_what_is_not_due_yet_stays(self) -> None:
+        row = schedule()
+        set_plan(row, clock.now() + timedelta(minutes=1))
+        assert firing.fire_due(LONG_AGO).plans == 0
+        assert runs_of(row) == []
+
+    def test_an_edit_before_the_instant_discards_it(self) -> None:
+        row = schedule()
+        now = clock.now()
+        set_plan(row, now, needs_plan=True, plan_from=now - timedelta(seconds=1))
+        firing.fire_due(LONG_AGO)
+        assert runs_of(row) == []
+        after = plan_of(row)
+        assert (after.next_due_at, after.needs_plan) == (None, True)
+
+    def test_one_bad_schedule_does_not_stop_the_batch(self) -> None:
+        rows = [due_schedule(f"s{n}") for n in range(4)]
+        PeriodicTask.objects.filter(pk=rows[1].pk).update(args="[1,")
+        firing.fire_due(LONG_AGO)
+        states = [made.state for row in rows for made in runs_of(row)]
+        assert states == [State.SCHEDULED, State.SKIPPED, State.SCHEDULED, State.SCHEDULED]
+        assert "args are not JSON" in plan_of(rows[1]).error
+
+    def test_a_policy_out_of_all_bounds_does_not_stop_the_batch(self) -> None:
+        due_schedule("absurd", policy={"deadline_after": timedelta(days=999_999_999)})
+        other = due_schedule("other")
+        firing.fire_due(LONG_AGO)
+        assert len(runs_of(other)) == 1
+
+    def test_an_expiry_counts_from_when_it_may_start(self) -> None:
+        row = due_schedule(expire_seconds=60, policy={"spread": timedelta(minutes=9)})
+        firing.fire_due(LONG_AGO)
+        (made,) = runs_of(row)
+        assert made.expires_at == made.run_at + timedelta(seconds=60)
+
+    def test_the_run_for_all_that_was_missed_expires_by_the_latest(self) -> None:
+        row = due_schedule(ago=7200, crontab=crontab(), expire_seconds=600)
+        firing.fire_due(LONG_AGO)
+        (made,) = runs_of(row)
+        assert made.expires_at is not None
+        assert made.expires_at > clock.now()
+
+    def test_replace_cancels_what_waits_and_asks_what_runs_to_end(self) -> None:
+        row = due_schedule(policy={"overlap": "replace"})
+        waiting = run(schedule_id=row.pk, due_at=NOON)
+        running = run(State.RUNNING, schedule_id=row.pk, due_at=NOON)
+        firing.fire_due(LONG_AGO)
+        waiting.refresh_from_db()
+        running.refresh_from_db()
+        assert waiting.state == State.CANCELLED
+        assert f"schedule {row.pk}: replaced" in waiting.reason
+        assert running.state == State.RUNNING
+        assert running.cancel_requested_by.startswith(f"schedule {row.pk}: replaced")
+        assert [made.state for made in runs_of(row)][-1] == State.HELD
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "columns", [{"args": "[3, 4]"}, {"priority": 0}, {"queue": "mails"}, {"expire_seconds": 99_999}]
+)
+@pytest.mark.parametrize("catch_up", ["latest", "all"])
+def test_an_edit_of_the_call_during_an_outage_keeps_what_was_missed(
+    columns: dict[str, Any], catch_up: str
+) -> None:
+    row = due_schedule(ago=3630, crontab=crontab(), policy={"catch_up": catch_up})
+    PeriodicTask.objects.filter(pk=row.pk).update(**columns)
+    for _ in range(3):
+        firing.fire_due(LONG_AGO)
+        planning.plan_changed()
+    made = runs_of(row)
+    assert len(made) + sum(one.coalesced for one in made) >= 60
+
+
+@pytest.mark.django_db
+class TestLastRuns:
+    def test_they_are_copied_to_where_the_ecosystem_looks(self) -> None:
+        row = due_schedule()
+        planned = plan_of(row).next_due_at
+        fired = firing.fire_due(LONG_AGO)
+        firing.copy_last_runs(fired.schedule_ids)
+        row.refresh_from_db()
+        assert (row.last_run_at, row.total_run_count, row.enabled) == (planned, 1, True)
+        assert not plan_of(row).needs_plan
+
+    def test_a_one_off_that_has_fired_is_disabled(self) -> None:
+        row = due_schedule(one_off=True)
+        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+        row.refresh_from_db()
+        assert not row.enabled
+        planning.plan_changed()
+        assert plan_of(row).next_due_at is None
+
+    def test_a_one_off_in_quarantine_keeps_its_error(self) -> None:
+        row = due_schedule(one_off=True)
+        PeriodicTask.objects.filter(pk=row.pk).update(args="[1,")
+        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+        planning.plan_changed()
+        assert "args are not JSON" in plan_of(row).error
+
+    def test_a_one_off_does_not_fire_again_after_a_crash_and_an_edit(self) -> None:
+        row = due_schedule(one_off=True)
+        firing.fire_due(LONG_AGO)  # and beat is killed here, before it copies
+        row.crontab.hour = "1"
+        row.crontab.save()
+        planning.plan_changed()
+        assert plan_of(row).next_due_at is None
+
+
+@pytest.mark.django_db
+def test_a_clocked_schedule_in_the_past_fires_once() -> None:
+    rule = ClockedSchedule.objects.create(clocked_time=clock.now() - timedelta(hours=1))
+    row = schedule(clocked=rule, one_off=True)
+    for _ in range(3):
+        planning.plan_changed()
+        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+    assert [made.due_at for made in runs_of(row)] == [rule.clocked_time]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestManyBeats:
+    def test_two_beats_make_one_row_for_each_of_a_thousand_occurrences(self) -> None:
+        rule = crontab("0", "0", month_of_year="1", day_of_month="1")
+        PeriodicTask.objects.bulk_create(
+            [PeriodicTask(name=f"many {n}", task="t", crontab=rule) for n in range(1000)]
+        )
+        instant = clock.now() - timedelta(seconds=1)
+        Plan.objects.update(next_due_at=instant, needs_plan=False, plan_from=LONG_AGO)
+
+        def fire_all() -> int:
+            return sum(iter(lambda: firing.fire_due(LONG_AGO, limit=50).plans, 0))
+
+        beats = [in_thread(fire_all) for _ in range(2)]
+        fired = [beat.result(30) for beat in beats]
+        assert sum(fired) == Plan.objects.count()
+        assert Run.objects.filter(task="t").count() == 1000
+        assert (
+            Run.objects.filter(task="t").values("schedule_id", "due_at").distinct().count() == 1000
+        )
+        assert not Plan.objects.filter(next_due_at__lte=instant).exists()
+        assert set(Plan.objects.values_list("fired_count", flat=True)) == {1}
+
+    def test_a_plan_that_another_beat_holds_is_skipped_and_not_waited_for(self) -> None:
+        held, free = due_schedule("held"), due_schedule("free")
+        with second_connection() as other:
+            other.execute(
+                "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR NO KEY UPDATE", [held.pk]
+            )
+            in_thread(lambda: firing.fire_due(LONG_AGO)).result(5)
+            assert (len(runs_of(held)), len(runs_of(free))) == (0, 1)
+
+    def test_a_crash_before_the_commit_leaves_everything_due(self) -> None:
+        row = due_schedule()
+        with second_connection():
+
+            def crash() -> None:
+                with transaction.atomic():
+                    firing.fire_due(LONG_AGO)
+                    connection.close()  # what a killed process does to its transaction
+
+            in_thread(crash).exception(5)
+        assert runs_of(row) == []
+        firing.fire_due(LONG_AGO)
+        assert len(runs_of(row)) == 1
+
+    def test_a_user_who_holds_a_schedule_delays_neither_its_run_nor_beat(self) -> None:
+        row = due_schedule(one_off=True)
+        with second_connection() as editor:
+            editor.execute(
+                "SELECT 1 FROM django_celery_beat_periodictask WHERE id = %s FOR NO KEY UPDATE",
+                [row.pk],
+            )
+
+            def tick() -> None:
+                firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+
+            in_thread(tick).result(5)
+            assert len(runs_of(row)) == 1
+
+    def test_a_frozen_beat_lets_go_of_its_rows(self) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            firing.fire_due(LONG_AGO)
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            assert cursor.fetchone()[0] == "10s"
+
+
+@pytest.mark.django_db
+def test_deleting_a_policy_returns_to_the_defaults() -> None:
+    row = due_schedule(policy={"overlap": "skip"})
+    run(State.RUNNING, schedule_id=row.pk, due_at=NOON)
+    Policy.objects.filter(schedule=row).delete()
+    firing.fire_due(LONG_AGO)
+    assert [made.state for made in runs_of(row)][-1] == State.SCHEDULED
+
+
+@pytest.mark.django_db
+def test_an_interval_schedule_that_was_down_keeps_its_pattern() -> None:
+    row = schedule(interval=interval(10, "minutes"))
+    anchor = clock.now() - timedelta(hours=3, minutes=4)
+    set_plan(row, anchor + timedelta(minutes=10), anchor_at=anchor)
+    firing.fire_due(LONG_AGO)
+    (made,) = runs_of(row)
+    after = plan_of(row).next_due_at
+    assert made.coalesced == 17
+    assert after == anchor + timedelta(minutes=190)
+
+
+def test_the_settings_name_no_other_scheduler() -> None:
+    assert django_settings.CELERY_BEAT_SCHEDULER == "scheduling.beat:Scheduler"

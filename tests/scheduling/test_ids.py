@@ -1,0 +1,35 @@
+import threading
+import time
+from uuid import RFC_4122, UUID
+
+from scheduling.ids import uuid7
+
+
+def test_an_id_is_a_uuid_of_version_7() -> None:
+    made = uuid7()
+    assert (made.version, made.variant) == (7, RFC_4122)
+
+
+def test_ids_of_one_process_are_strictly_increasing() -> None:
+    ids = [uuid7() for _ in range(20_000)]
+    assert ids == sorted(set(ids))
+    assert [str(made) for made in ids] == sorted(str(made) for made in ids)
+
+
+def test_an_id_begins_with_its_millisecond() -> None:
+    before = time.time_ns() // 1_000_000
+    made = uuid7()
+    after = time.time_ns() // 1_000_000
+    assert before <= made.int >> 80 <= after + 1
+
+
+def test_threads_make_different_ids() -> None:
+    ids: list[UUID] = []
+    threads = [
+        threading.Thread(target=lambda: ids.extend(uuid7() for _ in range(2000))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 8000
