@@ -7,9 +7,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EMBEDDED := $(PY) -m config.embedded
-# Half of the cores: the tests start servers and workers of their own.
+# One for each core, and no fewer than three: the tests wait for other processes much of their time.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
-	n=$$(( (n + 1) / 2 )); echo $$(( n > 8 ? 8 : n )))
+	n=$$(( n < 3 ? 3 : n )); echo $$(( n > 8 ? 8 : n )))
 
 .DEFAULT_GOAL := help
 .PHONY: help up test check format setup bench manage shell lock clean reset
