@@ -30,15 +30,16 @@ class App(Celery):
         A task that sends itself again under its own id (`retry`, `replace`) sends nothing: what it
         wants is remembered, and becomes the run's next attempt when this one is finished.
         """
-        from scheduling import enqueueing, execution
+        from scheduling.enqueueing import enqueue_message
+        from scheduling.running import current
 
-        running = execution.current()
+        running = current()
         if running is not None and options.get("task_id") == str(running.id):
             if not running.can_become_a_run(options):
                 return super().send_task(name, args, kwargs, countdown, eta, **options)
             running.ask_again(name, args, kwargs, countdown, eta, options)
         elif countdown is not None or eta is not None:
-            run = enqueueing.enqueue_message(self, name, args, kwargs, countdown, eta, options)
+            run = enqueue_message(self, name, args, kwargs, countdown, eta, options)
             options["task_id"] = str(run.id)
         else:
             return super().send_task(name, args, kwargs, **options)

@@ -26,6 +26,7 @@ from scheduling.registry import (
     queue_of,
     refuse_follow_ups,
 )
+from scheduling.running import current
 from scheduling.sql import arrays
 
 if TYPE_CHECKING:
@@ -399,8 +400,6 @@ def _as_uuid(value: str | UUID) -> UUID:
 
 
 def _asking_run() -> str:
-    from scheduling.execution import current
-
     running = current()
     return f"run {running.id}" if running else ""
 

@@ -8,50 +8,36 @@ worker's parent renews its lease.
 
 import logging
 import os
-import random
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
-from celery import states
+from celery import current_app
 from celery.app.trace import trace_ok_t
-from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.saferepr import saferepr
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from kombu.utils.json import loads
 
+from scheduling.enqueueing import enqueue_message
 from scheduling.errors import EnqueueError
-from scheduling.finishing import Outcome, failed_attempt, finish
+from scheduling.finishing import Outcome, finish
 from scheduling.logs import event
 from scheduling.models import State
-from scheduling.registry import (
-    attempts_allowed,
-    check_arguments,
-    decode_error,
-    encode,
-    follow_ups_in,
-    refuse_follow_ups,
-    retries_by_itself,
-)
+from scheduling.outcomes import died, outcome_of, refused
+from scheduling.registry import check_arguments, decode_error
+from scheduling.running import Again, Claimed, Execution, entered
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
-    from scheduling.results import StoredResult
 
 logger = logging.getLogger(__name__)
 
 Tracer = Callable[..., Any]
 T = TypeVar("T")
-
-BACKOFF_CAP = timedelta(hours=1)
 
 # The header of a hint that names the attempt it may start; its presence makes a message a hint.
 ATTEMPT = "run_attempt"
@@ -61,110 +47,6 @@ NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
 
 # Who this process is in the ledger; the worker's parent sets it before it forks.
 worker_name = f"{os.uname().nodename}:{os.getpid()}"
-
-
-class PermanentError(Exception):
-    """Raised by a job: the run ends as failed with this message, without another attempt."""
-
-
-class CurrentRun(NamedTuple):
-    """What a job may know of the run it is."""
-
-    id: UUID
-    schedule: str | None
-    due_at: datetime
-    attempt: int
-
-
-class Claimed(NamedTuple):
-    """The columns that a claim returns."""
-
-    args: str
-    kwargs: str
-    options: str
-    schedule_name: str
-    due_at: datetime
-    failures: int
-    max_attempts: int | None
-
-
-@dataclass
-class Again:
-    """What a job asked for by sending itself again: `retry`, or `replace` where `task` differs."""
-
-    task: str
-    args: str
-    kwargs: str
-    countdown: float | None
-    eta: datetime | str | None
-    options: Mapping[str, Any]
-
-
-@dataclass
-class Execution:
-    """One execution in this thread; `tracked` where a row stands behind it."""
-
-    id: UUID | str  # a plain message's id is any text
-    job: "Job"
-    attempt: int = 0
-    claimed: Claimed | None = None
-    result: "StoredResult | None" = None
-    again: Again | None = None
-    entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
-    exhausted: bool = False  # `retry()` said that no more retries are allowed
-
-    @property
-    def tracked(self) -> bool:
-        return self.claimed is not None
-
-    @property
-    def attempts_left(self) -> bool:
-        """Whether another attempt is allowed after this one has failed."""
-        if self.claimed is None:
-            return False
-        allowed = attempts_allowed(self.job.name, self.claimed.max_attempts)
-        return allowed is None or self.claimed.failures + 1 < allowed
-
-    def can_become_a_run(self, options: Mapping[str, Any]) -> bool:
-        """Whether this execution's next try can be a row.
-
-        Not that of a plain message whose id is no UUID, or that is a part of a chain, group or
-        chord: it stays Celery's, as it was sent.
-        """
-        return self.tracked or (is_uuid(self.id) and not follow_ups_in(options))
-
-    def ask_again(
-        self,
-        task: str,
-        args: Any,
-        kwargs: Any,
-        countdown: float | None,
-        eta: datetime | str | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        """Remember that this task sent itself again; `finish` makes it the next attempt."""
-        if self.tracked:
-            refuse_follow_ups(task, options)
-        self.again = Again(
-            task, encode(list(args or ())), encode(dict(kwargs or {})), countdown, eta, options
-        )
-
-
-_local = threading.local()
-
-
-def current() -> Execution | None:
-    """Return the execution that this thread is in, if any."""
-    return getattr(_local, "execution", None)
-
-
-def current_run() -> CurrentRun | None:
-    """Return the run that the calling job is, or None for a plain Celery message."""
-    running = current()
-    if running is None or running.claimed is None:
-        return None
-    claimed, run_id = running.claimed, UUID(str(running.id))
-    return CurrentRun(run_id, claimed.schedule_name or None, claimed.due_at, running.attempt)
 
 
 def traced(job: "Job", tracer: Tracer) -> Tracer:
@@ -190,16 +72,16 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
     try:
         args, kwargs = _arguments(job, claimed)
     except EnqueueError as error:
-        _conclude(run_id, attempt, _refused(job, str(error)))
+        _conclude(run_id, attempt, refused(job, str(error)))
         return NOTHING_DONE
     _fill_request(request, claimed, args, kwargs)
     try:
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
     except BaseException as error:
         # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
-        _conclude(run_id, attempt, _died(execution, claimed, error))
+        _conclude(run_id, attempt, died(execution, claimed, error))
         raise
-    _conclude(run_id, attempt, _outcome(execution, claimed, returned))
+    _conclude(run_id, attempt, outcome_of(execution, claimed, returned))
     return returned
 
 
@@ -219,10 +101,6 @@ def _run_untracked(
 
 def _adopt(again: Again) -> None:
     """Write the run that goes on with a plain message which asked to be retried."""
-    from celery import current_app
-
-    from scheduling.enqueueing import enqueue_message
-
     args, kwargs, countdown = loads(again.args), loads(again.kwargs), again.countdown or 0
     enqueue_message(current_app, again.task, args, kwargs, countdown, again.eta, again.options)
 
@@ -230,11 +108,8 @@ def _adopt(again: Again) -> None:
 def _call_tracer(
     execution: Execution, tracer: Tracer, task_id: str, args: Any, kwargs: Any, request: Any
 ) -> Any:
-    outer, _local.execution = current(), execution
-    try:
+    with entered(execution):
         return tracer(task_id, args, kwargs, request)
-    finally:
-        _local.execution = outer
 
 
 # --- Claim ---------------------------------------------------------------------------------------
@@ -291,15 +166,6 @@ def patiently(
             pause = min(pause * 2, 2.0)
 
 
-def is_uuid(task_id: object) -> bool:
-    """Return whether a task id can be a run's."""
-    try:
-        UUID(str(task_id))
-    except ValueError:
-        return False
-    return True
-
-
 def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
     try:
         return UUID(task_id), int(attempt)
@@ -336,80 +202,6 @@ def _fill_request(
         request["periodic_task_name"] = claimed.schedule_name
 
 
-# --- What became of it ---------------------------------------------------------------------------
-
-
-def _outcome(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
-    """Return what Celery's tracer says became of the attempt."""
-    state = returned.info.state if returned.info else states.SUCCESS
-    value = returned.info.retval if returned.info else None
-    traceback = str(getattr(returned.retval, "traceback", "") or "")
-    if execution.again is not None:
-        return _once_more(execution, execution.again, value, traceback)
-    if state == states.SUCCESS:
-        return Outcome(State.SUCCEEDED, result=execution.result)
-    if isinstance(value, Reject):
-        return _rejected(value)
-    if isinstance(value, Ignore):
-        return Outcome(State.SUCCEEDED, reason="the job ended with Ignore: no result")
-    if isinstance(value, Retry):
-        delay = execution.job.default_retry_delay
-        return _once_more(execution, _same_again(execution, claimed, delay), value, traceback)
-    text = f"{type(value).__name__}: {value}"
-    return Outcome(State.FAILED, text, text, traceback, failed=True, result=execution.result)
-
-
-def _once_more(execution: Execution, again: Again, value: Any, traceback: str) -> Outcome:
-    """Return the outcome of a job that sent itself again: a retry, or a replacement."""
-    from scheduling.enqueueing import instant_or_seconds
-
-    when = instant_or_seconds(again.eta)
-    delay = timedelta(seconds=max(again.countdown or 0, 0))
-    if isinstance(value, Ignore):  # `replace` ends with it
-        call, failed, text = (again.task, again.args, again.kwargs), False, None
-    else:
-        cause = getattr(value, "exc", None) or value
-        call, failed = (again.task, again.args, again.kwargs), True
-        text = f"{type(cause).__name__}: {cause}" if cause is not None else "asked for a retry"
-    return Outcome(
-        State.SCHEDULED,
-        text or f"replaced by {again.task}",
-        text,
-        traceback,
-        failed=failed,
-        lower=failed,
-        run_at=when if isinstance(when, datetime) else None,
-        delay=delay,
-        call=call,
-        result=execution.result,
-    )
-
-
-def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
-    return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
-
-
-def _rejected(reject: Any) -> Outcome:
-    text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
-    if reject.requeue:
-        return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
-    return Outcome(State.FAILED, text, text, failed=True)
-
-
-def _refused(job: "Job", problem: str) -> Outcome:
-    backend: Any = job.backend
-    result = backend.prepare_error(states.FAILURE, TypeError(problem), job.name)
-    return Outcome(State.FAILED, problem, problem, failed=True, result=result)
-
-
-def _died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
-    if terminate_handler_fired():  # the worker ends: a hand-back, no failure of the job's
-        return Outcome(State.SCHEDULED, "handed back: its worker was told to end")
-    return failed_attempt(
-        execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
-    )
-
-
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     """Write the outcome, for as long as the lease may still be ours; never raises."""
     if connection.connection is not None:
@@ -426,52 +218,6 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
                 lambda: finish(run_id, attempt, Outcome(State.FAILED, text, text, failed=True)),
                 settings.RUN_LEASE,
             )
-
-
-def backoff(failures: int) -> timedelta:
-    """Return the wait before the attempt after `failures` failed ones.
-
-    Exponential from settings.RETRY_BACKOFF to an hour, with jitter over the upper half of each
-    step.
-    """
-    step = min(settings.RETRY_BACKOFF * 2 ** min(failures - 1, 20), BACKOFF_CAP)
-    return timedelta(seconds=step.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311
-
-
-def enter(job: "Job") -> Execution | None:
-    """Return this thread's execution if the job's body begins now; None for a plain call of it."""
-    running = current()
-    if running is None or running.entered or running.job.name != job.name:
-        return None
-    running.entered = True
-    return running
-
-
-def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
-    """Run the job's body; a tracked run that fails and may be tried again asks to be.
-
-    This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
-    and those whose own `retry()` gave up, have decided by themselves.
-    """
-    try:
-        return job.run(*args, **kwargs)
-    except (Retry, Ignore, Reject, PermanentError):
-        raise
-    except Exception as error:
-        if not _retries_by_default(job, running, error):
-            raise
-        countdown = backoff(job.request.retries + 1).total_seconds()
-        raise job.retry(
-            exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
-        ) from error
-
-
-def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:
-    if retries_by_itself(job) or running.exhausted:
-        return False
-    if isinstance(error, tuple(getattr(job, "dont_autoretry_for", None) or ())):
-        return False
-    return running.tracked and running.attempts_left
 
 
 # --- What the worker's parent process learns -----------------------------------------------------

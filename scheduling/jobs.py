@@ -8,7 +8,8 @@ from celery.exceptions import Retry
 
 from scheduling import execution
 from scheduling.enqueueing import Call, enqueue, enqueue_many
-from scheduling.execution import CurrentRun, PermanentError, current_run
+from scheduling.outcomes import PermanentError, call_body, enter
+from scheduling.running import CurrentRun, current, current_run
 
 __all__ = [
     "Call",
@@ -41,10 +42,10 @@ class Job(DjangoTask[..., Any]):
         self.__dict__["_tracer"] = tracer and execution.traced(self, tracer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        running = execution.enter(self)
+        running = enter(self)
         if running is None:
             return super().__call__(*args, **kwargs)
-        return execution.call_body(self, running, args, kwargs)
+        return call_body(self, running, args, kwargs)
 
     def retry(
         self,
@@ -64,7 +65,7 @@ class Job(DjangoTask[..., Any]):
         """
         if isinstance(exc, PermanentError):
             raise exc  # `autoretry_for=(Exception,)` would try it again
-        running = execution.current()
+        running = current()
         if running is not None and running.claimed and running.claimed.max_attempts is not None:
             max_retries = self._bounded(running.claimed.max_attempts, max_retries)
         try:

@@ -28,7 +28,7 @@ class LineFormatter(logging.Formatter):
             self.service,
             record.levelname,
             record.getMessage(),
-            *(f"{key}={_value(value)}" for key, value in fields.items()),
+            *(f"{key}={_value(value)}" for key, value in fields.items() if value not in (None, "")),
         ]
         line = " ".join(words)
         if record.exc_info:

@@ -11,6 +11,7 @@ from celery import states
 from django_celery_results.backends.database import DatabaseBackend
 
 from scheduling import execution
+from scheduling.running import current
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
         request: Any = None,
         using: str | None = None,
     ) -> Any:
-        running = execution.current()
+        running = current()
         if running is not None and running.tracked and str(running.id) == task_id:
             running.result = self.prepare(result, status, traceback, request)
         elif not execution.report(task_id, request, status, result, traceback):

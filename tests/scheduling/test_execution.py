@@ -19,10 +19,12 @@ from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
 from scheduling import clock, execution, firing
-from scheduling.execution import ATTEMPT, NOTHING_DONE, backoff
+from scheduling.execution import ATTEMPT, NOTHING_DONE
 from scheduling.ids import uuid7
 from scheduling.jobs import CurrentRun, Job, PermanentError, current_run
 from scheduling.models import FINAL, Origin, Run, State
+from scheduling.outcomes import backoff
+from scheduling.running import current
 from tests.jobs import tasks
 from tests.scheduling.ledger import NOON, run
 
@@ -493,7 +495,7 @@ class TestOutsideATransaction:
         long_name = "x" * 300
 
         def spoil(**_: Any) -> None:
-            running = execution.current()
+            running = current()
             assert running is not None
             current_app.tasks[tasks.add.name].request.update(task=long_name)
 
