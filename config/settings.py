@@ -9,6 +9,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
+from zoneinfo import available_timezones
 
 import django_stubs_ext
 import environ
@@ -102,6 +103,8 @@ WHITENOISE_USE_FINDERS = DEBUG
 # --- Time -----------------------------------------------------------------------------------------
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", default="UTC")
+if TIME_ZONE not in available_timezones():
+    refuse(f"TIME_ZONE {TIME_ZONE!r} does not exist: give an IANA name such as Europe/Berlin.")
 LANGUAGE_CODE = "en"
 
 # --- Services -------------------------------------------------------------------------------------

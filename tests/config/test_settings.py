@@ -1,0 +1,57 @@
+"""What a service does with an environment that is not complete: it says one line, and ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.system.processes import ROOT
+
+COMPLETE = {
+    "SECRET_KEY": "long-and-random-" * 4,
+    "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "ALLOWED_HOSTS": "truebeat.example.org",
+}
+
+
+def start(**changes: str) -> subprocess.CompletedProcess[str]:
+    """Read the settings in a process of their own; an empty value counts as not set."""
+    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "manage.py", "diffsettings"],
+        cwd=ROOT, env={**keep, **COMPLETE, **changes}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_complete_environment_is_enough() -> None:
+    process = start()
+    assert process.returncode == 0, process.stderr
+    assert "DEBUG = False" not in process.stdout  # Django's own default
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
+        ({"SECRET_KEY": "insecure-development-key"}, "SECRET_KEY is a development default"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
+        ({"DATABASE_URL": "postgres://truebeat@127.0.0.1:5432/truebeat"}, "development default"),
+        ({"DATABASE_URL": "sqlite:///db"}, "DATABASE_URL must begin with postgres://"),
+        ({"REDIS_URL": ""}, "REDIS_URL is not set"),
+        ({"REDIS_URL": "amqp://localhost"}, "REDIS_URL must begin with redis://"),
+        ({"TIME_ZONE": "Europe/Atlantis"}, "TIME_ZONE 'Europe/Atlantis' does not exist"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_one_line(changes: dict[str, str], said: str) -> None:
+    process = start(**changes)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("truebeat: ")
+    assert said in line
+
+
+def test_development_needs_nothing() -> None:
+    process = start(DEBUG="1", SECRET_KEY="", DATABASE_URL="", REDIS_URL="")
+    assert process.returncode == 0, process.stderr
