@@ -120,8 +120,9 @@ def test_an_immediate_signal_ends_everything(run: Run) -> None:
 def test_commands_end_with_a_terminal_that_was_killed(run: Run, wait_for: WaitFor) -> None:
     terminal = run("sh -c 'sleep 600 & echo up; wait'", "sleep 600")
     lines_until(terminal, "up")
-    family = psutil.Process(terminal.pid).children(recursive=True)
-    assert len(family) >= 5
+    process = psutil.Process(terminal.pid)
+    wait_for(lambda: len(process.children(recursive=True)) >= 5, message="both commands run")
+    family = process.children(recursive=True)
 
     terminal.kill()
     terminal.wait()
