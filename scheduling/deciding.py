@@ -12,12 +12,12 @@ from uuid import UUID
 from kombu.utils.json import dumps, loads
 
 from scheduling import recurrence
-from scheduling.finishing import clean
 from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.planning import spread_offset
 from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
 from scheduling.rules import RuleFields, build_rule
+from scheduling.sql import clean
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
 CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick

@@ -1,7 +1,7 @@
 """How runs that no schedule plans come to be: rows, written in the caller's own transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -16,6 +16,15 @@ from scheduling.doorbell import ring_on_commit
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run
+from scheduling.options import (
+    checked_key,
+    checked_options,
+    instant_or_seconds,
+    limit,
+    message_options,
+    no_options,
+    start,
+)
 from scheduling.registry import (
     check_arguments,
     check_call,
@@ -26,16 +35,13 @@ from scheduling.registry import (
     queue_of,
     refuse_follow_ups,
 )
-from scheduling.running import current
 from scheduling.sql import arrays
 
 if TYPE_CHECKING:
     from celery import Task
 
-    from scheduling.jobs import Job
 
 BATCH = 1000
-LONGEST = timedelta(days=36_500)
 
 # Instants may be given, or durations that count from Postgres's clock.
 INSERT = """
@@ -99,11 +105,11 @@ def enqueue(
     kwargs = kwargs or {}
     job = get_job(task if isinstance(task, str) else task.name)
     check_arguments(job, args, kwargs)
-    columns = _options(
+    columns = checked_options(
         job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
     )
     return insert_run(
-        {**columns, "unique_key": _checked_key(unique_key)}, encode(args), encode(kwargs)
+        {**columns, "unique_key": checked_key(unique_key)}, encode(args), encode(kwargs)
     )
 
 
@@ -128,7 +134,7 @@ def enqueue_many(
         How many runs were written.
     """
     job = get_job(task if isinstance(task, str) else task.name)
-    columns = _options(
+    columns = checked_options(
         job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
     )
     stream, count = iter(calls), 0
@@ -177,11 +183,11 @@ def enqueue_message(
     queue = options.get("queue")
     expires = instant_or_seconds(options.get("expires"))
     columns = {
-        **_no_options(),
-        **_start(
+        **no_options(),
+        **start(
             instant_or_seconds(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))
         ),
-        **_limit("expires", expires),
+        **limit("expires", expires),
         "task": name,
         "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
         "priority": Priority.nearest(options.get("priority")),
@@ -207,10 +213,10 @@ def run_now(schedule: PeriodicTask, *, by: str) -> Run:
     seconds = schedule.expire_seconds
     expires = None if seconds is None else timedelta(seconds=seconds)
     columns = {
-        **_no_options(),
-        **_start(None, None),
-        **_limit("deadline", policy and policy.deadline_after),
-        **_limit("expires", expires),
+        **no_options(),
+        **start(None, None),
+        **limit("deadline", policy and policy.deadline_after),
+        **limit("expires", expires),
         "schedule_id": schedule.pk,
         "schedule_name": schedule.name,
         "task": schedule.task,
@@ -235,8 +241,8 @@ def replay(run_id: UUID, *, by: str) -> Run:
     if old.state not in FINAL:
         raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
     columns = {
-        **_no_options(),
-        **_start(None, None),
+        **no_options(),
+        **start(None, None),
         "origin": Origin.REPLAY,
         "due_at": old.due_at,
         "schedule_id": old.schedule_id,
@@ -275,133 +281,11 @@ def insert_run(
             return _with_created(found, created=False)
 
 
-def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `send_task`'s options that a run keeps for its message."""
-    names = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow")
-    return {name: options[name] for name in names if options.get(name)}
-
-
-def _options(
-    job: "Job",
-    at: datetime | None,
-    after: timedelta | None,
-    priority: Priority | str | int | None,
-    queue: str | None,
-    deadline: datetime | timedelta | None,
-    expires: datetime | timedelta | None,
-    max_attempts: int | None,
-    enqueued_by: str,
-) -> dict[str, Any]:
-    if max_attempts is not None and max_attempts < 1:
-        raise EnqueueError(f"max_attempts must be 1 or more, not {max_attempts}.")
-    return {
-        **_no_options(),
-        **_start(at, after),
-        **_limit("deadline", deadline),
-        **_limit("expires", expires),
-        "task": job.name,
-        "queue": queue_of(job.name, _checked_queue(queue)),
-        "priority": _priority(job.priority if priority is None else priority),
-        "max_attempts": max_attempts,
-        "enqueued_by": _checked_asker(enqueued_by) or _asking_run(),
-    }
-
-
-def _no_options() -> dict[str, Any]:
-    return {
-        **dict.fromkeys(("schedule_id", "due_at", "max_attempts", "unique_key", "replay_of")),
-        **_limit("deadline", None),
-        **_limit("expires", None),
-        "origin": Origin.ADHOC,
-        "schedule_name": "",
-        "options": "{}",
-        "failures": 0,
-        "enqueued_by": _asking_run(),
-    }
-
-
-def _start(at: datetime | timedelta | None, after: timedelta | None) -> dict[str, Any]:
-    if at is not None and after is not None:
-        raise EnqueueError("give `at` or `after`, not both.")
-    if after is not None:
-        _check_duration("after", after)
-    return {"at": _aware("at", at), "after": after or timedelta(0)}
-
-
-def _limit(name: str, value: datetime | timedelta | None) -> dict[str, Any]:
-    if isinstance(value, timedelta):
-        _check_duration(name, value)
-        return {name: None, f"{name}_in": value}
-    return {name: _aware(name, value), f"{name}_in": None}
-
-
-def _check_duration(name: str, value: object) -> None:
-    if not isinstance(value, timedelta):
-        raise EnqueueError(f"`{name}` must be a timedelta, not {value!r}.")
-    if not timedelta(0) <= value <= LONGEST:
-        raise EnqueueError(f"`{name}` must be from 0 to {LONGEST.days:,} days, not {value}.")
-
-
-def _aware(name: str, value: Any) -> datetime | None:
-    if value is not None and not (isinstance(value, datetime) and value.tzinfo):
-        raise EnqueueError(f"`{name}` must be a datetime with a time zone, not {value!r}.")
-    return value
-
-
-def instant_or_seconds(value: object) -> Any:
-    """Read a Celery eta or expires: ISO text, a datetime (naive: UTC), seconds, or None."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise EnqueueError(f"{value!r} is not an ISO 8601 time.") from None
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
-    if isinstance(value, int | float):
-        return timedelta(seconds=value)
-    return value
-
-
-def _priority(value: Priority | str | int | None) -> Priority:
-    if isinstance(value, str):
-        try:
-            return Priority[value.upper()]
-        except KeyError:
-            names = ", ".join(step.label for step in Priority)
-            raise EnqueueError(f"unknown priority {value!r}: it is one of {names}.") from None
-    if value is not None and value < 0:
-        raise EnqueueError(f"priority must not be negative: {value}.")
-    return Priority.nearest(value)
-
-
-def _checked_queue(queue: str | None) -> str | None:
-    if queue is not None and (not 0 < len(queue) <= 200 or "\0" in queue):
-        raise EnqueueError(f"queue must have 1 to 200 characters and no NUL: {queue[:60]!r}.")
-    return queue
-
-
-def _checked_asker(name: str) -> str:
-    if len(name) > 150 or "\0" in name:
-        raise EnqueueError(f"enqueued_by must have up to 150 characters and no NUL: {name[:60]!r}.")
-    return name
-
-
-def _checked_key(key: str | None) -> str | None:
-    if key is not None and (not 0 < len(key) <= 255 or "\0" in key):
-        raise EnqueueError(f"unique_key must have 1 to 255 characters and no NUL: {key[:60]!r}.")
-    return key
-
-
 def _as_uuid(value: str | UUID) -> UUID:
     try:
         return value if isinstance(value, UUID) else UUID(value)
     except ValueError:
         raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.") from None
-
-
-def _asking_run() -> str:
-    running = current()
-    return f"run {running.id}" if running else ""
 
 
 def _with_created(run: Run, *, created: bool) -> Run:

@@ -21,6 +21,7 @@ from scheduling.errors import SchedulingError
 from scheduling.logs import event
 from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.registry import attempts_allowed
+from scheduling.sql import clean
 
 if TYPE_CHECKING:
     from scheduling.results import Backend, StoredResult
@@ -337,8 +338,3 @@ def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
     if found:
         event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
     return found
-
-
-def clean(text: str) -> str:
-    """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

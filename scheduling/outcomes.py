@@ -10,9 +10,9 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 
-from scheduling.enqueueing import instant_or_seconds
 from scheduling.finishing import Outcome, failed_attempt
 from scheduling.models import State
+from scheduling.options import instant_or_seconds
 from scheduling.registry import retries_by_itself
 from scheduling.running import Again, Claimed, Execution, current
 

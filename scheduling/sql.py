@@ -1,4 +1,4 @@
-"""Rows in bulk, on the paths where thousands go by: see docs/benchmarks.md for what it saves.
+"""Rows in bulk, on the paths where thousands go by, and texts that Postgres can hold.
 
 psycopg writes a list as an array value by value in Python, and Django reads every timestamp in
 Python; over a batch of 500 rows that costs more than Postgres itself.
@@ -47,3 +47,8 @@ def _element(value: object) -> str:
     if isinstance(value, datetime):
         return f'"{value.isoformat()}"'
     return str(value)
+
+
+def clean(text: str) -> str:
+    """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

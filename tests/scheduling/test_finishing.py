@@ -18,7 +18,6 @@ from scheduling.finishing import (
     cancel,
     cancel_waiting_of,
     cancelled,
-    clean,
     expire_waiting,
     failed_attempt,
     finish,
@@ -29,6 +28,7 @@ from scheduling.finishing import (
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.results import StoredResult
+from scheduling.sql import clean
 from tests.scheduling.ledger import (
     ADD,
     NOON,
