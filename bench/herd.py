@@ -117,7 +117,11 @@ def _watch(ground: Ground, beat: Beat, due: float, size: int) -> Herd:
     if beat.wait(all_there, beat.peer.limit(ground) + 0.2, step=0.005):
         seen["last"] = ground.now() - due
     after = beat.cpu()
-    cpu = Cpu(*(b - a for a, b in zip(before, after, strict=True))) if before and after else None
+    cpu = (
+        Cpu(*(round(b - a, 3) for a, b in zip(before, after, strict=True)))
+        if before and after
+        else None
+    )
     return Herd(True, seen.get("first"), seen.get("last"), there, cpu)
 
 
