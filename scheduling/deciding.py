@@ -20,6 +20,7 @@ from scheduling.rules import RuleFields, build_rule
 from scheduling.sql import clean
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
+COUNT_MAX = 2**31 - 1  # what the column holds
 CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick
 CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
 
@@ -222,7 +223,7 @@ def _run(
         seconds = timedelta(seconds=plan.expire_seconds)
         expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
     return NewRun(
-        uuid7(), plan.schedule_id, due, due + offset, state, reason, coalesced,
+        uuid7(), plan.schedule_id, due, due + offset, state, reason, min(coalesced, COUNT_MAX),
         queue_of(plan.task, plan.queue or None), priority_of(plan.task, plan.priority),
         options_with(plan.headers), deadline, expires,
     )  # fmt: skip

@@ -6,6 +6,7 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
+import sys
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -80,7 +81,7 @@ def _waiting_lanes() -> dict[Lane, float]:
 
 
 def _room(lane: Lane, length: int) -> int:
-    if lane.priority == Priority.FRONT:
+    if lane.priority == Priority.FRONT and length < sys.maxsize:
         return BATCH
     return max(int(settings.QUEUE_WINDOW) - length, 0)
 

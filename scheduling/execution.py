@@ -10,8 +10,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from celery.utils.saferepr import saferepr
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from kombu.utils.json import loads
+from psycopg.pq import TransactionStatus
 
 from scheduling.enqueueing import enqueue_message
 from scheduling.errors import EnqueueError
@@ -63,7 +65,7 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
 
 def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
-    claimed = patiently(lambda: claim(run_id, attempt, job.name))
+    claimed = _claim_on_a_clean_connection(run_id, attempt, job.name)
     if claimed is None:
         event(logger, "hint_dropped", level=logging.DEBUG, run=task_id, attempt=attempt)
         return NOTHING_DONE
@@ -77,11 +79,15 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
     _fill_request(request, claimed, args, kwargs)
     try:
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
+        outcome = outcome_of(execution, claimed, returned)
     except BaseException as error:
         # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
         _conclude(run_id, attempt, died(execution, claimed, error))
-        raise
-    _conclude(run_id, attempt, outcome_of(execution, claimed, returned))
+        if not isinstance(error, Exception):
+            raise
+        logger.exception("outcome_unknown")
+        return NOTHING_DONE
+    _conclude(run_id, attempt, outcome)
     return returned
 
 
@@ -123,6 +129,29 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
    AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
  RETURNING args, kwargs, options, schedule_name, due_at, failures, max_attempts
 """
+
+
+def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claimed | None:
+    """Claim; a connection that an earlier job spoilt is replaced, once."""
+    _drop_unclean_connection()
+    for last in (False, True):
+        try:
+            return patiently(lambda: claim(run_id, attempt, task))
+        except DatabaseError as error:
+            connection.close()
+            if last:  # the hint is sent again
+                event(logger, "claim_refused", level=logging.ERROR, run=run_id, error=error)
+    return None
+
+
+def _drop_unclean_connection() -> None:
+    """Close a connection on which a job began a transaction that it never ended."""
+    raw = connection.connection
+    if raw is None or connection.in_atomic_block:
+        return
+    if raw.info.transaction_status != TransactionStatus.IDLE:
+        event(logger, "connection_left_open", level=logging.ERROR)
+        connection.close()
 
 
 def claim(run_id: UUID, attempt: int, task: str) -> Claimed | None:
@@ -187,8 +216,8 @@ def _fill_request(
     """Make the request of a hint, which carries no arguments, that of the real call."""
     options = loads(claimed.options)
     headers = options.pop("headers", None) or {}
+    request.update({name: value for name, value in headers.items() if name not in request})
     request.update(
-        headers,
         args=args,
         kwargs=kwargs,
         argsrepr=saferepr(args),
@@ -204,20 +233,23 @@ def _fill_request(
 
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     """Write the outcome, for as long as the lease may still be ours; never raises."""
+    _drop_unclean_connection()
     if connection.connection is not None:
         connection.close_if_unusable_or_obsolete()
-    try:
-        patiently(lambda: finish(run_id, attempt, outcome), settings.RUN_LEASE)
-    except (OperationalError, InterfaceError):
-        event(logger, "outcome_not_written", level=logging.ERROR, run=run_id, attempt=attempt)
-    except DatabaseError as error:
-        event(logger, "outcome_refused", level=logging.ERROR, run=run_id, error=error)
-        text = f"its outcome could not be stored: {error}"
-        with suppress(DatabaseError):  # then the lease runs out
-            patiently(
-                lambda: finish(run_id, attempt, Outcome(State.FAILED, text, text, failed=True)),
-                settings.RUN_LEASE,
-            )
+    refused = ""
+    for wanted in (outcome, outcome, None):
+        text = f"its outcome could not be stored: {refused}"
+        last = wanted or Outcome(State.FAILED, text, text, failed=True)
+        try:
+            patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
+        except (OperationalError, InterfaceError):  # then the lease runs out
+            event(logger, "outcome_not_written", level=logging.ERROR, run=run_id, attempt=attempt)
+        except DatabaseError as error:  # perhaps of a connection that the job spoilt
+            event(logger, "outcome_refused", level=logging.ERROR, run=run_id, error=error)
+            refused = str(error)
+            connection.close()
+            continue
+        return
 
 
 # --- What the worker's parent process learns -----------------------------------------------------

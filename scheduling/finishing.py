@@ -186,6 +186,14 @@ def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None")
 # --- Attempts whose worker cannot speak for itself -----------------------------------------------
 
 
+def text_of(error: object) -> str:
+    """Return what an error is and says, whatever its own __str__ does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (it cannot say more)"
+
+
 def failed_attempt(
     task: str,
     max_attempts: int | None,
@@ -201,7 +209,7 @@ def failed_attempt(
     Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
     `counts=False` never uses one up.
     """
-    text = f"{type(error).__name__}: {error}"
+    text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
     if counts and allowed is not None and failures + 1 >= allowed:
         result = _backend().prepare_error(states.FAILURE, error, task)
@@ -222,7 +230,7 @@ SELECT id, attempt, task, max_attempts, failures, worker,
   FROM scheduling_run
  WHERE state = 'running' AND lease_expires_at < statement_timestamp()
    AND pg_postmaster_start_time() + %(lease)s::interval < statement_timestamp()
- ORDER BY lease_expires_at LIMIT %(limit)s
+ ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
 """
 
 

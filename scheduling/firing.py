@@ -22,6 +22,13 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500
 
+
+def bounded(column: str) -> str:
+    """Return SQL for an interval that Python can hold: up to a million days; NULL stays NULL."""
+    limit = "interval '1000000 days'"
+    return f"CASE WHEN {column} > {limit} THEN {limit} ELSE {column} END"
+
+
 # `low` spares the dead entries that an old snapshot keeps at the index's beginning.
 LOCK_DUE = f"""
 WITH due AS MATERIALIZED (
@@ -32,8 +39,9 @@ SELECT statement_timestamp(), p.schedule_id, p.next_due_at, p.needs_plan, p.plan
     p.last_due_at, p.anchor_at, t.one_off, t.task,
     COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{{}}'),
     COALESCE(t.headers, ''), t.queue, t.priority,
-    COALESCE(y.catch_up, 'latest'), y.catch_up_window, COALESCE(y.overlap, 'allow'),
-    COALESCE(y.spread, interval '0'), y.deadline_after, t.expire_seconds, {RULE_COLUMNS}
+    COALESCE(y.catch_up, 'latest'), {bounded("y.catch_up_window")}, COALESCE(y.overlap, 'allow'),
+    COALESCE({bounded("y.spread")}, interval '0'), {bounded("y.deadline_after")}, t.expire_seconds,
+    {RULE_COLUMNS}
   FROM due p
   JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
   LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id
@@ -117,9 +125,9 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
 def _cancel_unfinished(plan: Due) -> None:
     by = f"schedule {plan.schedule_id}: replaced by the run due {plan.next_due_at.isoformat()}"
     cancel_waiting_of(plan.schedule_id, reason=f"overlap: {by}")
-    Run.objects.filter(schedule_id=plan.schedule_id, state=State.RUNNING).update(
-        cancel_requested_by=by[:150]
-    )
+    running = Run.objects.filter(schedule_id=plan.schedule_id, state=State.RUNNING)
+    free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
+    Run.objects.filter(pk__in=list(free)).update(cancel_requested_by=by[:150])
 
 
 def _unfinished_of(due: Iterable[Due]) -> dict[int, Unfinished]:

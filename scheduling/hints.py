@@ -6,7 +6,9 @@ the format theirs, and the others are cut from it: some 50,000 a second, where `
 1,500 (docs/benchmarks.md).
 """
 
+import logging
 import re
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,6 +22,9 @@ from django.conf import settings
 from kombu.utils.json import dumps, loads
 
 from scheduling.execution import ATTEMPT
+from scheduling.logs import event
+
+logger = logging.getLogger(__name__)
 
 # What a template's message holds where a hint has its own id, attempt and delivery tag.
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
@@ -61,7 +66,8 @@ class Broker:
         pipeline = self._redis.pipeline(transaction=False)
         for lane in lanes:
             pipeline.llen(list_key(lane))
-        return dict(zip(lanes, pipeline.execute(), strict=True))
+        found = pipeline.execute(raise_on_error=False)
+        return {lane: _length(lane, length) for lane, length in zip(lanes, found, strict=True)}
 
     def push(self, hints: Iterable[Hint]) -> int:
         """Push hints to the tails of their lanes, in order; return how many."""
@@ -87,6 +93,16 @@ class Broker:
         since = time.time() - UNACKED_FOR
         tags: Any = self._redis.zrangebyscore("unacked_index", since, "+inf")
         return set(_ids(filter(None, self._redis.hmget("unacked", tags)))) if tags else set()  # type: ignore[arg-type]
+
+
+def _length(lane: Lane, found: Any) -> int:
+    """Return a list's length; what is no list at all has no room, and stops no other lane."""
+    if isinstance(found, redis.ResponseError):
+        event(logger, "lane_unusable", level=logging.ERROR, queue=lane.queue, error=found)
+        return sys.maxsize
+    if isinstance(found, Exception):
+        raise found
+    return int(found)
 
 
 def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:

@@ -280,6 +280,11 @@ class Run(models.Model):
                 condition=Q(unique_key__isnull=False, state__in=UNFINISHED),
             ),
             models.CheckConstraint(
+                # Any other would be pushed to a list in Redis that no worker reads.
+                name="run_priority_is_a_step",
+                condition=Q(priority__in=[step.value for step in Priority]),
+            ),
+            models.CheckConstraint(
                 name="run_finished_iff_final",
                 condition=Q(finished_at__isnull=False, state__in=FINAL)
                 | Q(finished_at__isnull=True, state__in=UNFINISHED),

@@ -10,7 +10,7 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 
-from scheduling.finishing import Outcome, failed_attempt
+from scheduling.finishing import Outcome, failed_attempt, text_of
 from scheduling.models import State
 from scheduling.options import instant_or_seconds
 from scheduling.registry import retries_by_itself
@@ -42,7 +42,7 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
     if isinstance(value, Retry):
         delay = execution.job.default_retry_delay
         return _once_more(execution, _same_again(execution, claimed, delay), value, traceback)
-    text = f"{type(value).__name__}: {value}"
+    text = text_of(value)
     return Outcome(State.FAILED, text, text, traceback, failed=True, result=execution.result)
 
 
@@ -55,7 +55,7 @@ def _once_more(execution: Execution, again: Again, value: Any, traceback: str) -
     else:
         cause = getattr(value, "exc", None) or value
         call, failed = (again.task, again.args, again.kwargs), True
-        text = f"{type(cause).__name__}: {cause}" if cause is not None else "asked for a retry"
+        text = text_of(cause) if cause is not None else "asked for a retry"
     return Outcome(
         State.SCHEDULED,
         text or f"replaced by {again.task}",

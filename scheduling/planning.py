@@ -17,7 +17,7 @@ from django.db import transaction
 from scheduling import recurrence
 from scheduling.logs import event
 from scheduling.registry import decode_error
-from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields, build_rule
+from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields, build_rule, saturated
 from scheduling.sql import arrays, lean_cursor
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ SELECT schedule_id FROM scheduling_plan
 READ_CHANGED = f"""
 SELECT p.schedule_id, p.plan_from, p.anchor_at, p.last_due_at, p.rule, p.done,
     t.enabled, t.task, COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{{}}'),
-    y.paused_at, y.paused_until, {RULE_COLUMNS}
+    {saturated("y.paused_at")}, {saturated("y.paused_until")}, {RULE_COLUMNS}
   FROM scheduling_plan p
   JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
   LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_QUEUE = "celery"
+CACHED_TEXT = 1000  # characters of a call's arguments above which their check is not remembered
 
 _discovery_begun = False
 
@@ -103,9 +104,14 @@ def encode(value: object) -> str:
     return text
 
 
-@lru_cache(maxsize=4096)
 def decode_error(args: str, kwargs: str) -> str:
-    """Return what is wrong with these JSON texts of a schedule, or "" if nothing is."""
+    """Return what is wrong with these JSON texts of a call, or "" if nothing is."""
+    check = _decode_error if len(args) + len(kwargs) < CACHED_TEXT else _decode_error.__wrapped__
+    return check(args, kwargs)
+
+
+@lru_cache(maxsize=4096)
+def _decode_error(args: str, kwargs: str) -> str:
     for label, text, kind, name in (
         ("args", args, list, "array"),
         ("kwargs", kwargs, dict, "object"),

@@ -40,10 +40,20 @@ class RuleFields(NamedTuple):
         return "|".join("" if value is None else str(value) for value in self[:-1])
 
 
+def saturated(column: str) -> str:
+    """Return SQL for a timestamp that Python can hold: from year 1 to 9999; NULL stays NULL."""
+    low, high = "'0001-01-03Z'::timestamptz", "'9999-12-29Z'::timestamptz"
+    return (
+        f"CASE WHEN {column} < {low} THEN {low} WHEN {column} > {high} THEN {high} "
+        f"ELSE {column} END"
+    )
+
+
 # The same, to be selected beside a schedule `t`; in RuleFields' order.
-RULE_COLUMNS = """
+RULE_COLUMNS = f"""
     c.minute, c.hour, c.day_of_month, c.month_of_year, c.day_of_week, c.timezone,
-    i.every, i.period, k.clocked_time, s.event, s.latitude, s.longitude, t.start_time, t.expires
+    i.every, i.period, {saturated("k.clocked_time")}, s.event, s.latitude, s.longitude,
+    {saturated("t.start_time")}, {saturated("t.expires")}
 """
 RULE_JOINS = """
     LEFT JOIN django_celery_beat_crontabschedule c ON c.id = t.crontab_id

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from celery import bootsteps, states
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.exceptions import TimeLimitExceeded
 from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -141,9 +143,12 @@ class Keeper:
             return Outcome(State.SCHEDULED, f"handed back by its worker: {text}")
         if status == states.REVOKED:
             return Outcome(State.CANCELLED, text)
+        # Celery reports a time limit before the child is dead: the next attempt must not meet it.
+        delay = timedelta(seconds=2 if isinstance(exception, TimeLimitExceeded) else 0)
         return failed_attempt(
-            run.task, run.max_attempts, run.failures, exception, traceback=traceback or ""
-        )
+            run.task, run.max_attempts, run.failures, exception, traceback=traceback or "",
+            delay=delay,
+        )  # fmt: skip
 
     # --- Leases ---------------------------------------------------------------------------------
 
@@ -179,13 +184,15 @@ class Keeper:
         self._suspects = elsewhere
 
     def _running(self) -> dict[UUID, Any]:
-        return {
-            run_id: request
-            for request in list(worker_state.requests.values())
-            if ATTEMPT in request.request_dict
-            and request.time_start
-            and (run_id := _run_id(request.id))
-        }
+        """Return what children work on. Of two hints of one run the first began: it has the run.
+
+        Celery's own map of requests forgets a run when a second hint of it ends; this set does not.
+        """
+        running: dict[UUID, Any] = {}
+        for request in sorted(_active_requests(), key=lambda request: request.time_start or 0):
+            if ATTEMPT in request.request_dict and (run_id := _run_id(request.id)):
+                running.setdefault(run_id, request)
+        return running
 
     def _stop(self, run_id: UUID, request: Any) -> None:
         """End the execution of one run: its child is killed, or, without children, everything."""
@@ -202,6 +209,14 @@ class Keeper:
             self._stop(run_id, request)
 
 
+def _active_requests() -> list[Any]:
+    while True:
+        try:
+            return list(worker_state.active_requests)
+        except RuntimeError:  # the main thread added one meanwhile
+            continue
+
+
 def _run_id(task_id: str) -> UUID | None:
     try:
         return UUID(task_id)
@@ -211,7 +226,10 @@ def _run_id(task_id: str) -> UUID | None:
 
 RENEW = """
 UPDATE scheduling_run SET lease_expires_at = clock_timestamp() + %(lease)s::interval
- WHERE id = ANY(%(ids)s) AND state = 'running' AND worker = %(worker)s
+ WHERE id = ANY (ARRAY(
+        SELECT id FROM scheduling_run
+         WHERE id = ANY(%(ids)s) AND state = 'running' AND worker = %(worker)s
+         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED))
  RETURNING id, attempt, cancel_requested_by
 """
 

@@ -7,9 +7,14 @@ from typing import Any
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
-from django.db import transaction
+from django.db import connection, transaction
 
 from scheduling.jobs import PermanentError, current_run
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("not even this")
 
 
 def note(path: str, text: str) -> int:
@@ -85,6 +90,22 @@ def end_with(name: str) -> None:
         raise SystemExit(3)
     if name == "kill":
         os.kill(os.getpid(), 9)
+
+
+@shared_task
+def begin_and_leave() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+
+
+@shared_task
+def unspeakable() -> None:
+    raise Unspeakable
+
+
+@shared_task(bind=True)
+def retry_in_ages(self: "Task[Any, Any]") -> None:
+    raise self.retry(countdown=1e15)
 
 
 @shared_task(ignore_result=True)

@@ -548,3 +548,31 @@ def test_an_interval_schedule_that_was_down_keeps_its_pattern() -> None:
 
 def test_the_settings_name_no_other_scheduler() -> None:
     assert django_settings.CELERY_BEAT_SCHEDULER == "scheduling.beat:Scheduler"
+
+
+@pytest.mark.django_db
+class TestValuesThatPythonCannotHold:
+    """Raw SQL can write them; they must not stop the batch that they are in."""
+
+    def test_infinite_and_absurd_columns_stop_nobody(self) -> None:
+        absurd, other = due_schedule("absurd", policy={"overlap": "skip"}), due_schedule("other")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE django_celery_beat_periodictask SET expires = 'infinity',"
+                " start_time = '-infinity' WHERE id = %s",
+                [absurd.pk],
+            )
+            cursor.execute(
+                "UPDATE scheduling_policy SET catch_up_window = interval '2000000000 days',"
+                " paused_until = '30000-01-01', paused_at = now() WHERE schedule_id = %s",
+                [absurd.pk],
+            )
+        firing.fire_due(LONG_AGO)
+        planning.plan_changed()
+        assert len(runs_of(other)) == 1
+
+    def test_more_missed_instants_than_the_column_counts(self) -> None:
+        row = due_schedule(ago=3600, crontab=None, interval=interval(1, "microseconds"))
+        Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - timedelta(hours=1))
+        firing.fire_due(LONG_AGO)
+        assert runs_of(row)[0].coalesced == 2**31 - 1

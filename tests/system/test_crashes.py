@@ -1,13 +1,15 @@
 """kill -9, freeze and wipe: what dies delays work, and never drops or doubles it."""
 
 import signal
+import threading
 from collections import Counter
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import redis
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from config.embedded import PostgresServer, RedisServer
@@ -204,3 +206,79 @@ def test_a_warm_shutdown_lets_a_run_finish(system: System, evidence: Path) -> No
     assert worker.stop() == 0
     run = Run.objects.get(pk=run_id)
     assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
+
+
+def test_a_second_hint_does_not_take_the_lease_of_a_run_that_is_at_work(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    from scheduling.hints import Hint, message
+
+    system.beat()
+    system.ready_worker(2)
+    run_id = enqueue(tasks.sleep, (str(evidence), 6)).id  # twice as long as a lease
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    run = Run.objects.get(pk=run_id)
+    for _ in range(3):
+        redis_client.lpush(
+            "celery\x06\x166", message(Hint(run_id, 1, run.task, run.queue, run.priority, "{}"))
+        )
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
+    assert Run.objects.get(pk=run_id).attempt == 1
+    assert [line.split()[0] for line in evidence.read_text().splitlines()] == ["start", "end"]
+
+
+def test_a_row_that_somebody_holds_stops_neither_beat_nor_the_other_leases(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    system.ready_worker(2)
+    held = enqueue(tasks.sleep, (str(evidence), 6)).id
+    other = enqueue(tasks.sleep, (str(evidence), 6)).id
+    wait_for(lambda: evidence.read_text().count("start 1") == 2, timeout=20)
+    with transaction.atomic():
+        Run.objects.select_for_update().get(pk=held)
+        begun = clock.now()
+        wait_for(lambda: Run.objects.get(pk=other).state == State.SUCCEEDED, timeout=20)
+        late = enqueue_elsewhere(tasks.write, str(evidence))
+        wait_for(lambda: Run.objects.get(pk=late).state == State.SUCCEEDED, timeout=10)
+        assert clock.now() > begun + timedelta(seconds=3)
+    wait_for(all_final, timeout=20)
+    assert Run.objects.get(pk=other).attempt == 1
+
+
+def enqueue_elsewhere(task: Any, path: str) -> Any:
+    """Enqueue on a connection of its own, whose transaction commits at once."""
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(enqueue(task, (path,)).id)
+        connection.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    return found[0]
+
+
+def test_a_job_that_leaves_a_transaction_open_spoils_nothing_after_it(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    system.ready_worker(1)
+    first = enqueue(tasks.begin_and_leave).id
+    wait_for(lambda: Run.objects.get(pk=first).state == State.SUCCEEDED, timeout=20)
+    second = enqueue(tasks.write, (str(evidence), "after")).id
+    wait_for(lambda: Run.objects.get(pk=second).state == State.SUCCEEDED, timeout=20)
+    assert evidence.read_text() == "after\n"
+
+
+def test_a_queue_that_is_no_list_in_redis_stops_no_other(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    redis_client.sadd("not-a-list", "x")
+    enqueue(tasks.write, (str(evidence), "never"), queue="not-a-list", priority="front")
+    system.beat()
+    system.ready_worker(1)
+    run_id = enqueue(tasks.write, (str(evidence), "other")).id
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
+    assert evidence.read_text() == "other\n"

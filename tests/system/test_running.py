@@ -118,6 +118,8 @@ def test_every_ending_leaves_the_run_in_the_right_state(
         enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
         enqueue(tasks.without_result, (str(tmp_path / "h"),)).id: (State.SUCCEEDED, 1, 0),
         enqueue(tasks.unserialisable).id: (State.FAILED, 1, 1),
+        enqueue(tasks.unspeakable, max_attempts=1).id: (State.FAILED, 1, 1),
+        enqueue(tasks.retry_in_ages, max_attempts=2).id: (State.FAILED, 2, 2),
     }
     if pool == "prefork":
         expected[enqueue(tasks.end_with, ("kill",)).id] = (State.FAILED, 3, 3)
