@@ -181,9 +181,14 @@ def _run_for_each(plan: Due, rule: recurrence.Rule) -> list[NewRun]:
     return [_run(plan, instant) for instant in instants]
 
 
+def hold(run: NewRun) -> NewRun:
+    """Return the run as one that waits for its schedule's earlier ones, unless it is skipped."""
+    return run._replace(state=State.HELD) if run.state == State.SCHEDULED else run
+
+
 def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
     first = [] if unfinished.all else runs[:1]
-    return first + [run._replace(state=State.HELD) for run in runs[len(first) :]]
+    return first + [hold(run) for run in runs[len(first) :]]
 
 
 def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from django.db import transaction
 
-from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide
+from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.finishing import cancel_waiting_of
 from scheduling.logs import event
-from scheduling.models import CatchUp, Overlap, Run, State
+from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields
 from scheduling.sql import arrays, lean_cursor
@@ -108,8 +108,8 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
         for plan in due:
             there = unfinished.get(plan.schedule_id, Unfinished())
             new, move = decide(plan, there)
-            if new and there.all and plan.overlap == Overlap.REPLACE:
-                _cancel_unfinished(plan)
+            if new and there.all and plan.overlap == Overlap.REPLACE and _cancel_unfinished(plan):
+                new = [hold(run) for run in new]
             runs += new
             moved.append(move)
         columns = arrays(runs, len(NewRun._fields)) + arrays(moved, len(Moved._fields))
@@ -122,12 +122,17 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
     return Fired(len(due), fired, one_offs, behind)
 
 
-def _cancel_unfinished(plan: Due) -> None:
+def _cancel_unfinished(plan: Due) -> bool:
+    """Cancel what waits, ask what runs to end; return whether anything is unfinished still.
+
+    Something is where a run is at work, or where somebody else holds its row just now.
+    """
     by = f"schedule {plan.schedule_id}: replaced by the run due {plan.next_due_at.isoformat()}"
     cancel_waiting_of(plan.schedule_id, reason=f"overlap: {by}")
     running = Run.objects.filter(schedule_id=plan.schedule_id, state=State.RUNNING)
     free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
     Run.objects.filter(pk__in=list(free)).update(cancel_requested_by=by[:150])
+    return Run.objects.filter(schedule_id=plan.schedule_id, state__in=UNFINISHED).exists()
 
 
 def _unfinished_of(due: Iterable[Due]) -> dict[int, Unfinished]:

@@ -413,6 +413,17 @@ def test_an_edit_of_the_call_during_an_outage_keeps_what_was_missed(
     assert len(made) + sum(one.coalesced for one in made) >= 60
 
 
+@pytest.mark.django_db(transaction=True)
+def test_replace_holds_the_new_run_while_somebody_holds_the_old_ones_row() -> None:
+    row = due_schedule(policy={"overlap": "replace"})
+    waiting = run(schedule_id=row.pk, due_at=NOON)
+    with second_connection() as other:
+        other.execute("SELECT 1 FROM scheduling_run WHERE id = %s FOR UPDATE", [waiting.pk])
+        firing.fire_due(LONG_AGO)
+    states = {made.state for made in runs_of(row)}
+    assert states == {State.SCHEDULED, State.HELD}
+
+
 @pytest.mark.django_db
 class TestLastRuns:
     def test_they_are_copied_to_where_the_ecosystem_looks(self) -> None:
