@@ -79,7 +79,7 @@ class Execution:
         Not that of a plain message whose id is no UUID, or that is a part of a chain, group or
         chord: it stays Celery's, as it was sent.
         """
-        return self.tracked or (is_uuid(self.id) and not follow_ups_in(options))
+        return self.tracked or (run_id_of(self.id) is not None and not follow_ups_in(options))
 
     def ask_again(
         self,
@@ -125,10 +125,9 @@ def entered(execution: Execution) -> Iterator[None]:
         _local.execution = outer
 
 
-def is_uuid(task_id: object) -> bool:
-    """Return whether a task id can be a run's."""
+def run_id_of(task_id: object) -> UUID | None:
+    """Return a task id as a run's; None where it can be none: a plain message may have any id."""
     try:
-        UUID(str(task_id))
+        return UUID(str(task_id))
     except ValueError:
-        return False
-    return True
+        return None

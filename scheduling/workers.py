@@ -34,6 +34,7 @@ from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import Run, State
+from scheduling.running import run_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Keeper:
         if os.getpid() != self._parent:
             return attempt is not None
         unknown = isinstance(error, dict) and error.get("exc_type") == "NotRegistered"
-        if (attempt is None and not unknown) or _run_id(task_id) is None:
+        if (attempt is None and not unknown) or run_id_of(task_id) is None:
             return False
         self._reports.put(lambda: self._write(task_id, attempt, status, error, traceback))
         return True
@@ -190,7 +191,7 @@ class Keeper:
         """
         running: dict[UUID, Any] = {}
         for request in sorted(_active_requests(), key=lambda request: request.time_start or 0):
-            if ATTEMPT in request.request_dict and (run_id := _run_id(request.id)):
+            if ATTEMPT in request.request_dict and (run_id := run_id_of(request.id)):
                 running.setdefault(run_id, request)
         return running
 
@@ -215,13 +216,6 @@ def _active_requests() -> list[Any]:
             return list(worker_state.active_requests)
         except RuntimeError:  # the main thread added one meanwhile
             continue
-
-
-def _run_id(task_id: str) -> UUID | None:
-    try:
-        return UUID(task_id)
-    except (TypeError, ValueError):
-        return None  # a plain message may have any id
 
 
 RENEW = """
