@@ -267,8 +267,10 @@ class TestOrdinaryUser:
     def test_it_needs_no_privilege(self, uid: int) -> None:
         as_them = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", sys.executable]
         same = "import sys, config.embedded.server; print(sys.version, end='')"
-        seen = subprocess.run([*as_them, "-B", "-c", same], cwd=ROOT, capture_output=True, text=True)
-        if seen.stdout != sys.version:  # a Python under /root may even start with another's library
+        seen = subprocess.run([*as_them, "-B", "-c", same], cwd=ROOT, capture_output=True)
+        if (
+            seen.stdout.decode() != sys.version
+        ):  # a Python under /root may even start with another's library
             pytest.skip("the checkout or the Python is not readable to others")
         place = Path(f"/tmp/truebeat-{uid}-{os.getpid()}")  # noqa: S108 - pytest's own is private
         place.mkdir(mode=0o700)

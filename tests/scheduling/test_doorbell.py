@@ -21,6 +21,7 @@ def listener(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iter
     ear = Listener()
     ear.wait(0)
     wait_for(lambda: redis_client.pubsub_numsub(channel)[0][1])
+    ear.wait(0)  # on a busy machine the word that it has subscribed may come late: no ring
     yield ear
     ear.close()
 

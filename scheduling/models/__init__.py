@@ -1,0 +1,47 @@
+"""The tables of the ledger.
+
+Who may write what: PeriodicTask and its rules, and Policy, belong to users (admin, API, their own
+code, raw SQL). Plan belongs to beat and to the triggers of migration 0002, Run to the functions of
+`planning`, `firing`, `enqueueing`, `dispatch`, `execution`, `finishing` and `workers`; no form and
+no `save()` ever writes those two.
+"""
+
+from scheduling.models.calendars import Calendar, ExcludedDate
+from scheduling.models.failures import FailureGroup
+from scheduling.models.runs import Backfill, Run
+from scheduling.models.schedules import Plan, Policy, Schedule
+from scheduling.models.services import Heartbeat
+from scheduling.models.words import (
+    FINAL,
+    UNFINISHED,
+    WAITING,
+    CatchUp,
+    ExcludedDay,
+    ManagedBy,
+    Origin,
+    Overlap,
+    Priority,
+    State,
+)
+
+__all__ = [
+    "FINAL",
+    "UNFINISHED",
+    "WAITING",
+    "Backfill",
+    "Calendar",
+    "CatchUp",
+    "ExcludedDate",
+    "ExcludedDay",
+    "FailureGroup",
+    "Heartbeat",
+    "ManagedBy",
+    "Origin",
+    "Overlap",
+    "Plan",
+    "Policy",
+    "Priority",
+    "Run",
+    "Schedule",
+    "State",
+]

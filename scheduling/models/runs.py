@@ -1,0 +1,163 @@
+"""Runs: what became of every occurrence and of every ad-hoc job."""
+
+from django.db import models
+from django.db.models import Q, Value
+from django.db.models.functions import Now
+
+from scheduling.ids import uuid7
+from scheduling.models.words import FINAL, UNFINISHED, WAITING, Origin, Priority, State
+
+
+class Run(models.Model):
+    """The row of one occurrence, or of one ad-hoc job. Its id is the Celery task id.
+
+    `due_at` is the nominal instant, `run_at` when it may start. `attempt` counts tries from 1 and
+    is the fence: whoever holds an older number can record nothing. `coalesced` counts the missed
+    occurrences that this run stands for besides its own.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    # No foreign key: history outlives schedules.
+    schedule_id = models.IntegerField(null=True)
+    schedule_name = models.CharField(max_length=200, default="", db_default="")
+    origin = models.CharField(max_length=9, choices=Origin)
+    task = models.CharField(max_length=200)
+    # JSON text in kombu's encoding, as the task message would carry it.
+    args = models.TextField(default="[]", db_default="[]")
+    kwargs = models.TextField(default="{}", db_default="{}")
+    options = models.TextField(default="{}", db_default="{}")
+    queue = models.CharField(max_length=200)
+    priority = models.PositiveSmallIntegerField(
+        choices=Priority, default=Priority.MEDIUM, db_default=Priority.MEDIUM.value
+    )
+    due_at = models.DateTimeField()
+    run_at = models.DateTimeField()
+    deadline = models.DateTimeField(null=True)
+    expires_at = models.DateTimeField(null=True)
+    state = models.CharField(
+        max_length=9, choices=State, default=State.SCHEDULED, db_default=State.SCHEDULED
+    )
+    reason = models.TextField(default="", db_default="")
+    attempt = models.PositiveIntegerField(default=1, db_default=1)
+    failures = models.PositiveIntegerField(default=0, db_default=0)
+    # Null: what the job declares, or settings.DEFAULT_MAX_ATTEMPTS.
+    max_attempts = models.PositiveIntegerField(null=True)
+    worker = models.CharField(max_length=255, default="", db_default="")
+    lease_expires_at = models.DateTimeField(null=True)
+    # Which claim made it running: a worker that lost the answer to its claim may repeat it.
+    claim_id = models.UUIDField(null=True)
+    cancel_requested_by = models.CharField(max_length=150, default="", db_default="")
+    cancel_requested_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    queued_at = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    # How long after its deadline it started; null where it had none, or met it.
+    late_by = models.DurationField(null=True)
+    # One object per failed attempt: attempt, error, traceback, worker, started_at, ended_at.
+    errors = models.JSONField(default=list, db_default=Value([], models.JSONField()))
+    coalesced = models.PositiveIntegerField(default=0, db_default=0)
+    unique_key = models.CharField(max_length=255, null=True)  # noqa: DJ001 (unique only when set)
+    enqueued_by = models.CharField(max_length=150, default="", db_default="")
+    replay_of = models.UUIDField(null=True)
+    backfill_id = models.UUIDField(null=True)
+    # The run whose end made this one: a link, the next part of a chain, the body of a chord.
+    follows = models.UUIDField(null=True)
+    # JSON text of what its own end sets off, in Celery's words; "" is nothing.
+    follow_ups = models.TextField(default="", db_default="")
+
+    # Whether this very call wrote the row; see `enqueue`.
+    created: bool = False
+
+    class Meta:
+        indexes = (
+            models.Index(
+                fields=["queue", "priority", "run_at"],
+                name="run_scheduled",
+                condition=Q(state=State.SCHEDULED),
+            ),
+            models.Index(fields=["queued_at"], name="run_queued", condition=Q(state=State.QUEUED)),
+            models.Index(
+                fields=["lease_expires_at"], name="run_running", condition=Q(state=State.RUNNING)
+            ),
+            models.Index(fields=["schedule_id"], name="run_held", condition=Q(state=State.HELD)),
+            models.Index(
+                fields=["expires_at"],
+                name="run_expiring",
+                condition=Q(expires_at__isnull=False, state__in=WAITING),
+            ),
+            models.Index(
+                fields=["schedule_id"],
+                name="run_unfinished",
+                condition=Q(schedule_id__isnull=False, state__in=UNFINISHED),
+            ),
+            # Those whose deadline can still raise them.
+            models.Index(
+                fields=["deadline"],
+                name="run_deadline",
+                condition=Q(deadline__isnull=False, state__in=WAITING, priority__gt=Priority.FRONT),
+            ),
+            models.Index(
+                fields=["backfill_id", "due_at"],
+                name="run_backfill",
+                condition=Q(backfill_id__isnull=False, state__in=UNFINISHED),
+            ),
+            # For prune, and the newest failures.
+            models.Index(
+                fields=["finished_at"], name="run_finished", condition=Q(finished_at__isnull=False)
+            ),
+            # With run_one_per_occurrence: the newest runs of a schedule, whatever made them.
+            models.Index(
+                fields=["schedule_id", "id"],
+                name="run_asked_for",
+                condition=Q(schedule_id__isnull=False) & ~Q(origin=Origin.SCHEDULE),
+            ),
+        )
+        constraints = (
+            models.UniqueConstraint(
+                fields=["schedule_id", "due_at"],
+                name="run_one_per_occurrence",
+                condition=Q(origin=Origin.SCHEDULE),
+            ),
+            models.UniqueConstraint(
+                fields=["unique_key"],
+                name="run_one_unfinished_per_key",
+                condition=Q(unique_key__isnull=False, state__in=UNFINISHED),
+            ),
+            models.CheckConstraint(
+                # Any other would be pushed to a list in Redis that no worker reads.
+                name="run_priority_is_a_step",
+                condition=Q(priority__in=[step.value for step in Priority]),
+            ),
+            models.CheckConstraint(
+                name="run_finished_iff_final",
+                condition=Q(finished_at__isnull=False, state__in=FINAL)
+                | Q(finished_at__isnull=True, state__in=UNFINISHED),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.id} ({self.state})"
+
+
+class Backfill(models.Model):
+    """Runs for a schedule's occurrences in a range of the past (or of any time), asked for once.
+
+    Its runs wait as `held`; beat lets so many of them go that `concurrency` are unfinished.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    schedule_id = models.IntegerField()
+    schedule_name = models.CharField(max_length=200)
+    # The first and last instants asked for, both included.
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    concurrency = models.PositiveSmallIntegerField(default=1, db_default=1)
+    run_count = models.PositiveIntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+    created_by = models.CharField(max_length=150, default="", db_default="")
+    cancelled_at = models.DateTimeField(null=True)
+    cancelled_by = models.CharField(max_length=150, default="", db_default="")
+
+    def __str__(self) -> str:
+        return f"{self.schedule_name}, {self.since:%Y-%m-%d} to {self.until:%Y-%m-%d}"
