@@ -49,7 +49,7 @@ SELECT statement_timestamp(),
              WHERE state = 'running' AND lease_expires_at < statement_timestamp()),
     EXISTS (SELECT 1 FROM scheduling_run WHERE expires_at <= statement_timestamp()
                AND state IN ('scheduled', 'held', 'queued')),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held'),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL),
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
                AND queued_at < statement_timestamp() - %(lost_after)s::interval)
 """

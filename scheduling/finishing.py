@@ -68,7 +68,7 @@ MOVE_TO_FINAL = (
     + """ finished_at = clock_timestamp()
  WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
- RETURNING id, schedule_id, true AS final
+ RETURNING id, schedule_id, backfill_id, true AS final
 """
 )
 MOVE_TO_SCHEDULED = (
@@ -80,21 +80,31 @@ MOVE_TO_SCHEDULED = (
     kwargs = COALESCE(%(kwargs)s, kwargs)
  WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running' AND cancel_requested_by = ''
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
- RETURNING id, schedule_id, false AS final
+ RETURNING id, schedule_id, backfill_id, false AS final
 """
 )
 
 # The oldest run that was held until its schedule's earlier ones were final. Two that end at the
 # same moment do not see each other's end; then `release_held` finds it. `state` is asked again
 # outside: only that is looked at in the row's newest version, which somebody may just have moved.
+# The runs of a backfill are left out: those wait for each other, and beat lets them go.
 RELEASE = """
 UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
     SELECT (SELECT h.id FROM scheduling_run h
-             WHERE h.schedule_id = done.schedule_id AND h.state = 'held'
+             WHERE h.schedule_id = done.schedule_id AND h.state = 'held' AND h.backfill_id IS NULL
              ORDER BY h.due_at, h.id LIMIT 1)
-      FROM done WHERE final AND NOT EXISTS (
+      FROM done WHERE final AND backfill_id IS NULL AND NOT EXISTS (
         SELECT 1 FROM scheduling_run o WHERE o.schedule_id = done.schedule_id
-           AND o.state IN ('scheduled', 'queued', 'running') AND o.id <> done.id))
+           AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running')
+           AND o.id <> done.id))
+ RETURNING id
+"""
+
+# How many moved, and whether others may start now: what was released, the next of a backfill.
+MOVED = """
+SELECT count(*),
+    EXISTS (SELECT 1 FROM released) OR count(*) FILTER (WHERE final AND backfill_id IS NOT NULL) > 0
+  FROM done
 """
 
 RECORD = """
@@ -177,10 +187,13 @@ def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None")
         }
         parameters = {**parameters, **values}
         record = f", recorded AS ({RECORD})"
-    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} SELECT count(*) FROM done"  # noqa: S608
+    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} {MOVED}"
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
-        return int(cursor.fetchone()[0])
+        moved, others_may_go = cursor.fetchone()
+    if others_may_go:
+        ring_on_commit()
+    return int(moved)
 
 
 # --- Attempts whose worker cannot speak for itself -----------------------------------------------
@@ -260,7 +273,7 @@ CLOSE_WAITING = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
  WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} LIMIT %(limit)s
                        FOR NO KEY UPDATE SKIP LOCKED))
- RETURNING id, schedule_id, true AS final
+ RETURNING id, schedule_id, backfill_id, true AS final
 """
 WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
@@ -298,8 +311,8 @@ def cancel(run_id: UUID, *, by: str) -> Run:
 
 
 def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
-    """Cancel what waits of one schedule; return how many runs."""
-    where = f"schedule_id = %(schedule_id)s AND state IN ({WAITING_SQL})"
+    """Cancel what waits of one schedule, but for its backfills; return how many runs."""
+    where = f"schedule_id = %(schedule_id)s AND backfill_id IS NULL AND state IN ({WAITING_SQL})"
     parameters = {"schedule_id": schedule_id, "limit": 10_000}
     return _close_waiting(where, State.CANCELLED, reason, parameters)
 
@@ -316,9 +329,9 @@ def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, 
 RELEASE_HELD = """
 UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
     SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
-     WHERE h.state = 'held' AND NOT EXISTS (
+     WHERE h.state = 'held' AND h.backfill_id IS NULL AND NOT EXISTS (
         SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id
-           AND o.state IN ('scheduled', 'queued', 'running'))
+           AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running'))
      ORDER BY h.schedule_id, h.due_at, h.id LIMIT 500)
 """
 

@@ -73,11 +73,13 @@ UPDATE scheduling_plan p SET next_due_at = n.next_due_at, last_due_at = n.last_d
  WHERE p.schedule_id = n.schedule_id
 """
 
+# The runs of a backfill are apart from their schedule's own: neither waits for the other.
 UNFINISHED_OF = """
 SELECT schedule_id, count(*) FILTER (WHERE state = 'running'),
     count(*) FILTER (WHERE state = 'held'), count(*)
   FROM scheduling_run
- WHERE schedule_id = ANY(%s) AND state IN ('scheduled', 'held', 'queued', 'running')
+ WHERE schedule_id = ANY(%s) AND backfill_id IS NULL
+   AND state IN ('scheduled', 'held', 'queued', 'running')
  GROUP BY schedule_id
 """
 
@@ -129,10 +131,11 @@ def _cancel_unfinished(plan: Due) -> bool:
     """
     by = f"schedule {plan.schedule_id}: replaced by the run due {plan.next_due_at.isoformat()}"
     cancel_waiting_of(plan.schedule_id, reason=f"overlap: {by}")
-    running = Run.objects.filter(schedule_id=plan.schedule_id, state=State.RUNNING)
+    own = Run.objects.filter(schedule_id=plan.schedule_id, backfill_id=None)
+    running = own.filter(state=State.RUNNING)
     free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
     Run.objects.filter(pk__in=list(free)).update(cancel_requested_by=by[:150])
-    return Run.objects.filter(schedule_id=plan.schedule_id, state__in=UNFINISHED).exists()
+    return own.filter(state__in=UNFINISHED).exists()
 
 
 def _unfinished_of(due: Iterable[Due]) -> dict[int, Unfinished]:

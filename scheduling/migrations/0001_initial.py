@@ -427,7 +427,7 @@ class Migration(migrations.Migration):
                         name="run_running",
                     ),
                     models.Index(
-                        condition=models.Q(("state", "held")),
+                        condition=models.Q(("backfill_id__isnull", True), ("state", "held")),
                         fields=["schedule_id"],
                         name="run_held",
                     ),
@@ -441,6 +441,7 @@ class Migration(migrations.Migration):
                     ),
                     models.Index(
                         condition=models.Q(
+                            ("backfill_id__isnull", True),
                             ("schedule_id__isnull", False),
                             ("state__in", ("scheduled", "held", "queued", "running")),
                         ),
@@ -457,11 +458,13 @@ class Migration(migrations.Migration):
                         name="run_deadline",
                     ),
                     models.Index(
-                        condition=models.Q(
-                            ("backfill_id__isnull", False),
-                            ("state__in", ("scheduled", "held", "queued", "running")),
-                        ),
+                        condition=models.Q(("backfill_id__isnull", False), ("state", "held")),
                         fields=["backfill_id", "due_at"],
+                        name="run_backfill_held",
+                    ),
+                    models.Index(
+                        condition=models.Q(("backfill_id__isnull", False)),
+                        fields=["backfill_id", "state"],
                         name="run_backfill",
                     ),
                     models.Index(

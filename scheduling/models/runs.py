@@ -80,7 +80,12 @@ class Run(models.Model):
             models.Index(
                 fields=["lease_expires_at"], name="run_running", condition=Q(state=State.RUNNING)
             ),
-            models.Index(fields=["schedule_id"], name="run_held", condition=Q(state=State.HELD)),
+            # The runs of a backfill wait for their turn there, and for nothing of their schedule's.
+            models.Index(
+                fields=["schedule_id"],
+                name="run_held",
+                condition=Q(state=State.HELD, backfill_id__isnull=True),
+            ),
             models.Index(
                 fields=["expires_at"],
                 name="run_expiring",
@@ -89,7 +94,9 @@ class Run(models.Model):
             models.Index(
                 fields=["schedule_id"],
                 name="run_unfinished",
-                condition=Q(schedule_id__isnull=False, state__in=UNFINISHED),
+                condition=Q(
+                    schedule_id__isnull=False, backfill_id__isnull=True, state__in=UNFINISHED
+                ),
             ),
             # Those whose deadline can still raise them.
             models.Index(
@@ -99,8 +106,13 @@ class Run(models.Model):
             ),
             models.Index(
                 fields=["backfill_id", "due_at"],
+                name="run_backfill_held",
+                condition=Q(backfill_id__isnull=False, state=State.HELD),
+            ),
+            models.Index(
+                fields=["backfill_id", "state"],
                 name="run_backfill",
-                condition=Q(backfill_id__isnull=False, state__in=UNFINISHED),
+                condition=Q(backfill_id__isnull=False),
             ),
             # For prune, and the newest failures.
             models.Index(

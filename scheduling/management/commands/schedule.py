@@ -139,7 +139,8 @@ class Command(LedgerCommand):
         schedule = schedules.named(options["name"])
         schedules.remove(schedule, by=user_name())
         self.say(f"removed {schedule.name!r}; the runs it made stay in the ledger")
-        unfinished = Run.objects.filter(schedule_id=schedule.pk, state__in=UNFINISHED).count()
+        own = Run.objects.filter(schedule_id=schedule.pk, backfill_id=None)
+        unfinished = own.filter(state__in=UNFINISHED).count()
         if unfinished:
             self.note(f"unfinished runs that go on: {unfinished} (`run cancel ID` ends one).")
 
