@@ -27,6 +27,7 @@ from psycopg.pq import TransactionStatus
 from scheduling.enqueueing import enqueue_message
 from scheduling.errors import EnqueueError
 from scheduling.finishing import Outcome, finish
+from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.outcomes import died, outcome_of, refused
@@ -123,10 +124,11 @@ def _call_tracer(
 CLAIM = """
 UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
     started_at = clock_timestamp(),
-    lease_expires_at = clock_timestamp() + %(lease)s::interval
+    lease_expires_at = clock_timestamp() + %(lease)s::interval, claim_id = %(claim_id)s
  WHERE id = %(id)s AND attempt = %(attempt)s AND task = %(task)s
-   AND state IN ('scheduled', 'queued')
-   AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
+   AND (state IN ('scheduled', 'queued') AND run_at <= clock_timestamp()
+        AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        OR state = 'running' AND claim_id = %(claim_id)s)
  RETURNING args, kwargs, options, schedule_name, due_at, failures, max_attempts
 """
 
@@ -134,9 +136,10 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
 def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claimed | None:
     """Claim; a connection that an earlier job spoilt is replaced, once."""
     _drop_unclean_connection()
+    claim_id = uuid7()
     for last in (False, True):
         try:
-            return patiently(lambda: claim(run_id, attempt, task))
+            return patiently(lambda: claim(run_id, attempt, task, claim_id))
         except DatabaseError as error:
             connection.close()
             if last:  # the hint is sent again
@@ -154,14 +157,18 @@ def _drop_unclean_connection() -> None:
         connection.close()
 
 
-def claim(run_id: UUID, attempt: int, task: str) -> Claimed | None:
-    """Take the run for this worker; None where this attempt may not start, or not any more."""
+def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -> Claimed | None:
+    """Take the run for this worker; None where this attempt may not start, or not any more.
+
+    Whoever repeats a claim whose answer was lost, with the same `claim_id`, gets the run again.
+    """
     parameters: dict[str, Any] = {
         "id": run_id,
         "attempt": attempt,
         "task": task,
         "worker": worker_name,
         "lease": settings.RUN_LEASE,
+        "claim_id": claim_id or uuid7(),
     }
     with connection.cursor() as cursor:
         cursor.execute(CLAIM, parameters)

@@ -1,0 +1,88 @@
+"""A claim whose answer is lost on the way: the worker has the run, and does not know it."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection
+
+from scheduling import clock, execution
+from scheduling.execution import claim
+from scheduling.finishing import Outcome, finish
+from scheduling.ids import uuid7
+from scheduling.models import Run, State
+from tests.jobs import tasks
+from tests.proxy import Proxy
+from tests.scheduling.ledger import run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    """A cuttable way to this test's database; the connection uses it."""
+    settings, original = connection.settings_dict, dict(connection.settings_dict)
+    connection.ensure_connection()
+    info = connection.connection.info
+    with Proxy("127.0.0.1", info.port) as way:
+        connection.close()
+        settings.update(HOST="127.0.0.1", PORT=str(way.port))
+        try:
+            yield way
+        finally:
+            connection.close()
+            settings.update(original)
+
+
+def fresh(made: Run) -> Run:
+    return Run.objects.get(pk=made.pk)
+
+
+def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Proxy) -> None:
+    made = run(State.QUEUED, max_attempts=1)
+    proxy.lose_the_answer_to(b"claim_id")
+    claimed = execution._claim_on_a_clean_connection(made.pk, 1, made.task)
+    assert claimed is not None
+    assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
+    after = fresh(made)
+    assert (after.state, after.attempt, after.failures) == (State.RUNNING, 1, 0)
+    assert finish(made.pk, 1, Outcome(State.SUCCEEDED))
+
+
+def test_a_claim_that_nobody_heard_of_is_committed(proxy: Proxy) -> None:
+    made = run(State.QUEUED)
+    proxy.lose_the_answer_to(b"claim_id")
+    with pytest.raises(OperationalError):
+        claim(made.pk, 1, made.task)
+    connection.close()
+    assert fresh(made).state == State.RUNNING
+
+
+def test_another_claim_does_not_get_a_run_that_is_taken() -> None:
+    made = run(State.QUEUED)
+    mine = uuid7()
+    assert claim(made.pk, 1, made.task, mine)
+    assert claim(made.pk, 1, made.task, uuid7()) is None
+    assert claim(made.pk, 1, made.task) is None
+    assert claim(made.pk, 1, made.task, mine)
+
+
+def test_a_repeated_claim_gets_no_run_that_has_ended_or_is_another_attempt() -> None:
+    made, mine = run(State.QUEUED, task=tasks.add.name), uuid7()
+    assert claim(made.pk, 1, made.task, mine)
+    finish(made.pk, 1, Outcome(State.SCHEDULED, "lost", failed=True))
+    assert claim(made.pk, 1, made.task, mine) is None
+    assert fresh(made).state == State.SCHEDULED
+    assert claim(made.pk, 2, made.task, mine)
+    finish(made.pk, 2, Outcome(State.SUCCEEDED))
+    assert claim(made.pk, 2, made.task, mine) is None
+
+
+def test_a_repeated_claim_renews_the_lease() -> None:
+    made, mine = run(State.QUEUED), uuid7()
+    assert claim(made.pk, 1, made.task, mine)
+    Run.objects.update(lease_expires_at=clock.now())
+    assert claim(made.pk, 1, made.task, mine)
+    lease = fresh(made).lease_expires_at
+    assert lease is not None
+    assert lease > clock.now() + timedelta(seconds=1)
