@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from scheduling import dispatch, finishing, firing, heartbeats, planning
+from scheduling import dispatch, finishing, firing, heartbeats, planning, waiting
 from scheduling.doorbell import Listener
 from scheduling.hints import Broker
 from scheduling.logs import event
@@ -167,9 +167,9 @@ class Scheduler(beat.Scheduler):
         if look.leases_lost:
             finishing.recover_lost_leases()
         if look.expired:
-            finishing.expire_waiting()
+            waiting.expire_waiting()
         if look.held:
-            finishing.release_held()
+            waiting.release_held()
 
     def _resend(self, look: Look) -> None:
         begun = time.monotonic()

@@ -5,7 +5,6 @@ none. `attempt` is the fence: a worker that lost its lease matches no row any mo
 """
 
 import logging
-import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -17,9 +16,8 @@ from django.conf import settings
 from django.db import connection
 
 from scheduling.doorbell import ring_on_commit
-from scheduling.errors import SchedulingError
 from scheduling.logs import event
-from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.models import Run, State
 from scheduling.registry import attempts_allowed
 from scheduling.sql import clean
 
@@ -124,7 +122,7 @@ ON CONFLICT (task_id) DO UPDATE SET
 """
 
 
-def _backend() -> "Backend":
+def backend() -> "Backend":
     return cast("Backend", current_app.backend)
 
 
@@ -153,7 +151,7 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         "kwargs": call[2],
     }
     move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
-    held = _apply(move, parameters, outcome.result)
+    held = apply(move, parameters, outcome.result)
     if not held and outcome.state == State.SCHEDULED and (by := _cancel_asked(run_id, attempt)):
         return finish(run_id, attempt, replace(cancelled(by), **_of_the_attempt(outcome)))
     fields: dict[str, Any] = {"run": run_id, "attempt": attempt, "reason": outcome.reason}
@@ -177,7 +175,7 @@ def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in ("error", "traceback", "failed", "lost")}
 
 
-def _apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
+def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
     """Move rows by `move` (which returns id, schedule_id, final); return how many."""
     record = ""
     if result is not None:
@@ -225,7 +223,7 @@ def failed_attempt(
     text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
     if counts and allowed is not None and failures + 1 >= allowed:
-        result = _backend().prepare_error(states.FAILURE, error, task)
+        result = backend().prepare_error(states.FAILURE, error, task)
         return Outcome(State.FAILED, text, text, traceback, failed=True, result=result)
     return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
@@ -233,7 +231,7 @@ def failed_attempt(
 def cancelled(by: str) -> Outcome:
     """Return the outcome of a running attempt that `by` asked to cancel."""
     reason = f"cancelled by {by}"
-    result = _backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
+    result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     return Outcome(State.CANCELLED, reason, result=result)
 
 
@@ -265,97 +263,3 @@ def recover_lost_leases(limit: int = 500) -> int:
         outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
         ended += finish(run_id, attempt, replace(outcome, lost=True))
     return ended
-
-
-# --- Runs that end while they wait ---------------------------------------------------------------
-
-CLOSE_WAITING = """
-UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
- WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} LIMIT %(limit)s
-                       FOR NO KEY UPDATE SKIP LOCKED))
- RETURNING id, schedule_id, backfill_id, true AS final
-"""
-WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
-EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
-
-
-def expire_waiting(limit: int = 500) -> int:
-    """End the waiting runs whose `expires_at` has passed; return how many."""
-    reason = "expired: it had not started by its expiry time"
-    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit})
-
-
-def cancel(run_id: UUID, *, by: str) -> Run:
-    """Cancel a run: at once while it waits; a running one is told, and its worker ends it.
-
-    Returns:
-        The run as it stands now: cancelled, or running with `cancel_requested_by` set.
-
-    Raises:
-        SchedulingError: there is no such run, or it is final already.
-    """
-    where = f"id = %(id)s AND state IN ({WAITING_SQL})"
-    while True:
-        if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
-            return Run.objects.get(pk=run_id)
-        running = Run.objects.filter(pk=run_id, state=State.RUNNING)
-        asked = running.update(cancel_requested_by=by[:150])
-        run = Run.objects.filter(pk=run_id).first()
-        if run is None:
-            raise SchedulingError(f"there is no run {run_id}.")
-        if asked or run.state == State.RUNNING:
-            return run
-        if run.state in FINAL:
-            raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
-        time.sleep(0.01)  # somebody holds the row: beat, or a claim
-
-
-def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
-    """Cancel what waits of one schedule, but for its backfills; return how many runs."""
-    where = f"schedule_id = %(schedule_id)s AND backfill_id IS NULL AND state IN ({WAITING_SQL})"
-    parameters = {"schedule_id": schedule_id, "limit": 10_000}
-    return _close_waiting(where, State.CANCELLED, reason, parameters)
-
-
-def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, Any]) -> int:
-    result = _backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
-    parameters = {**parameters, "state": state, "reason": clean(reason)}
-    count = _apply(CLOSE_WAITING.format(where=where), parameters, result)
-    if count:
-        event(logger, f"run_{state}", runs=count, reason=reason)
-    return count
-
-
-RELEASE_HELD = """
-UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
-    SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
-     WHERE h.state = 'held' AND h.backfill_id IS NULL AND NOT EXISTS (
-        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id
-           AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running'))
-     ORDER BY h.schedule_id, h.due_at, h.id LIMIT 500)
-"""
-
-
-def release_held() -> int:
-    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE."""
-    with connection.cursor() as cursor:
-        cursor.execute(RELEASE_HELD)
-        return int(cursor.rowcount)
-
-
-UNKNOWN_TASK = """
-UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
-    run_at = clock_timestamp() + interval '30 seconds'
- WHERE id = %(id)s AND state = 'queued'
-"""
-
-
-def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
-    """Send a queued run back to wait: the worker that took its hint does not know its task."""
-    reason = f"no worker knows task {task} (last asked: {worker})"
-    with connection.cursor() as cursor:
-        cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
-        found = bool(cursor.rowcount)
-    if found:
-        event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
-    return found

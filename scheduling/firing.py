@@ -11,12 +11,12 @@ from typing import NamedTuple
 from django.db import transaction
 
 from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
-from scheduling.finishing import cancel_waiting_of
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields
 from scheduling.sql import arrays, lean_cursor
+from scheduling.waiting import cancel_waiting_of
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from celery.worker.request import Request
 from django.conf import settings
 from django.db import Error, connection
 
-from scheduling import execution, finishing, heartbeats
+from scheduling import execution, finishing, heartbeats, waiting
 from scheduling.execution import ATTEMPT
 from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.ids import uuid7
@@ -128,7 +128,7 @@ class Keeper:
     ) -> None:
         if attempt is None:
             task = str(error["exc_message"][0])
-            if not finishing.hand_back_unknown(UUID(task_id), task, execution.worker_name):
+            if not waiting.hand_back_unknown(UUID(task_id), task, execution.worker_name):
                 self._worker.app.backend.store_plain(task_id, error, status, traceback)
             return
         run = Run.objects.filter(

@@ -32,9 +32,9 @@ from scheduling.admin.object_actions import ObjectActions
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.admin.run_filters import DueFilter, ScheduleFilter
 from scheduling.enqueueing import replay
-from scheduling.finishing import cancel
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
+from scheduling.waiting import cancel
 
 NO_TIME = timedelta(0)
 

@@ -6,8 +6,9 @@ from uuid import UUID
 import pytest
 
 from scheduling import clock, firing
-from scheduling.finishing import Outcome, finish, release_held
+from scheduling.finishing import Outcome, finish
 from scheduling.models import Origin, Run, State
+from scheduling.waiting import release_held
 from tests.scheduling.ledger import LONG_AGO, run, runs_of, schedule, set_plan
 
 ONE = UUID(int=1)

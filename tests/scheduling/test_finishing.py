@@ -15,20 +15,22 @@ from scheduling import clock, finishing
 from scheduling.errors import SchedulingError
 from scheduling.finishing import (
     Outcome,
-    cancel,
-    cancel_waiting_of,
     cancelled,
-    expire_waiting,
     failed_attempt,
     finish,
-    hand_back_unknown,
     recover_lost_leases,
-    release_held,
 )
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.results import StoredResult
 from scheduling.sql import clean
+from scheduling.waiting import (
+    cancel,
+    cancel_waiting_of,
+    expire_waiting,
+    hand_back_unknown,
+    release_held,
+)
 from tests.scheduling.ledger import (
     ADD,
     NOON,

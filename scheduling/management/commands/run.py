@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models import QuerySet
 
-from scheduling import clock, enqueueing, finishing, schedules
+from scheduling import clock, enqueueing, schedules, waiting
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
@@ -70,7 +70,7 @@ class Command(LedgerCommand):
 
     def cancel(self, options: dict[str, Any], now: datetime) -> None:
         """Cancel a run and say what that did."""
-        run = finishing.cancel(options["id"], by=user_name())
+        run = waiting.cancel(options["id"], by=user_name())
         if run.state in FINAL:
             self.say(f"cancelled {run.id}: it had not started")
         else:

@@ -1,0 +1,109 @@
+"""Runs that end, or go on, without having started: expired, cancelled, released, handed back."""
+
+import logging
+import time
+from typing import Any
+from uuid import UUID
+
+from celery import states
+from celery.exceptions import TaskRevokedError
+from django.db import connection
+
+from scheduling.errors import SchedulingError
+from scheduling.finishing import apply, backend
+from scheduling.logs import event
+from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.sql import clean
+
+logger = logging.getLogger(__name__)
+
+CLOSE_WAITING = """
+UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} LIMIT %(limit)s
+                       FOR NO KEY UPDATE SKIP LOCKED))
+ RETURNING id, schedule_id, backfill_id, true AS final
+"""
+WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
+EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
+
+
+def expire_waiting(limit: int = 500) -> int:
+    """End the waiting runs whose `expires_at` has passed; return how many."""
+    reason = "expired: it had not started by its expiry time"
+    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit})
+
+
+def cancel(run_id: UUID, *, by: str) -> Run:
+    """Cancel a run: at once while it waits; a running one is told, and its worker ends it.
+
+    Returns:
+        The run as it stands now: cancelled, or running with `cancel_requested_by` set.
+
+    Raises:
+        SchedulingError: there is no such run, or it is final already.
+    """
+    where = f"id = %(id)s AND state IN ({WAITING_SQL})"
+    while True:
+        if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
+            return Run.objects.get(pk=run_id)
+        running = Run.objects.filter(pk=run_id, state=State.RUNNING)
+        asked = running.update(cancel_requested_by=by[:150])
+        run = Run.objects.filter(pk=run_id).first()
+        if run is None:
+            raise SchedulingError(f"there is no run {run_id}.")
+        if asked or run.state == State.RUNNING:
+            return run
+        if run.state in FINAL:
+            raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
+        time.sleep(0.01)  # somebody holds the row: beat, or a claim
+
+
+def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
+    """Cancel what waits of one schedule, but for its backfills; return how many runs."""
+    where = f"schedule_id = %(schedule_id)s AND backfill_id IS NULL AND state IN ({WAITING_SQL})"
+    parameters = {"schedule_id": schedule_id, "limit": 10_000}
+    return _close_waiting(where, State.CANCELLED, reason, parameters)
+
+
+def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, Any]) -> int:
+    result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
+    parameters = {**parameters, "state": state, "reason": clean(reason)}
+    count = apply(CLOSE_WAITING.format(where=where), parameters, result)
+    if count:
+        event(logger, f"run_{state}", runs=count, reason=reason)
+    return count
+
+
+RELEASE_HELD = """
+UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
+    SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
+     WHERE h.state = 'held' AND h.backfill_id IS NULL AND NOT EXISTS (
+        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id
+           AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running'))
+     ORDER BY h.schedule_id, h.due_at, h.id LIMIT 500)
+"""
+
+
+def release_held() -> int:
+    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE."""
+    with connection.cursor() as cursor:
+        cursor.execute(RELEASE_HELD)
+        return int(cursor.rowcount)
+
+
+UNKNOWN_TASK = """
+UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
+    run_at = clock_timestamp() + interval '30 seconds'
+ WHERE id = %(id)s AND state = 'queued'
+"""
+
+
+def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
+    """Send a queued run back to wait: the worker that took its hint does not know its task."""
+    reason = f"no worker knows task {task} (last asked: {worker})"
+    with connection.cursor() as cursor:
+        cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
+        found = bool(cursor.rowcount)
+    if found:
+        event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
+    return found
