@@ -170,6 +170,11 @@ DEFAULT_MAX_ATTEMPTS = env.int("DEFAULT_MAX_ATTEMPTS", default=3)
 RUN_LEASE = timedelta(seconds=env.float("RUN_LEASE_SECONDS", default=30))
 # The wait after a run's first failed attempt; it doubles with each, up to an hour.
 RETRY_BACKOFF = timedelta(seconds=env.float("RETRY_BACKOFF_SECONDS", default=10))
+# How long before its deadline a waiting run is raised to high.
+DEADLINE_NEAR = timedelta(seconds=env.float("DEADLINE_NEAR_SECONDS", default=60))
+# Waiting runs go up a step after this long, low to medium, and after twice as long from medium to
+# high, so that none waits for ever; 0: they never do.
+AGE_AFTER = timedelta(seconds=env.float("AGE_AFTER_SECONDS", default=600))
 # Whether workers run messages that have no row in the ledger (plain `.delay()`).
 ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
 

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from scheduling import dispatch, finishing, firing, heartbeats, planning, waiting
+from scheduling import dispatch, finishing, firing, heartbeats, planning, raising, waiting
 from scheduling.doorbell import Listener
 from scheduling.hints import Broker
 from scheduling.logs import event
@@ -51,8 +51,18 @@ SELECT statement_timestamp(),
                AND state IN ('scheduled', 'held', 'queued')),
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL),
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
-               AND queued_at < statement_timestamp() - %(lost_after)s::interval)
+               AND queued_at < statement_timestamp() - %(lost_after)s::interval),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE deadline <= statement_timestamp()
+               AND priority > 0 AND state IN ('scheduled', 'held', 'queued'))
+    OR EXISTS (SELECT 1 FROM scheduling_run
+             WHERE deadline <= statement_timestamp() + %(deadline_near)s::interval
+               AND priority > 3 AND state IN ('scheduled', 'held', 'queued'))
 """
+
+
+def look_settings() -> dict[str, Any]:
+    """Return the parameters of LOOK, all but its `low`."""
+    return {"lost_after": dispatch.LOST_AFTER, "deadline_near": settings.DEADLINE_NEAR}
 
 
 class Look(NamedTuple):
@@ -65,6 +75,7 @@ class Look(NamedTuple):
     expired: bool
     held: bool
     hints_old: bool
+    deadlines: bool
 
 
 class Scheduler(beat.Scheduler):
@@ -79,6 +90,7 @@ class Scheduler(beat.Scheduler):
         self._full_look_at = 0.0
         self._behind = False
         self._resend_at = 0.0
+        self._age_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
         self._name = heartbeats.new_name("beat")
@@ -120,6 +132,7 @@ class Scheduler(beat.Scheduler):
         look = self._look()
         self._pulse(look)
         self._recover(look)
+        raised = self._raise(look)
         next_due = look.next_due_in
         for _ in range(BUSY_MAX):
             planned = planning.plan_changed() if look.to_plan else 0
@@ -133,7 +146,7 @@ class Scheduler(beat.Scheduler):
         if full or planned or self._behind:
             self._full_look_at = 0.0  # there may be more in the past than LOOK_BACK shows
         self._behind = False
-        if full or planned or fired or published.hints:
+        if full or planned or fired or published.hints or raised:
             return 0.0
         waits = [SLEEP_MAX, next_due, published.next_in]
         return max(min(wait for wait in waits if wait is not None), 0.0)
@@ -141,7 +154,7 @@ class Scheduler(beat.Scheduler):
     def _look(self) -> Look:
         full = time.monotonic() >= self._full_look_at
         low = LONG_AGO if full else self._low
-        parameters: dict[str, Any] = {"low": low, "lost_after": dispatch.LOST_AFTER}
+        parameters = {**look_settings(), "low": low}
         with connection.cursor() as cursor:
             if connection.connection is not self._limited:
                 cursor.execute(LIMIT_LOCKS)
@@ -170,6 +183,13 @@ class Scheduler(beat.Scheduler):
             waiting.expire_waiting()
         if look.held:
             waiting.release_held()
+
+    def _raise(self, look: Look) -> int:
+        raised = raising.raise_for_deadlines() if look.deadlines else 0
+        if time.monotonic() >= self._age_at:
+            raised += raising.raise_for_age()
+            self._age_at = time.monotonic() + raising.age_every().total_seconds()
+        return raised
 
     def _resend(self, look: Look) -> None:
         begun = time.monotonic()

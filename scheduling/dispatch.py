@@ -6,7 +6,6 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
-import sys
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -43,10 +42,12 @@ WITH due AS MATERIALIZED (
      WHERE state = 'scheduled' AND queue = %(queue)s AND priority = %(priority)s
        AND run_at <= statement_timestamp()
        AND (expires_at IS NULL OR expires_at > statement_timestamp())
-     ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE scheduling_run r SET state = 'queued', queued_at = clock_timestamp()
-  FROM due WHERE r.id = due.id
-RETURNING r.id, r.attempt, r.task, r.queue, r.priority, r.options
+     ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED),
+queued AS (
+    UPDATE scheduling_run r SET state = 'queued', queued_at = clock_timestamp()
+      FROM due WHERE r.id = due.id
+    RETURNING r.id, r.attempt, r.task, r.queue, r.priority, r.options, r.run_at)
+SELECT id, attempt, task, queue, priority, options FROM queued ORDER BY run_at, id
 """
 
 
@@ -81,9 +82,10 @@ def _waiting_lanes() -> dict[Lane, float]:
 
 
 def _room(lane: Lane, length: int) -> int:
-    if lane.priority == Priority.FRONT and length < sys.maxsize:
-        return BATCH
-    return max(int(settings.QUEUE_WINDOW) - length, 0)
+    window = int(settings.QUEUE_WINDOW)
+    if lane.priority == Priority.FRONT:  # not even this one grows without end
+        window = max(2 * window, BATCH)
+    return max(window - length, 0)
 
 
 def _queue(lane: Lane, limit: int) -> list[Hint]:

@@ -124,7 +124,9 @@ def _call_tracer(
 CLAIM = """
 UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
     started_at = clock_timestamp(),
-    lease_expires_at = clock_timestamp() + %(lease)s::interval, claim_id = %(claim_id)s
+    lease_expires_at = clock_timestamp() + %(lease)s::interval, claim_id = %(claim_id)s,
+    late_by = CASE WHEN attempt > 1 THEN late_by  -- only the first start can meet the deadline
+        WHEN deadline < clock_timestamp() THEN clock_timestamp() - deadline END
  WHERE id = %(id)s AND attempt = %(attempt)s AND task = %(task)s
    AND (state IN ('scheduled', 'queued') AND run_at <= clock_timestamp()
         AND (expires_at IS NULL OR expires_at > clock_timestamp())

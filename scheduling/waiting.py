@@ -99,11 +99,15 @@ UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reas
 
 
 def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
-    """Send a queued run back to wait: the worker that took its hint does not know its task."""
+    """Send a queued run back to wait: the worker that took its hint does not know its task.
+
+    Returns:
+        Whether there is such a run. One that is not queued (this was a second hint) stays as it is.
+    """
     reason = f"no worker knows task {task} (last asked: {worker})"
     with connection.cursor() as cursor:
         cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
         found = bool(cursor.rowcount)
     if found:
         event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
-    return found
+    return found or Run.objects.filter(pk=run_id).exists()

@@ -216,10 +216,14 @@ class RunAdmin(ObjectActions):
     may_start = _instant("run_at", "may start at")
     started = _instant("started_at", "started")
     finished = _instant("finished_at", "finished")
-    deadline_ = _instant("deadline", "should start by")
     expires = _instant("expires_at", "expires")
     made = _instant("created_at", "written")
     queued = _instant("queued_at", "queued")
+
+    @admin.display(description="should start by")
+    def deadline_(self, run: Run) -> str:
+        missed = "" if run.late_by is None else f", missed by {span(run.late_by)}"
+        return f"{moment(run.deadline)}{missed}"
 
     @admin.display(description="lease until")
     def lease(self, run: Run) -> str:

@@ -458,6 +458,15 @@ class Migration(migrations.Migration):
                         name="run_deadline",
                     ),
                     models.Index(
+                        condition=models.Q(
+                            ("deadline__isnull", False),
+                            ("priority__gt", 3),
+                            ("state__in", ("scheduled", "held", "queued")),
+                        ),
+                        fields=["deadline"],
+                        name="run_deadline_near",
+                    ),
+                    models.Index(
                         condition=models.Q(("backfill_id__isnull", False), ("state", "held")),
                         fields=["backfill_id", "due_at"],
                         name="run_backfill_held",
@@ -469,8 +478,13 @@ class Migration(migrations.Migration):
                     ),
                     models.Index(
                         condition=models.Q(("finished_at__isnull", False)),
-                        fields=["finished_at"],
+                        fields=["state", "finished_at"],
                         name="run_finished",
+                    ),
+                    models.Index(
+                        condition=models.Q(("replay_of__isnull", False)),
+                        fields=["replay_of"],
+                        name="run_replays",
                     ),
                     models.Index(
                         condition=models.Q(

@@ -52,7 +52,7 @@ class Run(models.Model):
     queued_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    # How long after its deadline it started; null where it had none, or met it.
+    # How long after its deadline it was first started; null where it had none, or met it.
     late_by = models.DurationField(null=True)
     # One object per failed attempt: attempt, error, traceback, worker, started_at, ended_at.
     errors = models.JSONField(default=list, db_default=Value([], models.JSONField()))
@@ -98,11 +98,17 @@ class Run(models.Model):
                     schedule_id__isnull=False, backfill_id__isnull=True, state__in=UNFINISHED
                 ),
             ),
-            # Those whose deadline can still raise them.
+            # Those that a deadline can still raise: to the front when it has passed, to high when
+            # it is near. What has been raised already is in neither.
             models.Index(
                 fields=["deadline"],
                 name="run_deadline",
                 condition=Q(deadline__isnull=False, state__in=WAITING, priority__gt=Priority.FRONT),
+            ),
+            models.Index(
+                fields=["deadline"],
+                name="run_deadline_near",
+                condition=Q(deadline__isnull=False, state__in=WAITING, priority__gt=Priority.HIGH),
             ),
             models.Index(
                 fields=["backfill_id", "due_at"],
@@ -116,7 +122,13 @@ class Run(models.Model):
             ),
             # For prune, and the newest failures.
             models.Index(
-                fields=["finished_at"], name="run_finished", condition=Q(finished_at__isnull=False)
+                fields=["state", "finished_at"],
+                name="run_finished",
+                condition=Q(finished_at__isnull=False),
+            ),
+            # What has been replayed already.
+            models.Index(
+                fields=["replay_of"], name="run_replays", condition=Q(replay_of__isnull=False)
             ),
             # With run_one_per_occurrence: the newest runs of a schedule, whatever made them.
             models.Index(

@@ -206,6 +206,15 @@ class TestThePage:
         run = planned_run(schedule, State.FAILED, DUE, args="[1,", errors=[{"error": "bare"}])
         assert "[1," in admin_client.get(page_of(run)).content.decode()
 
+    def test_it_says_by_how_much_a_deadline_was_missed(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        run = planned_run(
+            schedule, State.FAILED, DUE, deadline=DUE, late_by=timedelta(minutes=3, seconds=1)
+        )
+        page = admin_client.get(page_of(run)).content.decode()
+        assert "2026-03-29 01:00:00 UTC, missed by 3 min 1 s" in page
+
     def test_it_cannot_be_written(self, admin_client: Client) -> None:
         run = enqueue(ADD, (1, 2))
         assert "_save" not in admin_client.get(page_of(run)).content.decode()

@@ -14,8 +14,8 @@ from django_celery_beat.models import ClockedSchedule
 from pytest_django import Settings
 
 from scheduling import beat, clock, dispatch, firing, planning
-from scheduling.beat import LONG_AGO, LOOK, Scheduler
-from scheduling.models import Plan, Run, State
+from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
+from scheduling.models import Plan, Priority, Run, State
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
     crontab,
@@ -133,6 +133,26 @@ class TestATick:
         scheduler.run_once()
         assert redis_client.llen("celery\x06\x166") == 1
 
+    def test_what_is_raised_is_published_in_the_same_tick(
+        self, scheduler: Scheduler, redis_client: redis.Redis
+    ) -> None:
+        run(deadline=clock.now() - timedelta(seconds=1))
+        run(State.QUEUED, deadline=clock.now() + timedelta(seconds=30))
+        scheduler.run_once()
+        assert (redis_client.llen("celery"), redis_client.llen("celery\x06\x163")) == (1, 1)
+
+    def test_old_runs_are_looked_for_every_ten_seconds(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settle(scheduler)
+        made = run(State.QUEUED, run_at=clock.now() - timedelta(minutes=21))
+        scheduler.run_once()
+        assert Run.objects.get(pk=made.pk).priority == Priority.MEDIUM
+        monkeypatch.setattr(scheduler, "_age_at", 0.0)
+        scheduler.run_once()
+        assert Run.objects.get(pk=made.pk).priority == Priority.HIGH
+        assert 9 < scheduler._age_at - time.monotonic() <= 10
+
     def test_last_runs_reach_periodic_task_within_a_minute(
         self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -248,7 +268,7 @@ class TestTheCostOfNothing:
         assert len(few) == len(lots) == 2
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE scheduling_plan")
-            plan = explained(cursor, LOOK, {"low": clock.now(), "lost_after": dispatch.LOST_AFTER})
+            plan = explained(cursor, LOOK, {**look_settings(), "low": clock.now()})
         assert "plan_due" in plan
         assert "plan_to_make" in plan
         assert "Seq Scan" not in plan
@@ -272,10 +292,13 @@ class TestTheCostOfNothing:
         )
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE scheduling_run")
-            look = explained(cursor, LOOK, {"low": now, "lost_after": dispatch.LOST_AFTER})
+            look = explained(cursor, LOOK, {**look_settings(), "low": now})
             lanes = explained(cursor, dispatch.WAITING_LANES)
         assert "Seq Scan on scheduling_run" not in look + lanes
-        for index in ("run_running", "run_expiring", "run_held", "run_queued"):
+        for index in (
+            "run_running", "run_expiring", "run_held", "run_queued",
+            "run_deadline ", "run_deadline_near ",
+        ):  # fmt: skip
             assert index in look
         assert "run_scheduled" in lanes
 

@@ -112,6 +112,10 @@ class TestShow:
         assert '\n      File "jobs.py"\n' in answer.out
         assert "\x1b" not in answer.out
 
+    def test_it_says_by_how_much_a_deadline_was_missed(self) -> None:
+        run = made(deadline=DUE, late_by=timedelta(minutes=3))
+        assert ", missed by 3m\n" in called("run", "show", str(run.id)).out
+
     def test_its_errors_are_in_the_json(self) -> None:
         (error,) = json.loads(called("run", "show", str(failed().id), "--json").out)["errors"]
         assert (error["attempt"], error["error"]) == (1, "ValueError: boom")

@@ -103,6 +103,15 @@ class TestPublish:
         publish(broker, limit=2)
         assert set(hints_in(redis_client)) == {made[1].pk, made[2].pk}
 
+    def test_a_batch_lies_in_its_lane_by_run_at(
+        self, broker: Broker, redis_client: redis.Redis
+    ) -> None:
+        now = clock.now()
+        minutes = [(7 * n) % 40 for n in range(40)]
+        made = {minute: run(run_at=now - timedelta(minutes=minute)) for minute in minutes}
+        publish(broker)
+        assert hints_in(redis_client) == [made[minute].pk for minute in sorted(made)[::-1]]
+
     def test_a_lane_gets_no_more_than_its_window_has_room_for(
         self, broker: Broker, redis_client: redis.Redis, settings: Settings
     ) -> None:
@@ -122,6 +131,15 @@ class TestPublish:
         for _ in range(5):
             run(priority=Priority.FRONT)
         assert publish(broker).hints == 5
+
+    def test_not_even_front_grows_without_end(
+        self, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.QUEUE_WINDOW = 2
+        monkeypatch.setattr(dispatch, "BATCH", 3)
+        for _ in range(6):
+            run(priority=Priority.FRONT)
+        assert [publish(broker).hints for _ in range(2)] == [4, 0]
 
     def test_while_redis_is_away_nothing_is_queued(self, settings: Settings) -> None:
         settings.REDIS_URL = "redis://127.0.0.1:1/0"

@@ -494,5 +494,8 @@ class TestUnknownTasks:
     def test_nothing_else_moves(self, state: State) -> None:
         made = run(state)
         before = snapshot(made)
-        assert not hand_back_unknown(made.pk, "gone.task", "w1")
+        assert hand_back_unknown(made.pk, "gone.task", "w1")
         assert snapshot(made) == before
+
+    def test_a_message_without_a_run_is_none(self) -> None:
+        assert not hand_back_unknown(uuid7(), "gone.task", "w1")

@@ -128,7 +128,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
         ("unique key", run.unique_key or ""),
         ("due", output.full_clock(run.due_at, now) + missed),
         ("may start", output.full_clock(run.run_at, now) if run.run_at != run.due_at else ""),
-        ("deadline", _when(run.deadline, now)),
+        ("deadline", _deadline(run, now)),
         ("expires", _when(run.expires_at, now)),
         ("queued", _when(run.queued_at, now)),
         ("started", _when(run.started_at, now)),
@@ -149,6 +149,11 @@ def _call(run: Run) -> str:
 
 def _when(at: datetime | None, now: datetime) -> str:
     return output.full_clock(at, now) if at else ""
+
+
+def _deadline(run: Run, now: datetime) -> str:
+    missed = "" if run.late_by is None else f", missed by {output.length(run.late_by)}"
+    return f"{_when(run.deadline, now)}{missed}"
 
 
 def _error_lines(error: dict[str, Any], now: datetime) -> Iterator[str]:
