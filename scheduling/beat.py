@@ -15,7 +15,16 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from scheduling import dispatch, finishing, firing, heartbeats, planning, raising, waiting
+from scheduling import (
+    backfill_pace,
+    dispatch,
+    finishing,
+    firing,
+    heartbeats,
+    planning,
+    raising,
+    waiting,
+)
 from scheduling.doorbell import Listener
 from scheduling.hints import Broker
 from scheduling.logs import event
@@ -50,6 +59,7 @@ SELECT statement_timestamp(),
     EXISTS (SELECT 1 FROM scheduling_run WHERE expires_at <= statement_timestamp()
                AND state IN ('scheduled', 'held', 'queued')),
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL),
+    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NOT NULL),
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
                AND queued_at < statement_timestamp() - %(lost_after)s::interval),
     EXISTS (SELECT 1 FROM scheduling_run WHERE deadline <= statement_timestamp()
@@ -74,6 +84,7 @@ class Look(NamedTuple):
     leases_lost: bool
     expired: bool
     held: bool
+    backfills_held: bool
     hints_old: bool
     deadlines: bool
 
@@ -183,6 +194,8 @@ class Scheduler(beat.Scheduler):
             waiting.expire_waiting()
         if look.held:
             waiting.release_held()
+        if look.backfills_held:
+            backfill_pace.let_go()
 
     def _raise(self, look: Look) -> int:
         raised = raising.raise_for_deadlines() if look.deadlines else 0

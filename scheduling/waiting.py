@@ -65,6 +65,13 @@ def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
     return _close_waiting(where, State.CANCELLED, reason, parameters)
 
 
+def cancel_waiting_of_backfill(backfill_id: UUID, *, by: str) -> int:
+    """Cancel some of what waits of one backfill; return how many runs, 0 when none is left."""
+    where = f"backfill_id = %(backfill_id)s AND state IN ({WAITING_SQL})"
+    parameters = {"backfill_id": backfill_id, "limit": 10_000}
+    return _close_waiting(where, State.CANCELLED, f"backfill cancelled by {by}", parameters)
+
+
 def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, Any]) -> int:
     result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     parameters = {**parameters, "state": state, "reason": clean(reason)}

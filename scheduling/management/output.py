@@ -8,7 +8,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from scheduling.models import Policy, Run
+from scheduling.backfilling import Extent, Progress
+from scheduling.models import Backfill, Policy, Run
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
 from scheduling.standing import Standing
@@ -67,6 +68,38 @@ def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
         "run_at": instant_json(occurrence.run_at),
         "local": occurrence.local.isoformat(),
         "dst": occurrence.dst,
+    }
+
+
+def backfill_json(backfill: Backfill, progress: Progress) -> dict[str, Any]:
+    """Return a backfill, and how many of its runs are in each state."""
+    return {
+        "id": str(backfill.pk),
+        "schedule": backfill.schedule_name,
+        "from": instant_json(backfill.since),
+        "to": instant_json(backfill.until),
+        "concurrency": backfill.concurrency,
+        "runs": backfill.run_count,
+        "states": progress.states,
+        "created_at": instant_json(backfill.created_at),
+        "created_by": backfill.created_by,
+        "cancelled_at": instant_json(backfill.cancelled_at),
+        "cancelled_by": backfill.cancelled_by,
+    }
+
+
+def extent_json(schedule: str, extent: Extent, backfill: Backfill | None) -> dict[str, Any]:
+    """Return what a backfill would run, or runs: `id` is null in a dry run."""
+    return {
+        "id": str(backfill.pk) if backfill else None,
+        "schedule": schedule,
+        "from": instant_json(extent.since),
+        "to": instant_json(extent.until),
+        "runs": len(extent.instants),
+        "first": instant_json(min(extent.instants, default=None)),
+        "last": instant_json(max(extent.instants, default=None)),
+        "left_out": extent.done,
+        "left_to_beat": extent.pending,
     }
 
 

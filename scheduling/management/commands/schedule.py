@@ -8,7 +8,8 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from scheduling import clock, code_schedules, schedules
+from scheduling import backfilling, clock, code_schedules, schedules
+from scheduling.backfilling import Extent
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, add_call_options, user_name
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Policy, Priority, Run
@@ -26,6 +27,7 @@ POLICIES = (
 )
 # A pause until an instant lasts over what is due then.
 TICK = timedelta(microseconds=1)
+EDGES = 3  # occurrences shown from either end of a backfill
 CLOCK_CHANGES = {
     "shifted": "{missing} is jumped over by the clocks: the first instant after",
     "repeated": "second pass: the clocks were turned back",
@@ -47,9 +49,10 @@ class Command(LedgerCommand):
         resume = self.add_action(actions, "resume", self.resume, "end a pause")
         remove = self.add_action(actions, "remove", self.remove, "delete; the runs it made stay")
         self.add_action(actions, "sync", self.sync, "write the schedules of CELERY_BEAT_SCHEDULE")
-        for parser in (add, following, pause, resume, remove):
+        backfill = self.add_action(actions, "backfill", self.backfill, "run what has passed")
+        for parser in (add, following, pause, resume, remove, backfill):
             parser.add_argument("name", metavar="NAME")
-        for parser in (listing, following):
+        for parser in (listing, following, backfill):
             parser.add_argument("--json", action="store_true")
         add.add_argument("task", metavar="TASK", help="a registered task, as app.tasks.name")
         _add_rule_options(add)
@@ -59,6 +62,7 @@ class Command(LedgerCommand):
         following.add_argument("--from", type=parsing.moment, metavar="ISO", dest="after")
         pause.add_argument("--until", type=parsing.moment_or_duration, metavar="ISO|DURATION")
         pause.add_argument("--reason", default="", metavar="TEXT")
+        _add_backfill_options(backfill)
 
     def handle(self, *args: Any, **options: Any) -> None:
         options["act"](options, clock.now())
@@ -134,6 +138,25 @@ class Command(LedgerCommand):
         where = standing(schedules.named(schedule.name))
         self.say(f"resumed {schedule.name!r}, next {_next(where, now)}")
 
+    def backfill(self, options: dict[str, Any], now: datetime) -> None:
+        """Say what a backfill would run, and start it unless this is a dry run."""
+        schedule = schedules.named(options["name"])
+        since = self.instant(options["since"]) or now
+        until = self.instant(options["until"]) or now
+        again, started = options["again"], None
+        found = backfilling.extent(schedule, since, until, again=again, now=now)
+        if not options["dry_run"]:
+            limits = {"concurrency": options["concurrency"], "again": again}
+            started = backfilling.start(schedule, since, until, by=user_name(), now=now, **limits)
+        if options["json"]:
+            self.say_lines(output.json_lines(output.extent_json(schedule.name, found, started)))
+            return
+        self.say_lines(_extent_lines(schedule.name, found, now))
+        if started is None:
+            self.say("Nothing was written. Without --dry-run they run, one after the other.")
+        else:
+            self.say(f"started backfill {started.pk}: {started.concurrency} at a time")
+
     def remove(self, options: dict[str, Any], now: datetime) -> None:
         """Remove a schedule and say what becomes of the runs it has made."""
         schedule = schedules.named(options["name"])
@@ -198,6 +221,39 @@ def _add_policy_options(parser: ArgumentParser) -> None:
         "--deadline-after", type=parsing.duration, metavar="DURATION", help="counted from due"
     )
     parser.add_argument("--owner", metavar="TEXT", help="who to ask about it")
+
+
+def _add_backfill_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", type=parsing.moment, metavar="ISO", dest="since", required=True,
+        help="the first instant, included",
+    )  # fmt: skip
+    parser.add_argument(
+        "--to", type=parsing.moment, metavar="ISO", dest="until", required=True,
+        help="the last instant, included",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument(
+        "--again", action="store_true", help="also what has succeeded, or may still"
+    )
+    parser.add_argument(
+        "--concurrency", type=parsing.count, default=1, metavar="N", help="at once, by default 1"
+    )
+
+
+def _extent_lines(name: str, extent: Extent, now: datetime) -> Iterator[str]:
+    """Yield how many occurrences a backfill runs and which: the first and the last few."""
+    instants = extent.instants
+    yield output.printable(f"{name!r} has {len(instants):,} occurrences to run in that range")
+    if extent.done:
+        yield f"left out: {extent.done:,} with a run that succeeded or is unfinished (see --again)"
+    if extent.pending:
+        yield f"left to beat: {extent.pending:,} that are due and not fired yet"
+    few = EDGES if len(instants) > 2 * EDGES + 1 else len(instants)
+    yield from (f"  {output.full_clock(instant, now)}" for instant in instants[:few])
+    if few < len(instants):
+        yield f"  ... {len(instants) - 2 * few:,} more ..."
+        yield from (f"  {output.full_clock(instant, now)}" for instant in instants[-few:])
 
 
 def _chained(first: Standing, rest: Iterator[Standing]) -> Iterator[Standing]:
