@@ -168,6 +168,10 @@ QUEUE_WINDOW = env.int("QUEUE_WINDOW", default=10_000)
 DEFAULT_MAX_ATTEMPTS = env.int("DEFAULT_MAX_ATTEMPTS", default=3)
 # A worker that has not renewed a run's lease for this long has lost it.
 RUN_LEASE = timedelta(seconds=env.float("RUN_LEASE_SECONDS", default=30))
+# What a job that runs on though its run is cancelled is given before it is killed.
+CANCEL_GRACE = timedelta(seconds=env.float("CANCEL_GRACE_SECONDS", default=10))
+# How long a worker that is told to end lets its runs go on, before it hands them back.
+SHUTDOWN_GRACE = timedelta(seconds=env.float("SHUTDOWN_GRACE_SECONDS", default=50))
 # The wait after a run's first failed attempt; it doubles with each, up to an hour.
 RETRY_BACKOFF = timedelta(seconds=env.float("RETRY_BACKOFF_SECONDS", default=10))
 # How long before its deadline a waiting run is raised to high.

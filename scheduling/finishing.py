@@ -228,6 +228,20 @@ def failed_attempt(
     return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
 
+def handed_back(
+    task: str, max_attempts: int | None, why: str, delay: timedelta = timedelta(0)
+) -> Outcome:
+    """Return the outcome of an attempt that its worker gave up, which counts as no failure.
+
+    A run that may fail only once must not start twice: it has failed.
+    """
+    if attempts_allowed(task, max_attempts) == 1:
+        text = f"{why}; not tried again, since one attempt is allowed"
+        result = backend().prepare_error(states.FAILURE, WorkerLostError(text), task)
+        return Outcome(State.FAILED, text, text, failed=True, result=result)
+    return Outcome(State.SCHEDULED, f"handed back: {why}", delay=delay)
+
+
 def cancelled(by: str) -> Outcome:
     """Return the outcome of a running attempt that `by` asked to cancel."""
     reason = f"cancelled by {by}"

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from django.db import transaction
+from django.db.models.functions import Coalesce, Now
 
 from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.logs import event
@@ -134,7 +135,9 @@ def _cancel_unfinished(plan: Due) -> bool:
     own = Run.objects.filter(schedule_id=plan.schedule_id, backfill_id=None)
     running = own.filter(state=State.RUNNING)
     free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
-    Run.objects.filter(pk__in=list(free)).update(cancel_requested_by=by[:150])
+    Run.objects.filter(pk__in=list(free)).update(
+        cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
+    )
     return own.filter(state__in=UNFINISHED).exists()
 
 

@@ -8,7 +8,7 @@ from celery.exceptions import Retry
 
 from scheduling import execution
 from scheduling.enqueueing import Call, enqueue, enqueue_many
-from scheduling.outcomes import PermanentError, call_body, enter
+from scheduling.outcomes import PermanentError, RunCancelled, call_body, enter
 from scheduling.running import CurrentRun, current, current_run
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "CurrentRun",
     "Job",
     "PermanentError",
+    "RunCancelled",
     "current_run",
     "enqueue",
     "enqueue_many",

@@ -10,7 +10,7 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 
-from scheduling.finishing import Outcome, failed_attempt, text_of
+from scheduling.finishing import Outcome, failed_attempt, handed_back, text_of
 from scheduling.models import State
 from scheduling.options import instant_or_seconds
 from scheduling.registry import retries_by_itself
@@ -26,6 +26,10 @@ class PermanentError(Exception):
     """Raised by a job: the run ends as failed with this message, without another attempt."""
 
 
+class RunCancelled(PermanentError):
+    """Raised in a job whose run is cancelled while it runs: its chance to clean up."""
+
+
 def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
     """Return what Celery's tracer says became of the attempt."""
     state = returned.info.state if returned.info else states.SUCCESS
@@ -35,6 +39,8 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
         return _once_more(execution, execution.again, value, traceback)
     if state == states.SUCCESS:
         return Outcome(State.SUCCEEDED, result=execution.result)
+    if isinstance(value, RunCancelled):
+        return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
     if isinstance(value, Reject):
         return _rejected(value)
     if isinstance(value, Ignore):
@@ -89,7 +95,8 @@ def refused(job: "Job", problem: str) -> Outcome:
 
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
     if terminate_handler_fired():  # the worker ends: a hand-back, no failure of the job's
-        return Outcome(State.SCHEDULED, "handed back: its worker was told to end")
+        why = "its worker was told to end at once"
+        return handed_back(execution.job.name, claimed.max_attempts, why)
     return failed_attempt(
         execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
     )
@@ -120,6 +127,7 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
     This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
     and those whose own `retry()` gave up, have decided by themselves.
     """
+    running.in_body = True
     try:
         return job.run(*args, **kwargs)
     except (Retry, Ignore, Reject, PermanentError):
@@ -131,6 +139,8 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
         raise job.retry(
             exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
         ) from error
+    finally:
+        running.in_body = False
 
 
 def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:

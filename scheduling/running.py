@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from scheduling.models import Run, State
 from scheduling.registry import attempts_allowed, encode, follow_ups_in, refuse_follow_ups
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ class CurrentRun(NamedTuple):
     schedule: str | None
     due_at: datetime
     attempt: int
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked to cancel it: one query, for jobs in pools that cannot raise."""
+        asked = Run.objects.filter(pk=self.id, attempt=self.attempt, state=State.RUNNING)
+        return asked.exclude(cancel_requested_by="").exists()
 
 
 class Claimed(NamedTuple):
@@ -59,6 +66,7 @@ class Execution:
     result: "StoredResult | None" = None
     again: Again | None = None
     entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
+    in_body: bool = False  # the job's body runs now: it can be told something
     exhausted: bool = False  # `retry()` said that no more retries are allowed
 
     @property

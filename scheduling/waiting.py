@@ -8,6 +8,7 @@ from uuid import UUID
 from celery import states
 from celery.exceptions import TaskRevokedError
 from django.db import connection
+from django.db.models.functions import Coalesce, Now
 
 from scheduling.errors import SchedulingError
 from scheduling.finishing import apply, backend
@@ -47,7 +48,9 @@ def cancel(run_id: UUID, *, by: str) -> Run:
         if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
             return Run.objects.get(pk=run_id)
         running = Run.objects.filter(pk=run_id, state=State.RUNNING)
-        asked = running.update(cancel_requested_by=by[:150])
+        asked = running.update(
+            cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
+        )
         run = Run.objects.filter(pk=run_id).first()
         if run is None:
             raise SchedulingError(f"there is no run {run_id}.")

@@ -9,7 +9,7 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
 from django.db import connection, transaction
 
-from scheduling.jobs import PermanentError, current_run
+from scheduling.jobs import PermanentError, RunCancelled, current_run
 
 
 class Unspeakable(Exception):
@@ -42,6 +42,21 @@ def sleep(path: str, seconds: float) -> None:
     note(path, f"start {run.attempt if run else 0} {os.getpid()}")
     time.sleep(seconds)
     note(path, f"end {run.attempt if run else 0} {os.getpid()}")
+
+
+@shared_task
+def sleep_on(path: str, seconds: float, stubborn: bool) -> None:
+    """Sleep; say so when told that the run is cancelled, and then end or go on."""
+    run = current_run()
+    note(path, f"start {run.attempt if run else 0}")
+    try:
+        time.sleep(seconds)
+    except RunCancelled:
+        note(path, f"told {run.cancel_requested if run else None}")
+        if not stubborn:
+            raise
+        time.sleep(seconds)
+    note(path, "end")
 
 
 @shared_task

@@ -17,7 +17,11 @@ def system(
     tmp_path: Path,
 ) -> Iterator[System]:
     """Beats and workers on this test's databases, with leases and retries of a second or so."""
-    quick = {"RUN_LEASE_SECONDS": "3", "RETRY_BACKOFF_SECONDS": "0.4"}
+    quick = {
+        "RUN_LEASE_SECONDS": "3",
+        "RETRY_BACKOFF_SECONDS": "0.4",
+        "CANCEL_GRACE_SECONDS": "1",
+    }
     with System(service_env | quick, tmp_path) as processes:
         yield processes
 

@@ -1,0 +1,145 @@
+"""Ends the execution of runs: tell a job, kill its child, hand its run back, start anew.
+
+Only the child that has the run may be hit, and a child may have gone on to another run a moment
+ago. So it is frozen first; then its answers, if it gave any, are looked for; then it is told,
+killed, or thawed unharmed.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from celery.concurrency.prefork import TaskPool as PreforkPool
+
+from scheduling import execution
+from scheduling.execution import ATTEMPT
+from scheduling.finishing import finish, handed_back
+from scheduling.logs import event
+from scheduling.models import Run, State
+from scheduling.outcomes import RunCancelled
+from scheduling.running import current
+from scheduling.workers.forking import no_fork
+from scheduling.workers.leases import active_requests
+
+logger = logging.getLogger(__name__)
+
+TELL = signal.SIGUSR2  # Celery's children listen to SIGUSR1 for soft time limits
+SETTLED = 0.2  # seconds in which the parent reads what a frozen child had answered
+
+
+def listen_in_child(**_: Any) -> None:
+    """Let a child hear that its run is cancelled: `RunCancelled` is raised in the job's body."""
+    signal.signal(TELL, _told)
+
+
+def _told(*_: Any) -> None:
+    running = current()
+    if running is not None and running.tracked and running.in_body:
+        raise RunCancelled("the run was cancelled")
+
+
+def can_stop_one(worker: Any) -> bool:
+    """Return whether this worker's pool can end one run and leave the others alone."""
+    return isinstance(worker.pool, PreforkPool)
+
+
+def tell(request: Any) -> None:
+    """Tell the job of this hint that its run is cancelled, if by the ledger it still runs."""
+    _hit([request], TELL, _running_in_the_ledger)
+
+
+def stop(requests: Iterable[Any]) -> list[Any]:
+    """Kill the children that still work on these hints; return the hints whose child was hit."""
+    return _killed(_hit(requests, signal.SIGKILL, list))
+
+
+def stop_running(requests: Iterable[Any]) -> list[Any]:
+    """Kill the children of these hints that still run them by the ledger; return those hit."""
+    return _killed(_hit(requests, signal.SIGKILL, _running_in_the_ledger))
+
+
+def _killed(requests: list[Any]) -> list[Any]:
+    for request in requests:
+        event(logger, "run_stopped", level=logging.WARNING, run=request.id, pid=request.worker_pid)
+    return requests
+
+
+def _hit(
+    requests: Iterable[Any], number: int, which: Callable[[list[Any]], list[Any]]
+) -> list[Any]:
+    """Send a signal to the children that work on hints, and to none that has ended its own.
+
+    `which` chooses among the hints while their children are frozen. Returns those it chose.
+    """
+    frozen = [request for request in requests if _signal(request, signal.SIGSTOP)]
+    try:
+        time.sleep(SETTLED)
+        active = active_requests()
+        chosen = which([request for request in frozen if request in active])
+        return [request for request in chosen if _signal(request, number)]
+    finally:
+        for request in frozen:
+            _signal(request, signal.SIGCONT)
+
+
+def _signal(request: Any, number: int) -> bool:
+    try:
+        os.kill(request.worker_pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _running_in_the_ledger(requests: list[Any]) -> list[Any]:
+    with no_fork:
+        return [request for request in requests if _run_of(request) is not None]
+
+
+def _run_of(request: Any) -> Run | None:
+    return Run.objects.filter(
+        pk=request.id,
+        attempt=request.request_dict[ATTEMPT],
+        state=State.RUNNING,
+        worker=execution.worker_name,
+    ).first()
+
+
+# --- All of them ---------------------------------------------------------------------------------
+
+
+def hand_back(requests: Iterable[Any], why: str, delay: timedelta = timedelta(0)) -> int:
+    """Make the runs of these hints, which nobody works on any more, wait again; return how many."""
+    handed = 0
+    for request in requests:
+        with no_fork:
+            run = _run_of(request)
+            if run is not None:
+                outcome = handed_back(run.task, run.max_attempts, why, delay)
+                handed += finish(run.pk, run.attempt, outcome)
+    return handed
+
+
+def start_anew(worker: Any, why: str) -> None:
+    """Replace this process by a new one of the same command, under the same process id.
+
+    So whatever supervises the worker, or nothing at all, has nothing to do. Its children are
+    killed: what they worked on must have been handed back, or be lost on purpose.
+    """
+    event(logger, "worker_restarts", level=logging.CRITICAL, why=why)
+    with no_fork:  # for good
+        children = [child.pid for child in worker.pool._pool._pool] if can_stop_one(worker) else []
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606

@@ -1,0 +1,123 @@
+"""What a worker does with runs that must end, and with its own end: real workers, real signals."""
+
+import signal
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from scheduling.jobs import Call, enqueue, enqueue_many
+from scheduling.models import UNFINISHED, Run, State
+from scheduling.waiting import cancel
+from tests.jobs import tasks
+from tests.system.processes import System
+from tests.waiting import wait_for
+
+
+def run_of(run_id: UUID) -> Run:
+    return Run.objects.get(pk=run_id)
+
+
+def all_final() -> bool:
+    return Run.objects.exists() and not Run.objects.filter(state__in=UNFINISHED).exists()
+
+
+def lines(evidence: Path) -> list[str]:
+    return evidence.read_text().splitlines()
+
+
+# --- Cancel --------------------------------------------------------------------------------------
+
+
+def test_a_job_is_told_that_its_run_is_cancelled(system: System, evidence: Path) -> None:
+    system.beat()
+    worker = system.ready_worker(1, CANCEL_GRACE_SECONDS="60")
+    run_id = enqueue(tasks.sleep_on, (str(evidence), 30, False)).id
+    wait_for(lambda: "start 1" in lines(evidence), timeout=20)
+    assert cancel(run_id, by="a test").cancel_requested_at is not None
+    wait_for(lambda: run_of(run_id).state == State.CANCELLED, timeout=10)
+    run = run_of(run_id)
+    assert lines(evidence) == ["start 1", "told True"]
+    assert (run.reason, run.attempt, run.failures) == ("cancelled by a test", 1, 0)
+    assert not worker.said("run_stopped")
+
+
+def test_a_job_that_goes_on_is_killed_after_the_grace_time_and_no_other(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    worker = system.ready_worker(2)
+    run_id = enqueue(tasks.sleep_on, (str(evidence), 30, True)).id
+    other = enqueue(tasks.sleep, (str(evidence), 5)).id
+    wait_for(lambda: len(lines(evidence)) == 2, timeout=20)
+    cancel(run_id, by="a test")
+    wait_for(lambda: run_of(run_id).state == State.CANCELLED, timeout=15)
+    assert "told True" in lines(evidence)
+    worker.wait_until_said("run_stopped")
+    wait_for(lambda: run_of(other).state == State.SUCCEEDED, timeout=15)
+    assert run_of(other).attempt == 1
+
+
+def test_a_pool_of_threads_starts_anew_for_a_cancelled_run_and_hands_back_the_others(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    worker = system.ready_worker(2, "--pool", "threads")
+    run_id = enqueue(tasks.sleep, (str(evidence), 60)).id
+    other = enqueue(tasks.sleep, (str(evidence), 6)).id
+    wait_for(lambda: len(lines(evidence)) == 2, timeout=20)
+    cancel(run_id, by="a test")
+    wait_for(lambda: run_of(run_id).state == State.CANCELLED, timeout=15)
+    wait_for(lambda: run_of(other).state == State.SUCCEEDED, timeout=30)
+    assert (run_of(other).attempt, run_of(other).failures) == (2, 0)
+    assert worker.said("worker_restarts")
+    assert worker.process.poll() is None
+
+
+# --- The end of a worker -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_that_is_told_to_end_hands_back_what_does_not_end_in_time(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    old = system.ready_worker(3, "--pool", pool, SHUTDOWN_GRACE_SECONDS="2")
+    short = enqueue(tasks.sleep, (str(evidence), 1)).id
+    long = enqueue(tasks.sleep, (str(evidence), 30)).id
+    once = enqueue(tasks.sleep, (str(evidence), 30), max_attempts=1).id
+    wait_for(lambda: len(lines(evidence)) == 3, timeout=20)
+    assert old.stop(15) == 0
+    Run.objects.filter(pk=long).update(args=f'["{evidence}", 0.1]')
+    assert run_of(short).state == State.SUCCEEDED
+    assert (run_of(once).state, run_of(once).attempt) == (State.FAILED, 1)
+    system.ready_worker(1)
+    wait_for(all_final, timeout=20)
+    run = run_of(long)
+    assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
+
+
+def test_a_worker_that_must_end_at_once_hands_back_its_runs(system: System, evidence: Path) -> None:
+    system.beat()
+    old = system.ready_worker(2)
+    ids = [enqueue(tasks.sleep, (str(evidence), 30)).id for _ in range(3)]
+    wait_for(lambda: len(lines(evidence)) == 2, timeout=20)
+    old.process.send_signal(signal.SIGQUIT)
+    old.process.wait(20)
+    Run.objects.update(args=f'["{evidence}", 0.1]')
+    system.ready_worker(2)
+    wait_for(all_final, timeout=20)
+    runs = [run_of(run_id) for run_id in ids]
+    assert {(run.state, run.failures) for run in runs} == {(State.SUCCEEDED, 0)}
+
+
+@pytest.mark.parametrize("option", ["--max-tasks-per-child=7", "--autoscale=4,1"])
+def test_children_that_come_and_go_lose_nothing(
+    system: System, evidence: Path, option: str
+) -> None:
+    system.beat()
+    system.ready_worker(2, option)
+    enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(200)))
+    wait_for(all_final, timeout=40)
+    assert sorted(lines(evidence)) == sorted(str(n) for n in range(200))
+    assert set(Run.objects.values_list("state", "attempt")) == {(State.SUCCEEDED, 1)}
