@@ -1,6 +1,7 @@
 """When schedules fire: rules, and the instants they yield.
 
-Pure: no Django, no clock; the answers depend on the arguments and the time zone database alone.
+Pure: no Django, no clock; the answers depend on the arguments alone, and on the data of time zones
+and of public holidays.
 Instants that come in are aware datetimes (NaiveInstant otherwise), those that go out are in UTC.
 Ranges of instants are open at the start and closed at the end, a < t <= b, as `next_after` is
 strictly after: so they split anywhere without loss or repeat. Rules are frozen, hashable values.
@@ -11,6 +12,7 @@ from datetime import datetime, timedelta
 
 from .bounds import BoundedRule, bounded
 from .cron import CronRule, cron
+from .daysoff import WEEKDAYS, DaysOff, days_off
 from .errors import (
     InvalidCron,
     InvalidInterval,
@@ -19,18 +21,24 @@ from .errors import (
     NaiveInstant,
     NeverFires,
     RecurrenceError,
+    UnknownCountry,
     UnknownTimezone,
 )
 from .interval import ClockedRule, IntervalRule, every, once
+from .publicholidays import check_country, countries, country_names, holidays_version
 from .rule import Occurrence, Rule, as_utc
 from .solar import SolarRule, solar
 from .wallclock import tzdata_version
+from .workdays import ExcludedDay, on_working_days
 
 __all__ = [
     "VERSION",
+    "WEEKDAYS",
     "BoundedRule",
     "ClockedRule",
     "CronRule",
+    "DaysOff",
+    "ExcludedDay",
     "IntervalRule",
     "InvalidCron",
     "InvalidInterval",
@@ -42,20 +50,29 @@ __all__ = [
     "RecurrenceError",
     "Rule",
     "SolarRule",
+    "UnknownCountry",
     "UnknownTimezone",
     "bounded",
     "check",
+    "check_country",
     "count_between",
+    "countries",
+    "country_names",
     "cron",
+    "day_off",
+    "days_off",
     "describe",
     "every",
+    "holidays_version",
     "latest_between",
     "next_after",
     "occurrences_between",
+    "on_working_days",
     "once",
     "preview",
     "solar",
     "tzdata_version",
+    "working",
 ]
 
 # Raise it when any rule's occurrences change, so that stored plans can be made anew.
@@ -93,14 +110,28 @@ def preview(rule: Rule, after: datetime, n: int) -> list[Occurrence]:
     return occurrences
 
 
+def working(rule: Rule) -> Rule:
+    """The rule without the occurrences that its calendar leaves out; itself without a calendar."""
+    return rule.working()
+
+
+def day_off(rule: Rule, due: datetime) -> str:
+    """Why a calendar leaves the rule's occurrence at `due` out: "" where it does not."""
+    return rule.day_off(as_utc(due))
+
+
 def check(rule: Rule, after: datetime) -> None:
-    """Refuse a rule with no occurrence in the ten years after an instant: raises NeverFires."""
+    """Refuse a rule with no occurrence in the ten years after an instant: raises NeverFires.
+
+    What a calendar leaves out does not count.
+    """
     start = as_utc(after)
-    due = rule.next_after(start)
-    if due is None or due - start > _HORIZON:
-        raise NeverFires(
-            f"{rule.describe()!r} does not fire within ten years of {start.date()}: {rule.remedy()}"
-        )
+    for what in dict.fromkeys((rule, rule.working())):
+        if not what.fires_between(start, start + _HORIZON):
+            raise NeverFires(
+                f"{what.describe()!r} does not fire within ten years of {start.date()}: "
+                f"{what.remedy()}"
+            )
 
 
 def describe(rule: Rule) -> str:

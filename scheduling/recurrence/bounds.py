@@ -1,6 +1,6 @@
 """A rule within limits: not before an instant, not after one, or once only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from .errors import RecurrenceError
@@ -24,11 +24,20 @@ class BoundedRule(Rule):
         end = self._end()
         return None if due is None or (end is not None and due > end) else due
 
+    def fires_between(self, a: datetime, b: datetime) -> bool:
+        return self.rule.fires_between(self._from(a), self._upto(b))
+
     def count_between(self, a: datetime, b: datetime) -> int:
         return self.rule.count_between(self._from(a), self._upto(b))
 
     def latest_between(self, a: datetime, b: datetime) -> datetime | None:
         return self.rule.latest_between(self._from(a), self._upto(b))
+
+    def working(self) -> Rule:
+        return replace(self, rule=self.rule.working())
+
+    def day_off(self, due: datetime) -> str:
+        return self.rule.day_off(due)
 
     def marked(self, previous: datetime, due: datetime) -> Occurrence:
         return self.rule.marked(self._from(previous), due)

@@ -21,6 +21,10 @@ class UnknownTimezone(RecurrenceError):
     """A name that the time zone database does not have."""
 
 
+class UnknownCountry(RecurrenceError):
+    """A country, or a part of one, whose public holidays are not known."""
+
+
 class NaiveInstant(RecurrenceError):
     """A datetime without a time zone where an instant is needed."""
 

@@ -3,12 +3,12 @@
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from functools import lru_cache
 
 from .wallclock import FIRST, LAST
 
-_month_shape = lru_cache(maxsize=4096)(monthrange)
+month_shape = lru_cache(maxsize=4096)(monthrange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,14 @@ class WallPattern:
             year, month = (year, month + 1) if month < 12 else (year + 1, 1)
         return days * len(self.times) + self._in_month_upto(upto) - self._in_month_upto(after)
 
+    def on(self, day: date) -> bool:
+        """Whether the day matches."""
+        return (
+            day.month in self.months
+            and day.day in self.days
+            and day.isoweekday() % 7 in self.weekdays
+        )
+
     def _in_month_upto(self, wall: datetime) -> int:
         days = self._days(wall.year, wall.month)
         whole = bisect_left(days, wall.day) * len(self.times)
@@ -69,7 +77,7 @@ class WallPattern:
     def _days(self, year: int, month: int) -> tuple[int, ...]:
         if month not in self.months:
             return ()
-        return _matching_days(self.days, self.weekdays, *_month_shape(year, month))
+        return _matching_days(self.days, self.weekdays, *month_shape(year, month))
 
 
 @lru_cache(maxsize=4096)

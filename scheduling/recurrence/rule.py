@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 
 from .errors import NaiveInstant
@@ -29,12 +29,17 @@ class Occurrence:
       exist and nothing ran for it. `missing` is the first such time.
 
     `missing` is a naive wall-clock datetime: it has no instant.
+
+    What a calendar did to it: `moved_from` is the day off that it was moved from; `day_off` says
+    why nothing runs for it.
     """
 
     due_at: datetime
     local: datetime
     dst: Dst = ""
     missing: datetime | None = None
+    moved_from: date | None = None
+    day_off: str = ""
 
 
 class Rule(ABC):
@@ -61,6 +66,11 @@ class Rule(ABC):
             yield due
             due = self.next_after(due)
 
+    def fires_between(self, a: datetime, b: datetime) -> bool:
+        """Whether there is an occurrence with a < t <= b, without a look beyond b."""
+        due = self.next_after(a)
+        return due is not None and due <= b
+
     def count_between(self, a: datetime, b: datetime) -> int:
         """How many occurrences have a < t <= b."""
         return sum(1 for _ in self.occurrences_between(a, b))
@@ -74,6 +84,14 @@ class Rule(ABC):
                 return found[0]
             b, window = start, window * 4
         return None
+
+    def working(self) -> "Rule":
+        """The rule without what its calendar leaves out: itself where nothing is left out."""
+        return self
+
+    def day_off(self, due: datetime) -> str:
+        """Why its calendar leaves the occurrence at `due` out, or "" if it does not."""
+        return ""
 
     def marked(self, previous: datetime, due: datetime) -> Occurrence:
         """The occurrence at `due`, which follows `previous`, with its mark."""

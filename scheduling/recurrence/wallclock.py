@@ -25,6 +25,8 @@ LAST = datetime.combine(date(2200, 1, 1), time())
 _PROBE = timedelta(days=2)
 _LEAD = timedelta(days=2)
 _SECOND = timedelta(seconds=1)
+# No clock is further ahead of UTC than this.
+_BEHIND = timedelta(hours=26)
 
 
 class Stretch(NamedTuple):
@@ -64,6 +66,16 @@ def stretch_at(tz: ZoneInfo, instant: datetime) -> Stretch:
         if instant < stretch.end:
             return stretch
     raise AssertionError(f"the stretches of {instant.year} end before {instant}")
+
+
+def first_instant(tz: ZoneInfo, wall: datetime) -> datetime:
+    """The first instant at which the clocks show `wall`, or have jumped over it."""
+    instant = wall - _BEHIND
+    while True:
+        stretch = stretch_at(tz, instant)
+        if wall < stretch.end + stretch.offset:
+            return max(wall - stretch.offset, stretch.start)
+        instant = stretch.end
 
 
 @lru_cache(maxsize=4096)

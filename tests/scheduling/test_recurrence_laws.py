@@ -17,14 +17,18 @@ from hypothesis import strategies as st
 
 from scheduling.recurrence import (
     CronRule,
+    DaysOff,
+    ExcludedDay,
     Rule,
     bounded,
     count_between,
     cron,
+    days_off,
     every,
     latest_between,
     next_after,
     occurrences_between,
+    on_working_days,
     once,
     preview,
 )
@@ -113,6 +117,21 @@ def places_in_time(draw: st.DrawFn) -> tuple[str, datetime]:
 
 
 @st.composite
+def calendars(draw: st.DrawFn, instant: datetime) -> DaysOff:
+    """Some weekdays, some days around an instant, and the holidays of a country or of none."""
+    days = draw(st.frozensets(st.integers(-9, 9), max_size=6))
+    return days_off(
+        "days off",
+        weekdays=draw(st.frozensets(st.integers(0, 6), max_size=5)),
+        dates={instant.date() + number * DAY: "" for number in days},
+        country=draw(st.sampled_from(["", "DE", "SA"])),
+    )
+
+
+excluded_days: st.SearchStrategy[ExcludedDay] = st.sampled_from(["skip", "previous", "next"])
+
+
+@st.composite
 def rules_and_instants(draw: st.DrawFn) -> tuple[Rule, datetime]:
     zone, instant = draw(places_in_time())
     kind = draw(st.integers(0, 5))
@@ -127,6 +146,8 @@ def rules_and_instants(draw: st.DrawFn) -> tuple[Rule, datetime]:
         rule = once(instant + draw(st.integers(-1000, 3000)) * MINUTE)
     else:
         rule = cron(draw(expressions if kind == 2 else dense_expressions), zone)
+    if draw(st.booleans()):
+        rule = on_working_days(rule, draw(calendars(instant)), draw(excluded_days), zone)
     if draw(st.integers(0, 3)) == 0:
         start = instant + draw(st.integers(-1000, 2000)) * MINUTE
         end = start + draw(st.integers(0, 3000)) * MINUTE

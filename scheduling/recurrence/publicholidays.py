@@ -1,0 +1,89 @@
+"""Public holidays by country, from the package `holidays`: named in English where it can.
+
+Years are computed when they are asked for, and kept by country for whoever asks next. Years that
+the package does not know have no holidays.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from datetime import date
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from .errors import MissingDependency, UnknownCountry
+
+_ENGLISH = "en_US"
+
+
+@lru_cache(maxsize=1024)
+def public_holidays(country: str, subdivision: str, year: int) -> Mapping[date, str]:
+    """The holidays of a year with their names; without a subdivision, those of the whole country.
+
+    Raises UnknownCountry, MissingDependency.
+    """
+    check_country(country, subdivision)
+    language = _ENGLISH if _ENGLISH in _languages().get(country, ()) else None
+    found = _package().country_holidays(
+        country, subdiv=subdivision or None, years=year, language=language
+    )
+    return dict(found)
+
+
+@lru_cache(maxsize=1)
+def countries() -> Mapping[str, tuple[str, ...]]:
+    """The ISO 3166 codes of the countries that are known, each with its subdivisions' codes."""
+    known = _package().list_supported_countries(include_aliases=False)
+    return {code: tuple(known[code]) for code in sorted(known) if len(code) == 2}
+
+
+@lru_cache(maxsize=1)
+def country_names() -> Mapping[str, str]:
+    """The names of these countries by their codes."""
+    entities = import_module("holidays.registry").COUNTRIES.values()
+    names = {code: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name, code, *_ in entities}
+    return {code: names.get(code, code) for code in countries()}
+
+
+def check_country(country: str, subdivision: str = "") -> None:
+    """Refuse a country, or a part of one, that is not known: raises UnknownCountry."""
+    known = countries()
+    if country not in known:
+        raise UnknownCountry(
+            f"no public holidays are known for the country {country!r}: use an ISO 3166 code such "
+            f"as 'DE'{_nearest(country)}"
+        )
+    if subdivision and subdivision not in known[country]:
+        parts = known[country]
+        some = f"use one of {', '.join(parts)}" if parts else "leave it out, there are none"
+        raise UnknownCountry(f"{country} has no subdivision {subdivision!r}: {some}")
+
+
+def holidays_version() -> str:
+    """The release of the package, such as "0.108"."""
+    return str(_package().__version__)
+
+
+def _nearest(wanted: str) -> str:
+    """The codes that look most like `wanted`, or whose country is called so."""
+    by_name = {name.lower(): code for code, name in country_names().items()}
+    near = [by_name[name] for name in difflib.get_close_matches(wanted.lower(), by_name, n=2)]
+    near += difflib.get_close_matches(wanted.upper(), countries(), n=3, cutoff=0.5)
+    return f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
+
+
+@lru_cache(maxsize=1)
+def _languages() -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = _package().list_localized_countries()
+    return found
+
+
+def _package() -> Any:
+    try:
+        return import_module("holidays")
+    except ImportError as error:
+        raise MissingDependency(
+            "public holidays need the package holidays, which is not installed: "
+            "pip install holidays"
+        ) from error
