@@ -37,7 +37,7 @@ format: $(READY) ## Format the code and fix what ruff can fix
 
 setup: $(READY) ## Make .venv from requirements.lock
 
-bench: $(READY) ## Measure Truebeat beside django-celery-beat (ARGS="..." to choose)
+bench: $(READY) ## Measure Truebeat beside what people use today (ARGS="..." to choose)
 	$(EMBEDDED) run --throwaway -- $(PY) -m bench $(ARGS)
 
 manage: $(READY) ## Run manage.py with services up (ARGS="schedule list")

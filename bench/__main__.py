@@ -7,10 +7,33 @@ from types import ModuleType
 
 import django
 
-from bench import herd, inserting, report, stored
+from bench import (
+    beats,
+    edit,
+    herd,
+    inserting,
+    latency,
+    one_offs,
+    pages,
+    report,
+    steady,
+    stored,
+    throughput,
+)  # fmt: skip
 from bench.ground import BenchError, Ground, prepared
 
-BENCHES: dict[str, ModuleType] = {"herd": herd, "stored": stored, "inserting": inserting}
+BENCHES: dict[str, ModuleType] = {
+    "herd": herd,
+    "beats": beats,
+    "stored": stored,
+    "steady": steady,
+    "edit": edit,
+    "pages": pages,
+    "throughput": throughput,
+    "one-offs": one_offs,
+    "latency": latency,
+    "inserting": inserting,
+}
 
 
 def main() -> int:
@@ -38,13 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join(BENCHES)
     parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"any of {names}; none: all")
     parser.add_argument("--runs", type=int, default=3, help="how often Truebeat is measured")
-    parser.add_argument("--peer-runs", type=int, default=1, help="how often its peer is")
+    parser.add_argument("--peer-runs", type=int, default=1, help="how often its peers are")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="when Truebeat is given up")  # fmt: skip
     parser.add_argument("--peer-limit", type=float, default=30, metavar="SECONDS",
-                        help="when its peer is given up")  # fmt: skip
-    parser.add_argument("--lead", type=float, default=6, metavar="SECONDS",
-                        help="a beat's time before a herd, besides 1 s for each 1,000")  # fmt: skip
+                        help="when a peer is given up")  # fmt: skip
+    parser.add_argument("--stored", type=int, nargs="+", metavar="N",
+                        help="schedules stored, for each bench that stores many; several sizes may"
+                        " be given; none: each bench's own")  # fmt: skip
     for bench in BENCHES.values():
         bench.add_arguments(parser)
     return parser
@@ -55,9 +79,8 @@ def _report(ground: Ground) -> str:
     print(report.heading(ground), flush=True)
     tables = []
     for name in ground.options.benches or BENCHES:
-        print(f"{name} ...", flush=True)
-        bench = BENCHES[name]
-        tables.append(report.table(bench.TITLE, bench.COLUMNS, bench.measure(ground)))
+        print(f"{name} ... ({report.load()})", flush=True)
+        tables.append(str(BENCHES[name].measure(ground)))
     return "\n" + "\n".join(tables)
 
 

@@ -2,16 +2,18 @@
 
 import argparse
 import os
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import psutil
 import psycopg
 import redis
 from psycopg import sql
@@ -22,9 +24,10 @@ QUEUE = "celery"
 LANES = [QUEUE, *(f"{QUEUE}\x06\x16{priority}" for priority in (3, 6, 9))]
 
 EMPTY = """
-TRUNCATE scheduling_run, scheduling_plan, scheduling_policy, django_celery_beat_periodictask,
-    django_celery_beat_periodictasks, django_celery_beat_intervalschedule,
-    django_celery_beat_crontabschedule RESTART IDENTITY CASCADE
+TRUNCATE scheduling_run, scheduling_plan, scheduling_policy, django_celery_results_taskresult,
+    django_celery_beat_periodictask, django_celery_beat_periodictasks,
+    django_celery_beat_intervalschedule, django_celery_beat_crontabschedule,
+    django_celery_beat_clockedschedule RESTART IDENTITY CASCADE
 """
 
 
@@ -41,8 +44,10 @@ class Ground:
     ledger: "psycopg.Connection[tuple[Any, ...]]"
     redis: "redis.Redis"
     clock_ahead: float = field(init=False)  # seconds of Postgres's clock over this process's
+    postmaster: int = field(init=False)  # Postgres's first process; 0 where it is not on this host
 
     def __post_init__(self) -> None:
+        self.postmaster = _postmaster(self.ledger)
         self.clock_ahead = min((self._clock_difference() for _ in range(9)), key=abs)
 
     def _clock_difference(self) -> float:
@@ -56,6 +61,9 @@ class Ground:
 
     def run(self, query: str, *values: object) -> None:
         self.ledger.execute(query.encode(), values or None)
+
+    def run_named(self, query: str, values: Mapping[str, object]) -> None:
+        self.ledger.execute(query.encode(), values)
 
     def value(self, query: str, *values: object) -> Any:
         row = self.ledger.execute(query.encode(), values or None).fetchone()
@@ -105,6 +113,9 @@ def prepared(options: argparse.Namespace) -> Iterator[Ground]:
         "REDIS_URL": redis_url,
         "DJANGO_SETTINGS_MODULE": "bench.settings",
         "LOG_LEVEL": "WARNING",
+        "DEBUG": "0",
+        "SECRET_KEY": secrets.token_hex(),
+        "ALLOWED_HOSTS": "127.0.0.1",
     }
     with (
         _database(given.geturl(), name),
@@ -119,6 +130,14 @@ def prepared(options: argparse.Namespace) -> Iterator[Ground]:
             yield Ground(options, env, ledger, client)
         finally:
             client.flushdb()
+
+
+def _postmaster(ledger: "psycopg.Connection[tuple[Any, ...]]") -> int:
+    session = ledger.info.backend_pid
+    with suppress(psutil.Error):
+        if psutil.Process(session).name().startswith("postgres"):
+            return psutil.Process(session).ppid()
+    return 0
 
 
 def _required(name: str) -> str:

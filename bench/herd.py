@@ -1,108 +1,100 @@
 """herd: many schedules due in the same instant, until the last of their messages is in Redis.
 
-Time counts from the due instant, by Postgres's clock. Both peers get the same rows and the same
-lead to read or plan them before that instant.
+Time counts from the due instant, by Postgres's clock. Every peer gets the same schedules, and time
+to read them before that instant; Truebeat's are planned already.
 """
 
 import argparse
+import math
 import time
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from bench.ground import Ground
-from bench.peers import PEERS, TRUEBEAT, Beat, Cpu, Peer
-from bench.report import Row, Sample
+from bench.peers import DATABASE_SCHEDULER, REDBEAT, TRUEBEAT, Peer, beat
+from bench.processes import Cpu, Process
+from bench.report import Row, Sample, Table, load, row
+from bench.schedules import Stock, store
 
-TITLE = "A herd: schedules due in the same instant (seconds from that instant)"
-COLUMNS = (PEERS[0].name, PEERS[1].name)
-
-# An hour ago it ran, so it is due when an hour has passed, by either peer's way of counting.
-LOAD = """
-WITH rule AS (
-    INSERT INTO django_celery_beat_intervalschedule (every, period) VALUES (1, 'hours')
-    RETURNING id)
-INSERT INTO django_celery_beat_periodictask
-    (name, task, interval_id, args, kwargs, headers, enabled, one_off, description, date_changed,
-     total_run_count, start_time, last_run_at)
-SELECT 'herd ' || n, 'bench.tasks.nothing', rule.id, '[]', '{}', '{}', true, false, '', now(), 1,
-    to_timestamp(%s) - interval '1 hour', to_timestamp(%s) - interval '1 hour'
-  FROM rule, generate_series(1, %s) n
-"""
+PEERS = (TRUEBEAT, DATABASE_SCHEDULER, REDBEAT)
+ALL_THERE = {10_000: 0.8, 100_000: 5.0}  # the targets, in seconds
+READ_PER_SECOND = 1000  # what DatabaseScheduler reads, so that it has read all in time
 
 
 class Herd(NamedTuple):
     """One run: seconds from the due instant to the first and to the last message."""
 
-    planned: bool
     first: float | None
     last: float | None
     there: int
-    cpu: Cpu | None
+    cpu: Cpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--herd", type=int, nargs="+", default=[10_000], metavar="N",
                         help="schedules due at once; several sizes may be given")  # fmt: skip
+    parser.add_argument("--lead", type=float, default=6, metavar="SECONDS",
+                        help="a beat's time before a herd or stream; a peer has more")  # fmt: skip
 
 
-def measure(ground: Ground) -> list[Row]:
-    return [row for size in ground.options.herd for row in _rows(ground, size)]
+def measure(ground: Ground) -> Table:
+    rows = [row for size in ground.options.herd for row in _rows(ground, size)]
+    title = "A herd: schedules due in the same instant (from that instant)"
+    return Table(title, [peer.name for peer in PEERS], rows)
 
 
 def _rows(ground: Ground, size: int) -> list[Row]:
-    what = f"{size:,} due at once: "
+    what, columns = f"{size:,} due at once: ", len(PEERS)
     rows = [
-        Row(what + "all in Redis", Sample(), target=_target(size)),
-        Row(what + "the first one", Sample(), target="0.2 s"),
-        Row(what + "CPU time of beat", Sample()),
-        Row(what + "CPU time of Postgres for it", Sample()),
+        row(what + "all in Redis", columns, most=ALL_THERE.get(size)),
+        row(what + "the first one", columns, most=0.2),
+        row(what + "CPU time of beat", columns),
+        row(what + "CPU time of Postgres for it", columns),
     ]
-    for peer in PEERS:
+    for column, peer in enumerate(PEERS):
         for _ in range(peer.runs(ground)):
-            herd = _once(ground, peer, size)
-            samples = [row.ours if peer is TRUEBEAT else row.theirs for row in rows]
-            _note(samples, herd, peer.limit(ground))
-            if not herd.planned:
-                print(f"  (not all of {size:,} were planned before the instant: raise --lead)")
+            note([row.samples[column] for row in rows], once(ground, peer, size), ground, peer)
     return rows
 
 
-def _note(samples: list[Sample], herd: Herd, limit: float) -> None:
+def note(samples: list[Sample], herd: Herd, ground: Ground, peer: Peer) -> None:
+    """Add a herd to the samples of: last, first, CPU of beat, CPU of Postgres."""
     last, first, *cpu = samples
     there = f"{herd.there:,}"
     if herd.first is not None:
         first.values.append(herd.first)
-    last.values.append(limit if herd.last is None else herd.last)
+    last.values.append(peer.limit(ground) if herd.last is None else herd.last)
     if herd.last is None:
         last.gave_up.append(f"{there} there")
-    for sample, seconds in zip(cpu, herd.cpu or (), strict=False):
+    for sample, seconds in zip(cpu, herd.cpu, strict=False):
         if herd.last is None:
             sample.gave_up.append(f"{seconds:.2f} s for {there}")
         else:
             sample.values.append(seconds)
 
 
-def _target(size: int) -> str:
-    return {10_000: "0.8 s", 100_000: "5 s"}.get(size, "")
-
-
-def _once(ground: Ground, peer: Peer, size: int) -> Herd:
+def once(ground: Ground, peer: Peer, size: int, beats: int = 1) -> Herd:
+    """Measure one herd, with so many beats at once."""
     window = max(10_000, 2 * size)
-    lead = ground.options.lead + size / 1000
-    ground.clear()
-    due = round(ground.now() + lead, 3)
-    with ground.without_triggers(off=not peer.own):
-        ground.run(LOAD, due, due, size)
-        ground.settle()
-        with Beat(peer, ground, QUEUE_WINDOW=window) as beat:
-            time.sleep(max(due - 0.2 - ground.now(), 0))
-            planned = not ground.value("SELECT count(*) FROM scheduling_plan WHERE needs_plan")
-            herd = _watch(ground, beat, due, size)
+    lead = ground.options.lead + (0 if peer.own else size / READ_PER_SECOND)
+    loading = 2 + size / 20_000
+    due = math.ceil(ground.now() + lead + loading)  # redbeat counts in whole seconds
+    store(ground, peer, Stock(size, every=3600, due=due))
+    if ground.now() > due - lead:
+        print(f"  (loading took {loading:.0f} s too long: {peer.name} had less than its lead)")
+    with ground.without_triggers(off=not peer.own), ExitStack() as stack:
+        started = [
+            stack.enter_context(beat(peer, ground, QUEUE_WINDOW=window)) for _ in range(beats)
+        ]
+        time.sleep(max(due - 0.2 - ground.now(), 0))
+        herd = _watch(ground, started, due, size, peer.limit(ground))
     told = f"first {_seconds(herd.first)}, last {_seconds(herd.last)}, {herd.there:,} there"
-    print(f"  {peer.name}, {size:,}: {told}, QUEUE_WINDOW {window:,}, {herd.cpu}", flush=True)
-    return herd._replace(planned=planned)
+    many = f"{beats} beats, " if beats > 1 else ""
+    print(f"  {peer.name}, {many}{size:,}: {told}, QUEUE_WINDOW {window:,}, {load()}", flush=True)
+    return herd
 
 
-def _watch(ground: Ground, beat: Beat, due: float, size: int) -> Herd:
+def _watch(ground: Ground, beats: list[Process], due: float, size: int, limit: float) -> Herd:
     seen: dict[str, float] = {}
     there = 0
 
@@ -113,16 +105,12 @@ def _watch(ground: Ground, beat: Beat, due: float, size: int) -> Herd:
             seen.setdefault("first", ground.now() - due)
         return there >= size
 
-    before = beat.cpu()
-    if beat.wait(all_there, beat.peer.limit(ground) + 0.2, step=0.005):
+    before = [process.cpu() for process in beats]
+    if beats[0].wait(all_there, limit + 0.2, step=0.005):
         seen["last"] = ground.now() - due
-    after = beat.cpu()
-    cpu = (
-        Cpu(*(round(b - a, 3) for a, b in zip(before, after, strict=True)))
-        if before and after
-        else None
-    )
-    return Herd(True, seen.get("first"), seen.get("last"), there, cpu)
+    spent = [process.cpu().since(b) for process, b in zip(beats, before, strict=True)]
+    cpu = Cpu(sum(one.own for one in spent), spent[0].postgres)
+    return Herd(seen.get("first"), seen.get("last"), there, cpu)
 
 
 def _seconds(value: float | None) -> str:

@@ -8,25 +8,24 @@ import argparse
 import time
 
 from bench.ground import Ground
-from bench.report import Row, Sample
-
-TITLE = "Inserting schedules in bulk"
-COLUMNS = ("with triggers", "without")
+from bench.report import Table, row
+from bench.schedules import TASK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--insert", type=int, default=100_000, metavar="N",
+    parser.add_argument("--insert", type=int, default=20_000, metavar="N",
                         help="schedules inserted through the ORM")  # fmt: skip
 
 
-def measure(ground: Ground) -> list[Row]:
+def measure(ground: Ground) -> Table:
     size = ground.options.insert
-    row = Row(f"{size:,} by bulk_create", Sample(), Sample(), target="ratio 0.5x")
+    found = row(f"{size:,} by bulk_create (target: the other is not below 0.5x)", 2)
+    ours, theirs = found.samples
     for _ in range(ground.options.runs):
-        row.theirs.values.append(_insert(ground, size, triggers=False))
-        row.ours.values.append(_insert(ground, size, triggers=True))
-        print(f"  with triggers {row.ours}, without {row.theirs}", flush=True)
-    return [row]
+        theirs.values.append(_insert(ground, size, triggers=False))
+        ours.values.append(_insert(ground, size, triggers=True))
+        print(f"  with triggers {ours}, without {theirs}", flush=True)
+    return Table("Inserting schedules in bulk", ("with triggers", "without"), [found])
 
 
 def _insert(ground: Ground, size: int, *, triggers: bool) -> float:
@@ -35,8 +34,7 @@ def _insert(ground: Ground, size: int, *, triggers: bool) -> float:
     ground.clear()
     rule = IntervalSchedule.objects.create(every=1, period="hours")
     schedules = [
-        PeriodicTask(name=f"inserted {number}", task="bench.tasks.nothing", interval=rule)
-        for number in range(size)
+        PeriodicTask(name=f"inserted {number}", task=TASK, interval=rule) for number in range(size)
     ]
     ground.settle()
     with ground.without_triggers(off=not triggers):

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.ground import Ground
 
-PACKAGES = ("celery", "kombu", "Django", "django-celery-beat", "psycopg", "redis")
+PACKAGES = (
+    "celery", "kombu", "Django", "django-celery-beat", "django-celery-results", "celery-redbeat",
+    "psycopg", "redis",
+)  # fmt: skip
 
 
 @dataclass
@@ -39,45 +43,105 @@ class Sample:
             return next(iter(self.gave_up), "-")
         if self.is_bound:
             return f"> {self.median:g} {self.unit} ({self.gave_up[-1]})"
-        text = f"{_figure(self.median)} {self.unit}"
+        text = _with_unit(self.median, self.unit)
         if len(self.values) > 1:
             text += f" ({_figure(min(self.values))} to {_figure(max(self.values))})"
         return text
 
 
+class Target(NamedTuple):
+    """What Truebeat promises itself: a figure of at most `most`, or one that beats a column's.
+
+    `times`: at least so many times that figure. `faster`: at most that figure divided by so many.
+    """
+
+    most: float | None = None
+    times: float | None = None
+    faster: float | None = None
+    column: int = 1
+
+    def told(self, samples: Sequence[Sample]) -> str:
+        ours = samples[0]
+        met = ours.values and not ours.is_bound and self._is_met(samples)
+        return self._words(ours.unit) + ("" if met else ": not met")
+
+    def _is_met(self, samples: Sequence[Sample]) -> bool:
+        if self.most is not None:
+            return samples[0].median <= self.most
+        ours, theirs = samples[0].median, samples[self.column]
+        if not theirs.values:
+            return True
+        if self.times is not None:
+            return ours >= self.times * theirs.median
+        return ours * (self.faster or 1) <= theirs.median
+
+    def _words(self, unit: str) -> str:
+        if self.most is not None:
+            return f"<= {_with_unit(self.most, unit)}"
+        if self.times is not None:
+            return f">= {self.times:g} times column {self.column + 1}"
+        return f"{self.faster:g} times as fast as column {self.column + 1}"
+
+
 @dataclass
 class Row:
-    """One line of a table; `target` is what Truebeat promises itself."""
+    """One line of a table: a figure for each column, the first of them Truebeat's.
+
+    `compared`: the others are shown as multiples of the first, too.
+    """
 
     label: str
-    ours: Sample
-    theirs: Sample = field(default_factory=Sample)
-    target: str = ""
+    samples: list[Sample]
+    targets: tuple[Target, ...] = ()
+    compared: bool = True
 
     def cells(self) -> tuple[str, ...]:
-        return self.label, str(self.ours), str(self.theirs), self._ratio(), self.target
+        ours, *others = self.samples
+        targets = "; ".join(target.told(self.samples) for target in self.targets)
+        return self.label, str(ours), *map(self._beside, others), targets
 
-    def _ratio(self) -> str:
-        if not self.ours.values or not self.theirs.values or not self.ours.median:
-            return "-"
-        more = "> " if self.theirs.is_bound else ""
-        return f"{more}{_figure(self.theirs.median / self.ours.median)}x"
+    def _beside(self, other: Sample) -> str:
+        ours = self.samples[0]
+        if not self.compared or not ours.values or not other.values or not ours.median:
+            return str(other)
+        more = "> " if other.is_bound else ""
+        return f"{other}: {more}{_figure(other.median / ours.median)}x"
 
 
-def _figure(number: float) -> str:
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+class Table(NamedTuple):
+    """What one bench found; the first of `columns` is Truebeat."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        lines = [("", *self.columns, "target"), *(row.cells() for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = tuple("-" * width for width in widths)
+        text = [
+            "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+            for line in (lines[0], rule, *lines[1:])
+        ]
+        return "\n".join([f"## {self.title}", "", *text, ""])
 
 
-def table(title: str, columns: tuple[str, str], rows: Sequence[Row]) -> str:
-    """Return a Markdown table; `columns` are the names of what is compared."""
-    lines = [("", *columns, "ratio", "target"), *(row.cells() for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = tuple("-" * width for width in widths)
-    text = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return "\n".join([f"## {title}", "", *text, ""])
+def row(label: str, columns: int, unit: str = "s", *, most: float | None = None,
+        compared: bool = True) -> Row:  # fmt: skip
+    """Return an empty row; `most` is its target."""
+    targets = () if most is None else (Target(most=most),)
+    return Row(label, [Sample(unit) for _ in range(columns)], targets, compared)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which `share` of the values lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
+
+
+def load() -> str:
+    """Return the load average of the last minute: how busy the machine is with whatever."""
+    return f"load {os.getloadavg()[0]:.1f}"
 
 
 def heading(ground: Ground) -> str:
@@ -88,8 +152,8 @@ def heading(ground: Ground) -> str:
 def _about(ground: Ground) -> Iterator[str]:
     options = vars(ground.options)
     yield f"date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    yield f"machine: {os.cpu_count()} cores, {_cpu_model()}; load average at start: {load}"
+    loads = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    yield f"machine: {os.cpu_count()} cores, {_cpu_model()}; load average at start: {loads}"
     yield f"Python {platform.python_version()}, " + ", ".join(
         f"{package} {importlib.metadata.version(package)}" for package in PACKAGES
     )
@@ -100,6 +164,14 @@ def _about(ground: Ground) -> Iterator[str]:
         f"{settings['shared_buffers']}), Redis {server['redis_version']}"
     )
     yield "options: " + " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in options.items())
+
+
+def _with_unit(number: float, unit: str) -> str:
+    return f"{_figure(number)} {unit}".rstrip()
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _words(value: object) -> str:

@@ -1,0 +1,139 @@
+"""one-offs: runs that are asked for long before, each for an instant of its own.
+
+From the instant at which a run is due to the start of its job, which notes it itself. The peer is
+plain Celery with an ETA, at the same rate, for a shorter time: its worker holds all of them in
+memory.
+"""
+
+import argparse
+import time
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from bench.evidence import JOB, Evidence, figures
+from bench.ground import Ground
+from bench.peers import OWN_APP, PLAIN_APP, TRUEBEAT, beat, worker
+from bench.processes import Process
+from bench.report import Row, Table, load, row
+
+STEP = 0.01  # seconds: those due within it are enqueued for one instant, in one call
+ENQUEUED, SENT = 3000, 900  # so many a second, at least, by `enqueue_many` and by `send_task`
+
+
+class Watched(NamedTuple):
+    """Megabytes when the first was due and at the highest, of a worker and of beat."""
+
+    worker: float
+    worker_most: float
+    beat: float
+    beat_most: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--one-offs", type=int, default=10_000, metavar="N",
+                        help="runs that are asked for ahead")  # fmt: skip
+    parser.add_argument("--one-offs-for", type=float, default=20, metavar="SECONDS",
+                        help="the time over which they are due")  # fmt: skip
+    parser.add_argument("--peer-one-offs", type=int, default=5_000, metavar="N",
+                        help="how many of the peer, at the same rate")  # fmt: skip
+
+
+def measure(ground: Ground) -> Table:
+    options = ground.options
+    rate = options.one_offs / options.one_offs_for
+    theirs = min(options.peer_one_offs, options.one_offs)
+    rows = [
+        row("start, p50", 2, "ms", most=60),
+        row("start, p99", 2, "ms", most=200),
+        row("start, worst", 2, "ms"),
+        row("never started", 2, "", most=0, compared=False),
+        row("memory of the worker when the first is due", 2, "MB"),
+        row("memory of the worker at its highest", 2, "MB"),
+        row("memory of beat when the first is due", 2, "MB"),
+        row("memory of beat at its highest", 2, "MB"),
+    ]
+    _ours(ground, rows, options.one_offs, rate)
+    if options.peer_runs:
+        _theirs(ground, rows, theirs, rate)
+    title = f"One-off runs, {rate:,.0f} due each second"
+    columns = (f"Truebeat, {options.one_offs:,}", f"Celery with an ETA, {theirs:,}")
+    return Table(title, columns, rows)
+
+
+def _ours(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
+    from scheduling.jobs import Call, enqueue_many
+
+    ground.clear()
+    with (
+        Evidence() as evidence,
+        beat(TRUEBEAT, ground) as beating,
+        worker(OWN_APP, ground, concurrency=ground.options.concurrency,
+               BENCH_EVIDENCE=evidence.path) as working,
+    ):  # fmt: skip
+        enqueue_many(JOB, [Call((0.0,)) for _ in range(100)])
+        working.wait(lambda: evidence.count() >= 100, 30)
+        since = ground.now() + 2 + count / ENQUEUED
+        steps = int(count / rate / STEP)
+        for step in range(steps):
+            due = since + step * STEP
+            share = count * (step + 1) // steps - count * step // steps
+            enqueue_many(JOB, [Call((due,))] * share, at=datetime.fromtimestamp(due, UTC))
+        _warn_if_late(ground, since)
+        watched = _watch(ground, since, count / rate, working, beating)
+        _finish(ground, rows, 0, evidence, since, count, working, watched)
+
+
+def _theirs(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
+    from bench.plain.app import app
+
+    ground.clear()
+    with (
+        Evidence() as evidence,
+        worker(PLAIN_APP, ground, concurrency=ground.options.concurrency,
+               BENCH_EVIDENCE=evidence.path) as working,
+        app.producer_or_acquire() as producer,
+    ):  # fmt: skip
+        app.send_task(JOB, (0.0,), producer=producer)
+        working.wait(lambda: evidence.count() >= 1, 30)
+        since = ground.now() + 2 + count / SENT
+        for number in range(count):
+            due = since + number / rate
+            app.send_task(JOB, (due,), producer=producer, eta=datetime.fromtimestamp(due, UTC))
+        _warn_if_late(ground, since)
+        watched = _watch(ground, since, count / rate, working, None)
+        _finish(ground, rows, 1, evidence, since, count, working, watched)
+
+
+def _warn_if_late(ground: Ground, since: float) -> None:
+    if ground.now() > since:
+        late = timedelta(seconds=round(ground.now() - since))
+        print(f"  (it took {late} too long to ask for all of them)")
+
+
+def _watch(
+    ground: Ground, since: float, seconds: float, working: Process, beating: Process | None
+) -> Watched:
+    time.sleep(max(since - ground.now(), 0))
+    seen = []
+    while ground.now() < since + seconds:
+        seen.append((working.memory(), beating.memory() if beating else 0.0))
+        working.check()
+        time.sleep(1)
+    workers, beats = zip(*seen, strict=True)
+    return Watched(workers[0], max(workers), beats[0], max(beats))
+
+
+def _finish(
+    ground: Ground, rows: list[Row], column: int, evidence: Evidence, since: float, count: int,
+    working: Process, watched: Watched,
+) -> None:  # fmt: skip
+    limit = ground.options.limit if column == 0 else ground.options.peer_limit
+    working.wait(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
+    late = evidence.lateness(since - 1)
+    memory = list(watched) if column == 0 else list(watched)[:2]
+    values = [*figures(late), float(count - len(late)), *memory] if late else []
+    for line, value in zip(rows, values, strict=False):
+        line.samples[column].values.append(value)
+    told = ", ".join(f"{value:,.0f}" for value in values)
+    print(f"  column {column + 1}: p50, p99, worst, never started, memory: {told}; {load()}",
+          flush=True)  # fmt: skip
