@@ -159,6 +159,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "notifications.tasks.sweep",
         "schedule": crontab(minute="0", hour="6"),
     },
+    "scheduling.prune": {
+        "task": "scheduling.tasks.prune",
+        "schedule": crontab(minute="30", hour="3"),
+        "options": {"priority": 9},
+    },
 }
 
 # --- Scheduling -----------------------------------------------------------------------------------
@@ -179,6 +184,9 @@ DEADLINE_NEAR = timedelta(seconds=env.float("DEADLINE_NEAR_SECONDS", default=60)
 # Waiting runs go up a step after this long, low to medium, and after twice as long from medium to
 # high, so that none waits for ever; 0: they never do.
 AGE_AFTER = timedelta(seconds=env.float("AGE_AFTER_SECONDS", default=600))
+# Days after its end for which a run is kept, with its result; 0: for ever.
+KEEP_RUNS = timedelta(days=min(env.int("KEEP_RUNS_DAYS", default=90), 36_500))
+KEEP_FAILED = timedelta(days=min(env.int("KEEP_FAILED_DAYS", default=365), 36_500))
 # Whether workers run messages that have no row in the ledger (plain `.delay()`).
 ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
 

@@ -233,7 +233,8 @@ def replay(run_id: UUID, *, by: str) -> Run:
     """Write a new run of a final one's task and arguments, which names the old one.
 
     Raises:
-        SchedulingError: there is no such run, or it is not final yet.
+        SchedulingError: there is no such run, it is not final yet, or an unfinished one has its
+            unique key.
     """
     old = Run.objects.filter(pk=run_id).first()
     if old is None:
@@ -252,10 +253,17 @@ def replay(run_id: UUID, *, by: str) -> Run:
         "queue": old.queue,
         "priority": old.priority,
         "max_attempts": old.max_attempts,
+        "unique_key": old.unique_key,
         "enqueued_by": by,
         "replay_of": old.pk,
     }
-    return insert_run(columns, old.args, old.kwargs)
+    run = insert_run(columns, old.args, old.kwargs)
+    if not run.created:
+        raise SchedulingError(
+            f"run {run.pk} has the same unique key {run.unique_key!r} and is {run.state}: nothing "
+            f"was replayed."
+        )
+    return run
 
 
 def insert_run(

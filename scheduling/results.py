@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import states
+from celery.utils.time import maybe_timedelta
 from django_celery_results.backends.database import DatabaseBackend
 
-from scheduling import execution
+from scheduling import clock, execution, pruning
 from scheduling.running import current
 
 
@@ -53,6 +54,12 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
     def store_plain(self, task_id: str, result: Any, status: str, traceback: str | None) -> None:
         """Store the encoded `result` of a message that has no run, as the base class would."""
         super()._store_result(task_id, result, status, traceback)
+
+    def cleanup(self) -> None:
+        """Delete what has expired (`result_expires`); a run's result stays as long as its run."""
+        if self.expires:
+            pruning.prune_results(clock.now() - maybe_timedelta(self.expires))
+            self.GroupModel._default_manager.delete_expired(self.expires)
 
     def prepare(
         self, result: Any, status: str, traceback: str | None = None, request: Any = None

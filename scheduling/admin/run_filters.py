@@ -4,13 +4,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
 from scheduling import clock
 from scheduling.admin.filters import InputFilter
-from scheduling.models import Origin, Schedule
+from scheduling.history import of_schedule
 
 
 class ScheduleFilter(InputFilter):
@@ -22,14 +22,7 @@ class ScheduleFilter(InputFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         name = (self.value() or "").strip()
-        if not name:
-            return queryset
-        found = Schedule.objects.filter(name=name).values_list("pk", flat=True).first()
-        if found is None:
-            return queryset.filter(schedule_name=name)
-        # Said twice, once for each of the two partial indexes.
-        planned = Q(schedule_id=found, origin=Origin.SCHEDULE)
-        return queryset.filter(planned | Q(schedule_id=found) & ~Q(origin=Origin.SCHEDULE))
+        return queryset.filter(of_schedule(name)) if name else queryset
 
 
 class DueFilter(admin.SimpleListFilter):

@@ -4,7 +4,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pytest_django import Settings
 
+from scheduling import clock
 from scheduling.execution import claim
 from scheduling.finishing import Outcome, finish
 from scheduling.jobs import enqueue
@@ -64,6 +66,29 @@ class TestList:
         assert [run["id"] for run in listed("--schedule", "nightly", "--state", "scheduled")] == [
             str(other.id)
         ]
+
+    def test_it_is_filtered_by_task_and_by_when_runs_were_due(self) -> None:
+        made(task="other")
+        run = made()
+        made(due_at=DUE - timedelta(hours=1))
+        made(due_at=DUE + timedelta(hours=1))
+        words = ("--task", SWEEP, "--since", "2026-11-20T06:00Z", "--until", "2026-11-20T07:00Z")
+        assert [found["id"] for found in listed(*words)] == [str(run.id)]
+
+    def test_durations_count_back_from_now(self) -> None:
+        made()
+        run = enqueue(SWEEP)
+        assert [found["id"] for found in listed("--since", "15m")] == [str(run.id)]
+        assert listed("--until", "365d", "--since", "366d") == []
+
+    def test_a_time_that_ends_before_it_begins_is_refused(self) -> None:
+        line = refusal("run", "list", "--since", "1h", "--until", "2h")
+        assert "is not before --until" in line
+
+    def test_nothing_says_of_what(self) -> None:
+        words = ("--state", "failed", "--task", SWEEP, "--since", "1h")
+        said = called("run", "list", *words).out
+        assert said == f"No failed runs of task '{SWEEP}' then.\n"
 
     def test_a_schedule_that_was_never_there_is_an_error(self) -> None:
         assert "there is no schedule 'nightly'" in refusal("run", "list", "--schedule", "nightly")
@@ -158,3 +183,97 @@ class TestReplay:
         run = enqueue(SWEEP)
         assert "only a finished run can be replayed" in refusal("run", "replay", str(run.id))
         assert Run.objects.count() == 1
+
+
+class TestReplayOfMany:
+    def test_a_dry_run_says_how_many_and_when_they_were_due(self) -> None:
+        made(state=State.FAILED)
+        made(state=State.FAILED, due_at=DUE + timedelta(hours=2))
+        made(state=State.SUCCEEDED)
+        answer = called("run", "replay", "--state", "failed", "--dry-run")
+        assert answer.out == (
+            "would replay 2 runs: failed, due 2026-11-20 06:00 to 2026-11-20 08:00\n"
+        )
+        assert Run.objects.count() == 3
+
+    def test_it_replays_what_matches_and_says_so(self) -> None:
+        old = made(state=State.FAILED, schedule_name="nightly")
+        made(state=State.FAILED)
+        answer = called("run", "replay", "--schedule", "nightly")
+        assert (answer.out, answer.err) == ("replayed 1 run: failed, of schedule 'nightly'\n", "")
+        assert Run.objects.get(origin=Origin.REPLAY).replay_of == old.id
+
+    def test_what_has_been_replayed_is_counted_and_left_out(self) -> None:
+        for _ in range(2):
+            made(state=State.FAILED)
+        called("run", "replay", "--task", SWEEP, "--limit", "1")
+        answer = called("run", "replay", "--task", SWEEP)
+        assert answer.out == f"replayed 1 run: failed, of task '{SWEEP}'\n"
+        assert "1 of them replayed already: left out" in answer.err
+        answer = called("run", "replay", "--task", SWEEP, "--again", "--dry-run")
+        assert answer.lines[0].startswith("would replay 2 runs")
+        assert "2 of them replayed already: replayed once more" in answer.err
+
+    def test_it_says_what_the_limit_left(self) -> None:
+        for _ in range(3):
+            made(state=State.FAILED)
+        answer = called("run", "replay", "--state", "failed", "--limit", "2")
+        assert answer.out.startswith("replayed 2 runs")
+        assert answer.err == "1 run more: --limit N takes more at once.\n"
+
+    def test_a_unique_key_in_use_is_told_of(self) -> None:
+        made(state=State.FAILED, unique_key="k")
+        enqueue(SWEEP, unique_key="k")
+        answer = called("run", "replay", "--state", "failed")
+        assert answer.out.startswith("replayed 0 runs")
+        assert "an unfinished run has the same unique key" in answer.err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ([], "give a run's ID, or say which ones"),
+            ([NOBODY, "--state", "failed"], "give a run's ID, or say which ones"),
+            ([NOBODY, "--dry-run"], "--dry-run is for many"),
+            (["--state", "running"], "invalid choice: 'running'"),
+            (["--since", "yesterday"], "'yesterday' is neither a duration"),
+            (["--state", "failed", "--limit", "0"], "whole number from 1"),
+        ],
+    )
+    def test_bad_input_is_one_clear_line_and_replays_nothing(
+        self, words: list[str], said: str
+    ) -> None:
+        made(state=State.FAILED)
+        assert said in refusal("run", "replay", *words)
+        assert Run.objects.count() == 1
+
+
+class TestPrune:
+    def test_a_dry_run_says_how_many_of_each_state(self) -> None:
+        for state in (State.FAILED, State.SUCCEEDED, State.SUCCEEDED):
+            made(state=state, finished_at=datetime(2024, 1, 1, tzinfo=UTC))
+        answer = called("run", "prune", "--dry-run")
+        assert answer.out == "would delete 3 runs: 2 succeeded, 1 failed\n"
+        assert Run.objects.count() == 3
+
+    def test_it_deletes_by_age_and_state(self) -> None:
+        ages = {days: clock.now() - timedelta(days=days) for days in (1, 40)}
+        for state in (State.FAILED, State.SUCCEEDED):
+            for finished_at in ages.values():
+                made(state=state, finished_at=finished_at)
+        answer = called("run", "prune", "--older-than", "30d", "--state", "failed")
+        assert answer.out == "deleted 1 run: 1 failed\n"
+        assert called("run", "prune", "--older-than", "30d").out == "deleted 1 run: 1 succeeded\n"
+        assert called("run", "prune", "--older-than", "30d").out == "deleted 0 runs\n"
+        assert Run.objects.count() == 2
+
+    def test_without_a_period_and_with_none_in_the_settings_it_is_refused(
+        self, settings: Settings
+    ) -> None:
+        settings.KEEP_FAILED = timedelta(0)
+        assert "kept for ever" in refusal("run", "prune", "--state", "failed")
+
+    @pytest.mark.parametrize(
+        "words", [["--state", "queued"], ["--older-than", "0d"], ["--older-than", "30"]]
+    )
+    def test_bad_input_is_one_clear_line(self, words: list[str]) -> None:
+        refusal("run", "prune", *words)

@@ -1,37 +1,58 @@
-"""`manage.py run`: look at runs, cancel them, replay them."""
+"""`manage.py run`: look at runs, cancel them, replay them, delete old ones."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.utils import timezone
 
-from scheduling import clock, enqueueing, schedules, waiting
+from scheduling import clock, enqueueing, pruning, replaying, schedules, waiting
+from scheduling.history import Selection
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
 
 # Columns that can be large and that a table does not show.
 UNSHOWN = ("args", "kwargs", "options", "errors")
+FINAL_STATES = [state.value for state in FINAL]
 
 
 class Command(LedgerCommand):
     """One subcommand for each thing that users do to runs."""
 
-    help = "List, show, cancel and replay runs."
+    help = "List, show, cancel and replay runs; delete old ones."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
         listing = self.add_action(actions, "list", self.list, "show runs, newest first")
         show = self.add_action(actions, "show", self.show, "show all of one run, with its errors")
         cancel = self.add_action(actions, "cancel", self.cancel, "do not start it, or stop it")
-        replay = self.add_action(actions, "replay", self.replay, "run a finished one's job again")
+        replay = self.add_action(
+            actions, "replay", self.replay, "run a finished one's job again, or those of many"
+        )
+        prune = self.add_action(actions, "prune", self.prune, "delete old finished runs")
         listing.add_argument("--state", choices=State.values)
-        listing.add_argument("--schedule", metavar="NAME")
-        listing.add_argument("--limit", type=parsing.count, default=50, metavar="N")
-        for parser in (show, cancel, replay):
+        replay.add_argument("--state", choices=FINAL_STATES, help="failed, unless given")
+        prune.add_argument("--state", choices=FINAL_STATES)
+        for parser, most in ((listing, 50), (replay, 1000)):
+            _add_selection(parser)
+            parser.add_argument("--limit", type=parsing.count, default=most, metavar="N")
+        replay.add_argument("id", type=parsing.run_id, nargs="?", metavar="ID")
+        replay.add_argument(
+            "--again", action="store_true", help="also those that have been replayed already"
+        )
+        prune.add_argument(
+            "--older-than",
+            type=parsing.duration,
+            metavar="DURATION",
+            help="since their end, as 30d; by default KEEP_RUNS_DAYS and KEEP_FAILED_DAYS",
+        )
+        for parser in (replay, prune):
+            parser.add_argument("--dry-run", action="store_true", help="only say how many")
+        for parser in (show, cancel):
             parser.add_argument("id", type=parsing.run_id, metavar="ID")
         for parser in (listing, show):
             parser.add_argument("--json", action="store_true")
@@ -41,8 +62,9 @@ class Command(LedgerCommand):
 
     def list(self, options: dict[str, Any], now: datetime) -> None:
         """Print the newest runs."""
-        state, schedule = options["state"], options["schedule"]
-        runs = _newest(state, schedule)[: options["limit"] + 1]
+        selection, schedule = self._selection(options, now), options["schedule"]
+        # Their ids sort by the time they were made.
+        runs = selection.runs().order_by("-pk")[: options["limit"] + 1]
         found = list(runs if options["json"] else runs.defer(*UNSHOWN))
         shown = found[: options["limit"]]
         if not found and schedule is not None:
@@ -56,7 +78,7 @@ class Command(LedgerCommand):
             more = f" The newest {len(shown)}: --limit N shows more." if found[len(shown) :] else ""
             self.say(f"Times are in {settings.TIME_ZONE}.{more}")
         else:
-            self.say(_nothing(state, schedule))
+            self.say(_nothing(selection))
 
     def show(self, options: dict[str, Any], now: datetime) -> None:
         """Print one run."""
@@ -77,8 +99,72 @@ class Command(LedgerCommand):
             self.say(f"asked the worker {run.worker or '?'} to stop {run.id}, which is running")
 
     def replay(self, options: dict[str, Any], now: datetime) -> None:
-        """Enqueue a finished run's job again."""
-        self.say(str(enqueueing.replay(options["id"], by=user_name()).id))
+        """Enqueue a finished run's job again, or the jobs of all that are selected."""
+        selection = self._selection(options, now)
+        if (options["id"] is None) != bool(selection):
+            self.refuse("give a run's ID, or say which ones: --state, --schedule, --task, --since.")
+        if options["id"] is None:
+            self._replay_all(replace(selection, state=selection.state or State.FAILED), options)
+        elif options["dry_run"]:
+            self.refuse("--dry-run is for many: without it, this would replay one run.")
+        else:
+            self.say(str(enqueueing.replay(options["id"], by=user_name()).id))
+
+    def _replay_all(self, selection: Selection, options: dict[str, Any]) -> None:
+        found = replaying.find(selection.runs())
+        wanted = found.runs if options["again"] else found.runs - found.replayed
+        if found.replayed:
+            does = "replayed once more" if options["again"] else "left out (--again replays them)"
+            self.note(f"{found.replayed:,} of them replayed already: {does}.")
+        now_at_once = min(wanted, options["limit"])
+        if options["dry_run"]:
+            due = f", due {_span(found.first_due, found.last_due)}" if found.runs else ""
+            self.say(f"would replay {_runs(now_at_once)}: {_described(selection)}{due}")
+        else:
+            done = replaying.replay_all(
+                selection.runs(), by=user_name(), limit=options["limit"], again=options["again"]
+            )
+            self.say(f"replayed {_runs(done.made)}: {_described(selection)}")
+            if done.tried > done.made:
+                self.note(
+                    f"{_runs(done.tried - done.made)} left out: replayed by somebody else just now,"
+                    f" or an unfinished run has the same unique key."
+                )
+        if wanted > now_at_once:
+            self.note(f"{_runs(wanted - now_at_once)} more: --limit N takes more at once.")
+
+    def prune(self, options: dict[str, Any], now: datetime) -> None:
+        """Delete finished runs that are old, with their results."""
+        periods = pruning.kept_for()
+        if options["older_than"] is not None:
+            periods = dict.fromkeys(FINAL, options["older_than"])
+        if options["state"] is not None:
+            state = State(options["state"])
+            periods = {state: periods[state]} if state in periods else {}
+        if not periods:
+            self.refuse(
+                "KEEP_RUNS_DAYS and KEEP_FAILED_DAYS say that they are kept for ever: give"
+                " --older-than, as 30d."
+            )
+        if options["dry_run"]:
+            does, counts = "would delete", pruning.count_old(now, periods)
+        else:
+            does, counts = "deleted", pruning.prune(now, periods)
+        parts = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+        self.say(f"{does} {_runs(counts.total())}{f': {parts}' if parts else ''}")
+
+    def _selection(self, options: dict[str, Any], now: datetime) -> Selection:
+        since, until = (self._back(options[name], now) for name in ("since", "until"))
+        if since is not None and until is not None and since >= until:
+            self.refuse(
+                f"--since {output.full_clock(since, now)} is not before --until"
+                f" {output.full_clock(until, now)}: no run is due then."
+            )
+        state = State(options["state"]) if options["state"] else None
+        return Selection(state, options["schedule"], options["task"], since, until)
+
+    def _back(self, value: parsing.Moment | timedelta | None, now: datetime) -> datetime | None:
+        return now - value if isinstance(value, timedelta) else self.instant(value)
 
     def _run(self, options: dict[str, Any]) -> Run:
         run = Run.objects.filter(pk=options["id"]).first()
@@ -87,20 +173,41 @@ class Command(LedgerCommand):
         return run
 
 
-def _newest(state: str | None, schedule: str | None) -> QuerySet[Run]:
-    """Return the runs asked for, newest first: their ids sort by the time they were made."""
-    runs = Run.objects.order_by("-id")
-    if state is not None:
-        runs = runs.filter(state=state)
-    # By name, so that the runs of a schedule that was removed are found as well.
-    return runs if schedule is None else runs.filter(schedule_name=schedule)
+def _add_selection(parser: ArgumentParser) -> None:
+    parser.add_argument("--schedule", metavar="NAME")
+    parser.add_argument("--task", metavar="TASK")
+    for option, text in (("--since", "due then or later"), ("--until", "due before")):
+        parser.add_argument(
+            option, type=parsing.moment_or_duration, metavar="ISO|DURATION",
+            help=f"{text}; a duration counts back from now",
+        )  # fmt: skip
 
 
-def _nothing(state: str | None, schedule: str | None) -> str:
-    kind = f" {state}" if state else ""
-    of_which = f" of schedule {schedule!r}" if schedule else ""
-    hint = "" if kind or of_which else " To make one: manage.py enqueue TASK"
-    return f"No{kind} runs{of_which}.{hint}"
+def _described(selection: Selection) -> str:
+    """Return in words which runs are meant: `failed, of schedule 'nightly'`."""
+    words = [selection.state.value] if selection.state else []
+    if selection.schedule is not None:
+        words.append(f"of schedule {selection.schedule!r}")
+    if selection.task is not None:
+        words.append(f"of task {selection.task!r}")
+    return ", ".join(words) or "all"
+
+
+def _nothing(selection: Selection) -> str:
+    if not selection:
+        return "No runs. To make one: manage.py enqueue TASK"
+    state = f" {selection.state}" if selection.state else ""
+    of = f" of schedule {selection.schedule!r}" if selection.schedule else ""
+    task = f" of task {selection.task!r}" if selection.task else ""
+    return f"No{state} runs{of}{task}{' then' if selection.since or selection.until else ''}."
+
+
+def _runs(count: int) -> str:
+    return f"{count:,} run{'' if count == 1 else 's'}"
+
+
+def _span(first: datetime | None, last: datetime | None) -> str:
+    return " to ".join(f"{timezone.localtime(at):%Y-%m-%d %H:%M}" for at in (first, last) if at)
 
 
 def _row(run: Run, now: datetime) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""replay in bulk: new runs for all final ones that are meant, each naming the one it repeats."""
+
+import logging
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Count, Exists, Max, Min, OuterRef, Q, QuerySet
+
+from scheduling.doorbell import ring_on_commit
+from scheduling.ids import uuid7
+from scheduling.logs import event
+from scheduling.models import FINAL, Run
+from scheduling.sql import arrays
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+
+# A crowd does not go before the day's work: what was raised while it waited starts as medium.
+REPLAY = """
+INSERT INTO scheduling_run
+    (id, origin, schedule_id, schedule_name, task, args, kwargs, options, queue, priority, due_at,
+     run_at, max_attempts, unique_key, enqueued_by, replay_of)
+SELECT new.id, 'replay', r.schedule_id, r.schedule_name, r.task, r.args, r.kwargs, r.options,
+    r.queue, GREATEST(r.priority, 6), r.due_at, statement_timestamp(), r.max_attempts,
+    r.unique_key, %(by)s, r.id
+  FROM unnest(%(new)s::uuid[], %(old)s::uuid[]) AS new (id, of)
+  JOIN scheduling_run r ON r.id = new.of
+ WHERE %(again)s
+    OR NOT EXISTS (SELECT 1 FROM scheduling_run earlier WHERE earlier.replay_of = r.id)
+ON CONFLICT DO NOTHING
+"""
+
+
+class Found(NamedTuple):
+    """What a replay would be of: how many final runs, how many have been replayed, due when."""
+
+    runs: int
+    replayed: int
+    first_due: datetime | None
+    last_due: datetime | None
+
+
+class Replayed(NamedTuple):
+    """How many runs were written, for how many of those meant; some have a unique key in use."""
+
+    made: int
+    tried: int
+
+
+def find(runs: QuerySet[Run]) -> Found:
+    """Say what `replay_all` of these runs has to do."""
+    found = _final(runs).aggregate(
+        runs=Count("*"),
+        replayed=Count("pk", filter=_has_been_replayed()),
+        first_due=Min("due_at"),
+        last_due=Max("due_at"),
+    )
+    return Found(**found)
+
+
+def replay_all(
+    runs: QuerySet[Run], *, by: str, limit: int, again: bool = False, batch: int = BATCH
+) -> Replayed:
+    """Write a new run for each final one of `runs`, up to `limit`; the older ids first.
+
+    Each batch is a transaction of its own. Those that have been replayed already are left out,
+    unless `again` says otherwise: what was interrupted can be called once more. So are those whose
+    unique key an unfinished run has.
+    """
+    wanted = _final(runs) if again else _final(runs).exclude(_has_been_replayed())
+    made = tried = 0
+    last: UUID | None = None
+    while tried < limit:
+        after = Q() if last is None else Q(pk__gt=last)
+        with transaction.atomic():
+            chosen = wanted.filter(after).order_by("pk")[: min(batch, limit - tried)]
+            # Locked, then looked at: who replays them at the same time is done by then.
+            ids = list(
+                chosen.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True)
+            )
+            made += _insert(ids, by=by, again=again)
+        tried += len(ids)
+        if len(ids) < batch:
+            break
+        last = ids[-1]
+    event(logger, "runs_replayed", runs=made, by=by)
+    return Replayed(made, tried)
+
+
+def _final(runs: QuerySet[Run]) -> QuerySet[Run]:
+    return runs.filter(state__in=FINAL)
+
+
+def _has_been_replayed() -> Exists:
+    return Exists(Run.objects.filter(replay_of=OuterRef("pk")))
+
+
+def _insert(ids: list[UUID], *, by: str, again: bool) -> int:
+    if not ids:
+        return 0
+    new, old = arrays([(uuid7(), run_id) for run_id in ids], 2)
+    with connection.cursor() as cursor:
+        cursor.execute(REPLAY, {"new": new, "old": old, "by": by[:150], "again": again})
+        ring_on_commit()
+        return int(cursor.rowcount)
