@@ -15,17 +15,24 @@ from django.db import transaction
 from django_celery_beat.models import PeriodicTask, SolarSchedule
 from kombu.utils.json import dumps
 
-from scheduling import clock
+from scheduling import clock, policies
 from scheduling.errors import ScheduleError
 from scheduling.models import ManagedBy, Policy
 from scheduling.rule_rows import Cron, Every, row_of
+
+# What an entry of Celery's own format may have, and what is added to it.
+LENGTHS = ("catch_up_window", "spread", "deadline_after")
+KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
 
 
 def sync() -> list[str]:
     """Make the ledger's code-managed schedules what CELERY_BEAT_SCHEDULE says.
 
+    An entry's `policy` says how it is treated: a policy that it does not name has its default, and
+    a pause, which belongs to operators, stays.
+
     Returns:
-        One line for each change: `+ name`, `~ name`, `- name`.
+        One line for each change: `+ name`, `~ name: what`, `- name`.
 
     Raises:
         ScheduleError: an entry has the name of a user's schedule, or cannot be read. Nothing is
@@ -51,22 +58,26 @@ def _of_celery() -> dict[str, Mapping[str, Any]]:
 
 
 def _write(name: str, entry: Mapping[str, Any]) -> str | None:
-    wanted = _columns(name, entry)
+    wanted, policy = _columns(name, entry), _policy(name, entry.get("policy") or {})
     found = PeriodicTask.objects.select_for_update().filter(name=name).first()
     if found is None:
         schedule = PeriodicTask.objects.create(name=name, **wanted)
-        Policy.objects.create(schedule=schedule, managed_by=ManagedBy.CODE)
+        policies.write(schedule, {**policy, "managed_by": ManagedBy.CODE})
         return f"+ {name}"
-    if not Policy.objects.filter(schedule=found, managed_by=ManagedBy.CODE).exists():
+    treated = Policy.objects.filter(schedule=found, managed_by=ManagedBy.CODE).first()
+    if treated is None:
         raise ScheduleError(
             f"CELERY_BEAT_SCHEDULE has an entry {name!r}, and so has a user's schedule (id "
             f"{found.pk}): rename one of them."
         )
     changed = {field: value for field, value in wanted.items() if getattr(found, field) != value}
-    if not changed:
-        return None
-    PeriodicTask.objects.filter(pk=found.pk).update(**changed)
-    return f"~ {name}: {', '.join(sorted(changed))}"
+    treatment = policies.differences(treated, policy)
+    if changed:
+        PeriodicTask.objects.filter(pk=found.pk).update(**changed)
+    if treatment:
+        policies.write(found, {column: policy[column] for column in treatment})
+    words = [*sorted(changed), *(f"policy {column}" for column in sorted(treatment))]
+    return f"~ {name}: {', '.join(words)}" if words else None
 
 
 def _prune(names: set[str]) -> list[str]:
@@ -76,7 +87,36 @@ def _prune(names: set[str]) -> list[str]:
     return lines
 
 
+def _policy(name: str, options: Any) -> dict[str, Any]:
+    """Return all columns of the policy that an entry asks for."""
+    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
+    if not isinstance(options, Mapping):
+        raise ScheduleError(f"{where} has the policy {options!r}: give a dict.")
+    try:
+        asked = {key: _length(value) if key in LENGTHS else value for key, value in options.items()}
+        columns = policies.checked(asked)
+    except ScheduleError as error:
+        raise ScheduleError(f"{where}, policy: {error}") from None
+    default = Policy()
+    return {column: getattr(default, column) for column in policies.POLICIES} | columns
+
+
+def _length(value: Any) -> Any:
+    """Return seconds as a timedelta; what is none is refused where the column is checked."""
+    if isinstance(value, int | float):
+        try:
+            return timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            raise ScheduleError(f"{value!r} is not a length of time.") from None
+    return value
+
+
 def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    for key in entry:
+        if key not in KEYS:
+            raise ScheduleError(
+                f"CELERY_BEAT_SCHEDULE[{name!r}] has {key!r}, which is none of {', '.join(KEYS)}."
+            )
     options = dict(entry.get("options") or {})
     try:
         task = entry["task"]

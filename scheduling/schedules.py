@@ -8,19 +8,19 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, TypedDict, Unpack
+from datetime import datetime
+from typing import Any, Unpack
 
-from django.core.exceptions import ValidationError
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from scheduling import clock, recurrence
+from scheduling import clock, policies, recurrence
 from scheduling.errors import ScheduleError
 from scheduling.logs import event
 from scheduling.models import ManagedBy, Policy, Priority, Schedule
 from scheduling.planning import spread_offset
+from scheduling.policies import PolicyOptions, check_columns
 from scheduling.registry import check_call, encode, queue_of
 from scheduling.rule_rows import Cron, Every, Once, column_of, row_of
 from scheduling.rules import rule_of
@@ -47,18 +47,6 @@ logger = logging.getLogger(__name__)
 
 # Names looked through for one that was mistyped.
 NAMES_COMPARED = 5000
-
-
-class PolicyOptions(TypedDict, total=False):
-    """How a schedule is to be treated; see the fields of Policy."""
-
-    catch_up: str
-    catch_up_window: timedelta | None
-    overlap: str
-    spread: timedelta
-    max_attempts: int | None
-    deadline_after: timedelta | None
-    owner: str
 
 
 @dataclass(frozen=True)
@@ -119,14 +107,15 @@ def add(
         description=description,
         one_off=isinstance(rule, Once),
     )
-    _check_columns(schedule)
+    check_columns(schedule)
+    columns = policies.checked(policy)
     try:
         setattr(schedule, column_of(rule), row_of(rule, now))
         recurrence.check(rule_of(schedule, anchor=now), now)
     except recurrence.RecurrenceError as error:
         raise ScheduleError(str(error)) from error
     with transaction.atomic():
-        _insert(schedule, policy)
+        _insert(schedule, columns)
     event(logger, "schedule_added", schedule=schedule.pk, called=name, by=by)
     return schedule
 
@@ -148,7 +137,7 @@ def pause(
     if until is not None and until <= now:
         raise ScheduleError(f"a pause until {until.isoformat()} would be over already.")
     values = {"paused_until": until, "pause_reason": reason, "paused_by": by}
-    _check_columns(Policy(schedule=schedule, **values))
+    check_columns(Policy(schedule=schedule, **values))
     policy = Policy.objects.filter(schedule=schedule)
     try:
         with transaction.atomic():
@@ -239,10 +228,8 @@ def paused(now: datetime) -> Q:
     return Q(paused_at__isnull=False) & (Q(paused_until__isnull=True) | Q(paused_until__gt=now))
 
 
-def _insert(schedule: Schedule, options: PolicyOptions) -> None:
+def _insert(schedule: Schedule, policy: Mapping[str, Any]) -> None:
     """Save a checked schedule, with the rule's row and the policy where they are new."""
-    policy = Policy(**options)
-    _check_columns(policy)
     try:
         if schedule.scheduler.pk is None:
             schedule.scheduler.save()
@@ -250,18 +237,8 @@ def _insert(schedule: Schedule, options: PolicyOptions) -> None:
         Schedule.objects.bulk_create([schedule])
     except IntegrityError:
         raise _name_taken(schedule.name) from None
-    if options:
-        policy.schedule = schedule
-        policy.save(force_insert=True)
-
-
-def _check_columns(row: models.Model) -> None:
-    """Raise ScheduleError for values that the columns of a schedule or a policy cannot take."""
-    try:
-        row.clean_fields(exclude={"schedule", "crontab", "interval", "clocked"})
-    except ValidationError as error:
-        field, messages = next(iter(error.message_dict.items()))
-        raise ScheduleError(f"{field}: {' '.join(messages)}") from None
+    if policy:
+        Policy.objects.bulk_create([Policy(schedule=schedule, **policy)])
 
 
 def _gone(schedule: PeriodicTask) -> ScheduleError:

@@ -54,7 +54,7 @@ def standing(schedule: PeriodicTask) -> Standing:
 def with_rows() -> QuerySet[Any]:
     """Return the schedules with every row that tells when and how they run."""
     rows: QuerySet[Any] = Schedule.objects.select_related(
-        "crontab", "interval", "clocked", "solar", "policy", "plan"
+        "crontab", "interval", "clocked", "solar", "policy__calendar", "plan"
     )
     return rows
 

@@ -28,6 +28,9 @@ class PolicyInline(admin.StackedInline[Policy, Schedule]):
         "spread",
         "max_attempts",
         "deadline_after",
+        "calendar",
+        "excluded_day",
+        "pause_after_failures",
         "owner",
         "managed_by",
     )
@@ -75,5 +78,8 @@ HELP = {
     "spread": f"Start up to this much later, always by the same offset. {DURATION}.",
     "max_attempts": "Failed attempts after which a run has failed. Empty: what the job says.",
     "deadline_after": f"A run should have started this long after it was due. {DURATION}.",
+    "calendar": "Its days off are left out; below: what becomes of what is due on one.",
+    "excluded_day": "Counts only with a calendar.",
+    "pause_after_failures": "Pause it when so many of its runs in a row have failed. Empty: never.",
     "owner": "Who to ask: a person or a team.",
 }

@@ -9,6 +9,7 @@ from typing import Any
 from django.utils import timezone
 
 from scheduling.backfilling import Extent, Progress
+from scheduling.editing import Edit
 from scheduling.models import Backfill, Policy, Run
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
@@ -52,12 +53,32 @@ def policy_json(policy: Policy) -> dict[str, Any]:
         "spread": _seconds(policy.spread),
         "max_attempts": policy.max_attempts,
         "deadline_after": _seconds(policy.deadline_after),
+        "calendar": policy.calendar.name if policy.calendar else None,
+        "excluded_day": policy.excluded_day,
+        "pause_after_failures": policy.pause_after_failures,
         "paused_at": instant_json(policy.paused_at),
         "paused_until": instant_json(policy.paused_until),
         "pause_reason": policy.pause_reason,
         "paused_by": policy.paused_by,
         "owner": policy.owner,
         "managed_by": policy.managed_by,
+    }
+
+
+def edit_json(edit: Edit) -> dict[str, Any]:
+    """Return what an edit changes: pairs of what was and what is then; durations in seconds."""
+    found = edit.occurrences
+    changes = {**({"rule": edit.rule} if edit.rule else {}), **edit.columns, **edit.policy}
+    return {
+        "changes": {name: [_value(old), _value(new)] for name, (old, new) in changes.items()},
+        "occurrences": found
+        and {
+            "added": found.added,
+            "removed": found.removed,
+            "kept": found.kept,
+            "moved": found.moved and [instant_json(instant) for instant in found.moved],
+            "until": instant_json(found.until),
+        },
     }
 
 
@@ -230,6 +251,14 @@ def _shrink(widths: list[int], flexible: Sequence[int]) -> None:
         if widest is None or widths[widest] <= NARROWEST:
             return
         widths[widest] -= 1
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return _seconds(value)
+    if isinstance(value, datetime):
+        return instant_json(value)
+    return value if value is None or isinstance(value, int | str) else str(value)
 
 
 def _seconds(duration: timedelta | None) -> float | int | None:

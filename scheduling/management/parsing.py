@@ -7,6 +7,7 @@ read it refuses with one line that names the text and shows how to write it.
 import json
 import re
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
@@ -57,6 +58,11 @@ def moment(text: str) -> Moment:
             f"{shown(text)} is not an ISO 8601 time: write 2026-12-01T06:00,"
             " 2026-12-01T06:00+01:00 or 2026-12-01T05:00Z."
         ) from None
+
+
+def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a type that reads `none` as nothing, and the rest as `read` does."""
+    return lambda text: None if text.strip() == "none" else read(text)
 
 
 def moment_or_duration(text: str) -> Moment | timedelta:

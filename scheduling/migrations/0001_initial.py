@@ -210,6 +210,12 @@ class Migration(migrations.Migration):
                         blank=True,
                         help_text="all: how far back runs are made up for. none: the grace time (1 minute).",
                         null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(datetime.timedelta(0)),
+                            django.core.validators.MaxValueValidator(
+                                datetime.timedelta(days=36500)
+                            ),
+                        ],
                     ),
                 ),
                 (
@@ -233,7 +239,10 @@ class Migration(migrations.Migration):
                         default=datetime.timedelta(0),
                         help_text="Start up to this much later, by an offset that is fixed for each schedule.",
                         validators=[
-                            django.core.validators.MinValueValidator(datetime.timedelta(0))
+                            django.core.validators.MinValueValidator(datetime.timedelta(0)),
+                            django.core.validators.MaxValueValidator(
+                                datetime.timedelta(days=36500)
+                            ),
                         ],
                     ),
                 ),
@@ -251,7 +260,10 @@ class Migration(migrations.Migration):
                         blank=True,
                         null=True,
                         validators=[
-                            django.core.validators.MinValueValidator(datetime.timedelta(0))
+                            django.core.validators.MinValueValidator(datetime.timedelta(0)),
+                            django.core.validators.MaxValueValidator(
+                                datetime.timedelta(days=36500)
+                            ),
                         ],
                     ),
                 ),

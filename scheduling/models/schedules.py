@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.core.validators import MinValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -24,6 +24,10 @@ class Schedule(PeriodicTask):  # type: ignore[misc]
         proxy = True
         verbose_name = "schedule"
         verbose_name_plural = "schedules"
+
+
+# Added to an instant, a hundred years stay within what a datetime can hold.
+LENGTH = [MinValueValidator(timedelta(0)), MaxValueValidator(timedelta(days=36_500))]
 
 
 def _one_to_one(related_name: str) -> "models.OneToOneField[Any, Any]":
@@ -48,6 +52,7 @@ class Policy(models.Model):
     catch_up_window = models.DurationField(
         null=True,
         blank=True,
+        validators=LENGTH,
         help_text="all: how far back runs are made up for. none: the grace time (1 minute).",
     )
     overlap = models.CharField(
@@ -56,15 +61,13 @@ class Policy(models.Model):
     spread = models.DurationField(
         default=timedelta(0),
         db_default=timedelta(0),
-        validators=[MinValueValidator(timedelta(0))],
+        validators=LENGTH,
         help_text="Start up to this much later, by an offset that is fixed for each schedule.",
     )
     max_attempts = models.PositiveSmallIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)]
     )
-    deadline_after = models.DurationField(
-        null=True, blank=True, validators=[MinValueValidator(timedelta(0))]
-    )
+    deadline_after = models.DurationField(null=True, blank=True, validators=LENGTH)
     calendar = models.ForeignKey(
         Calendar,
         on_delete=models.PROTECT,

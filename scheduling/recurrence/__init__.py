@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from .bounds import BoundedRule, bounded
 from .cron import CronRule, cron
 from .daysoff import WEEKDAYS, DaysOff, days_off
+from .difference import Difference
+from .difference import difference as _difference
 from .errors import (
     InvalidCron,
     InvalidInterval,
@@ -38,6 +40,7 @@ __all__ = [
     "ClockedRule",
     "CronRule",
     "DaysOff",
+    "Difference",
     "ExcludedDay",
     "IntervalRule",
     "InvalidCron",
@@ -62,6 +65,7 @@ __all__ = [
     "day_off",
     "days_off",
     "describe",
+    "difference",
     "every",
     "holidays_version",
     "latest_between",
@@ -132,6 +136,11 @@ def check(rule: Rule, after: datetime) -> None:
                 f"{what.describe()!r} does not fire within ten years of {start.date()}: "
                 f"{what.remedy()}"
             )
+
+
+def difference(old: Rule | None, new: Rule | None, a: datetime, b: datetime) -> Difference:
+    """Which occurrences with a < t <= b come, go and stay where `new` takes the place of `old`."""
+    return _difference(old, new, as_utc(a), as_utc(b))
 
 
 def describe(rule: Rule) -> str:

@@ -78,6 +78,7 @@ def form(schedule: PeriodicTask | None = None, **changes: Any) -> dict[str, Any]
         "policy-0-overlap": "allow",
         "policy-0-catch_up": "latest",
         "policy-0-spread": "00:00:00",
+        "policy-0-excluded_day": "skip",
     }
     return {**data, **changes}
 

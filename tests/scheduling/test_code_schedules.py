@@ -8,9 +8,11 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
 from scheduling import planning
+from scheduling import schedules as schedules_core
 from scheduling.code_schedules import sync
 from scheduling.errors import ScheduleError
-from scheduling.models import ManagedBy, Policy
+from scheduling.models import Calendar, ManagedBy, Policy
+from scheduling.policies import POLICIES
 from tests.scheduling.ledger import ADD, plan_of, schedule, set_plan
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +54,69 @@ def test_syncing_again_changes_nothing_and_asks_for_no_plan(settings: Settings) 
     set_plan(row(), None)
     assert sync() == []
     assert not plan_of(row()).needs_plan
+
+
+def test_an_entry_says_how_it_is_treated(settings: Settings) -> None:
+    Calendar.objects.create(name="office")
+    policy = {
+        "catch_up": "all", "catch_up_window": 3600, "overlap": "skip", "spread": 1.5,
+        "max_attempts": 5, "deadline_after": timedelta(hours=1), "calendar": "office",
+        "excluded_day": "next", "pause_after_failures": 3, "owner": "night shift",
+    }  # fmt: skip
+    assert set(policy) == set(POLICIES)
+    assert entry(settings, policy=policy) == ["+ from code"]
+    made = Policy.objects.get(schedule=row())
+    assert made.managed_by == ManagedBy.CODE
+    assert (made.catch_up, made.catch_up_window) == ("all", timedelta(hours=1))
+    assert (made.overlap, made.spread) == ("skip", timedelta(seconds=1.5))
+    assert (made.max_attempts, made.deadline_after) == (5, timedelta(hours=1))
+    assert (str(made.calendar), made.excluded_day) == ("office", "next")
+    assert (made.pause_after_failures, made.owner) == (3, "night shift")
+    assert sync() == []
+
+
+def test_a_policy_that_code_takes_back_has_its_default_again(settings: Settings) -> None:
+    entry(settings, policy={"overlap": "skip", "spread": 60, "owner": "night shift"})
+    schedules_core.pause(row(), by="ann", reason="freeze")
+    assert entry(settings, policy={"owner": "day shift"}) == [
+        "~ from code: policy overlap, policy owner, policy spread"
+    ]
+    made = Policy.objects.get(schedule=row())
+    assert (made.overlap, made.spread, made.owner) == ("allow", timedelta(0), "day shift")
+    assert (made.pause_reason, made.managed_by) == ("freeze", ManagedBy.CODE)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"overlaps": "skip"}, "policy: 'overlaps' is no policy: did you mean 'overlap'"),
+        ({"managed_by": "user"}, "'managed_by' is no policy"),
+        ({"overlap": "both"}, "policy: overlap: .*'both' is not a valid choice"),
+        ({"spread": -1}, "policy: spread: .*greater than or equal to"),
+        ({"spread": "soon"}, "policy: spread: .*soon"),
+        ({"spread": float("nan")}, "nan is not a length of time"),
+        ({"spread": 1e300}, "is not a length of time"),
+        ({"spread": timedelta.max}, "policy: spread: .*less than or equal to"),
+        ({"spread": None}, "policy: spread: .*cannot be null"),
+        ({"max_attempts": 0}, "max_attempts: .*greater than or equal to 1"),
+        ({"max_attempts": 10**9}, "max_attempts: .*less than or equal to 32767"),
+        ({"owner": "a\0b"}, "owner: .* has characters that no text"),
+        ({"owner": "\ud800"}, "owner: .* has characters that no text"),
+        ({"calendar": "office"}, "there is no calendar 'office'"),
+        ("skip", "has the policy 'skip': give a dict"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_by_name(
+    settings: Settings, policy: Any, message: str
+) -> None:
+    with pytest.raises(ScheduleError, match=rf"CELERY_BEAT_SCHEDULE\['from code'\].*{message}"):
+        entry(settings, policy=policy)
+    assert not PeriodicTask.objects.filter(name="from code").exists()
+
+
+def test_a_key_that_is_none_of_an_entrys_is_refused(settings: Settings) -> None:
+    with pytest.raises(ScheduleError, match=r"'from code'\] has 'polcy', which is none of task"):
+        entry(settings, polcy={"overlap": "skip"})
 
 
 def test_an_edit_in_code_is_followed(settings: Settings) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +9,7 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from scheduling import planning, schedules
 from scheduling.management.command import user_name
-from scheduling.models import ManagedBy, Origin, Plan, Policy, Run
+from scheduling.models import Calendar, ManagedBy, Origin, Plan, Policy, Run
 from tests.scheduling.commands import called, refusal
 
 SWEEP = "notifications.tasks.sweep"
@@ -36,7 +37,7 @@ class TestAdd:
     def test_it_says_when_it_comes_first(self) -> None:
         answer = called("schedule", "add", "nightly", SWEEP, "--every", "5m")
         assert answer.out.startswith("added 'nightly': every 5 minutes, next ")
-        assert answer.out.endswith("(in 5m)\n")
+        assert re.search(r"\((in 5m|in 5m 1s|in 4m 59s)\)\n$", answer.out)
 
     @override_settings(TIME_ZONE="Europe/Berlin")
     def test_cron_is_read_in_the_project_s_zone(self) -> None:
@@ -63,10 +64,12 @@ class TestAdd:
         assert clocked.clocked_time == datetime(2030, 3, 31, 1, tzinfo=UTC)
 
     def test_it_takes_every_policy_and_option(self) -> None:
+        Calendar.objects.create(name="office")
         schedule = added(
             *("--every", "5m", "--start", "2030-01-01", "--kwargs", '{"on": "2026-11-20"}'),
             *("--catch-up", "all", "--catch-up-window", "1d", "--overlap", "queue"),
             *("--spread", "30s", "--max-attempts", "5", "--deadline-after", "1h"),
+            *("--calendar", "office", "--excluded-day", "next", "--pause-after-failures", "3"),
             *("--owner", "ann", "--priority", "low", "--queue", "mail", "--description", "why"),
         )
         assert schedule.kwargs == '{"on": "2026-11-20"}'
@@ -76,7 +79,9 @@ class TestAdd:
         assert (policy.catch_up, policy.catch_up_window) == ("all", timedelta(days=1))
         assert (policy.overlap, policy.spread) == ("queue", timedelta(seconds=30))
         assert (policy.max_attempts, policy.deadline_after) == (5, timedelta(hours=1))
-        assert policy.owner == "ann"
+        assert policy.calendar is not None
+        assert (policy.calendar.name, policy.excluded_day) == ("office", "next")
+        assert (policy.pause_after_failures, policy.owner) == (3, "ann")
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -102,17 +107,137 @@ class TestAdd:
             (["x", SWEEP, "--every", "5m", "--overlap", "both"], "invalid choice: 'both'"),
             (["x", SWEEP, "--every", "5m", "--priority", "3"], "invalid choice: '3'"),
             (["", SWEEP, "--every", "5m"], "cannot be blank"),
+            (["x", SWEEP, "--every", "5m", "--calendar", "ofice"], "did you mean 'office'"),
+            (["x", SWEEP, "--every", "5m", "--excluded-day", "then"], "invalid choice: 'then'"),
+            (["x", SWEEP, "--every", "5m", "--pause-after-failures", "0"], "whole number"),
+            (["x", SWEEP, "--every", "5m", "--spread", "0s"], "is out of range"),
         ],
     )
     def test_bad_input_is_one_clear_line_and_nothing_is_changed(
         self, words: list[str], message: str
     ) -> None:
+        Calendar.objects.create(name="office")
         assert message in refusal("schedule", "add", *words)
         assert not PeriodicTask.objects.exists()
 
     def test_a_name_that_is_taken_is_refused(self) -> None:
         added()
         assert "already" in refusal("schedule", "add", "nightly", SWEEP, "--every", "5m")
+
+
+class TestEdit:
+    def test_it_says_what_it_changes_and_changes_it(self) -> None:
+        added("--cron", "0 6 * * *", "--timezone", "Europe/Berlin")
+        answer = called("schedule", "edit", "nightly", "--cron", "0 7 * * *", "--overlap", "skip")
+        rule, overlap, counts, moved, done = answer.lines
+        assert rule == "rule: 0 6 * * * Europe/Berlin -> 0 7 * * * Europe/Berlin"
+        assert overlap == "overlap: allow -> skip"
+        assert counts == "over the next 30 days: adds 30, removes 30, keeps 0"
+        assert moved.startswith("first that moves: 20")
+        assert done.startswith("edited 'nightly', next 20")
+        (schedule,) = listed()
+        assert (schedule["rule"], schedule["timezone"]) == ("0 7 * * *", "Europe/Berlin")
+        assert schedule["policy"]["overlap"] == "skip"
+
+    def test_a_dry_run_changes_nothing(self) -> None:
+        added()
+        before = listed()
+        answer = called("schedule", "edit", "nightly", "--every", "5m", "--dry-run")
+        assert answer.lines[0] == "rule: 0 6 * * * UTC -> every 5 minutes"
+        assert answer.lines[-1].startswith("Nothing was written")
+        assert listed() == before
+
+    def test_a_zone_alone_moves_the_rule_there(self) -> None:
+        added()
+        called("schedule", "edit", "nightly", "--timezone", "Asia/Tokyo")
+        (schedule,) = listed()
+        assert (schedule["rule"], schedule["timezone"]) == ("0 6 * * *", "Asia/Tokyo")
+
+    def test_its_json_has_pairs_of_what_was_and_what_is_then(self) -> None:
+        added("--every", "1h", "--spread", "30s")
+        words = ("--spread", "90s", "--args", "[]", "--description", "why", "--dry-run", "--json")
+        assert json.loads(called("schedule", "edit", "nightly", *words).out) == {
+            "changes": {"description": ["", "why"], "spread": [30, 90]},
+            "occurrences": None,
+        }
+
+    def test_it_clears_what_is_none(self) -> None:
+        Calendar.objects.create(name="office")
+        added(
+            *("--every", "1h", "--catch-up-window", "1d", "--spread", "30s", "--owner", "ann"),
+            *("--deadline-after", "1h", "--calendar", "office", "--pause-after-failures", "3"),
+            *("--max-attempts", "5", "--queue", "mail", "--priority", "low"),
+        )
+        options = (
+            "catch-up-window", "spread", "owner", "deadline-after", "calendar",
+            "pause-after-failures", "max-attempts", "queue", "priority",
+        )  # fmt: skip
+        words = [word for option in options for word in (f"--{option}", "none")]
+        answer = called("schedule", "edit", "nightly", *words)
+        assert answer.code == 0, answer.err
+        assert len(answer.lines) == len(options) + 1
+        (schedule,) = listed()
+        left = {name: schedule["policy"][name.replace("-", "_")] for name in options[:7]}
+        assert set(left.values()) == {None, 0, ""}
+        assert PeriodicTask.objects.get(name="nightly").queue is None
+
+    def test_what_is_so_already_is_said(self) -> None:
+        added()
+        answer = called("schedule", "edit", "nightly", "--cron", "0 6 * * *")
+        assert answer.lines == ["'nightly' is so already: nothing to change."]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["nigtly", "--every", "5m"], "did you mean 'nightly'"),
+            (["nightly", "--cron", "0 0 31 2 *"], "does not fire"),
+            (["nightly", "--cron", "61 * * * *"], "minute '61'"),
+            (["nightly", "--timezone", "Mars/Base"], "not a time zone"),
+            (["nightly", "--every", "5m", "--timezone", "UTC"], "goes with --cron"),
+            (["nightly", "--at", "2020-01-01"], "is in the past"),
+            (["nightly", "--args", "[1, 2, 3]"], "arguments do not fit"),
+            (["nightly", "--args", "[1"], "is not JSON"),
+            (["nightly", "--calendar", "office"], "there is no calendar 'office'"),
+            (["nightly", "--spread", "-1s"], "is not a duration"),
+            (["nightly", "--max-attempts", "0"], "is not a whole number"),
+            (["nightly", "--overlap", "none"], "invalid choice: 'none'"),
+            (["nightly", "--owner", "o" * 255], "owner: .*at most 254"),
+        ],
+    )
+    def test_bad_input_is_one_clear_line_and_nothing_is_changed(
+        self, words: list[str], message: str
+    ) -> None:
+        added()
+        before = listed()
+        assert re.search(message, refusal("schedule", "edit", *words))
+        assert listed() == before
+
+    def test_the_code_s_schedules_are_left_to_the_code(self) -> None:
+        Policy.objects.create(schedule=added(), managed_by=ManagedBy.CODE)
+        assert "managed by code" in refusal("schedule", "edit", "nightly", "--every", "5m")
+
+
+class TestShow:
+    def test_it_has_every_policy_and_where_it_stands(self) -> None:
+        added("--every", "1h", "--spread", "90s", "--kwargs", '{"on": "2026-11-20"}')
+        called("schedule", "pause", "nightly", "--reason", "deploy freeze")
+        out = called("schedule", "show", "nightly").out
+        assert "Schedule 'nightly', managed by users" in out
+        for line in (
+            f"task                 {SWEEP}",
+            'arguments            {"on": "2026-11-20"}',
+            "rule                 every hour",
+            "next                 paused",
+            f"why not              paused by {user_name()} until it is resumed: deploy freeze",
+            "spread               1m 30s",
+            "pause_after_failures none",
+            "catch_up             latest",
+        ):
+            assert f"  {line}\n" in out
+
+    def test_its_json_is_that_of_the_list(self) -> None:
+        added()
+        assert json.loads(called("schedule", "show", "nightly", "--json").out) == listed()[0]
 
 
 class TestList:
@@ -136,6 +261,9 @@ class TestList:
             "spread": 90,
             "max_attempts": None,
             "deadline_after": None,
+            "calendar": None,
+            "excluded_day": "skip",
+            "pause_after_failures": None,
             "paused_at": None,
             "paused_until": None,
             "pause_reason": "",
