@@ -177,6 +177,12 @@ RUN_LEASE = timedelta(seconds=env.float("RUN_LEASE_SECONDS", default=30))
 CANCEL_GRACE = timedelta(seconds=env.float("CANCEL_GRACE_SECONDS", default=10))
 # How long a worker that is told to end lets its runs go on, before it hands them back.
 SHUTDOWN_GRACE = timedelta(seconds=env.float("SHUTDOWN_GRACE_SECONDS", default=50))
+# A worker that takes nothing for this long, though it could, starts itself anew.
+STUCK_AFTER = timedelta(seconds=env.float("STUCK_AFTER_SECONDS", default=30))
+# Above these a worker takes no work: load average per core, memory and CPU in per cent; 0 is off.
+MAX_LOAD = env.float("MAX_LOAD", default=0)
+MAX_MEMORY = env.float("MAX_MEMORY", default=0)
+MAX_CPU = env.float("MAX_CPU", default=0)
 # The wait after a run's first failed attempt; it doubles with each, up to an hour.
 RETRY_BACKOFF = timedelta(seconds=env.float("RETRY_BACKOFF_SECONDS", default=10))
 # How long before its deadline a waiting run is raised to high.

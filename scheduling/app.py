@@ -6,6 +6,8 @@ from typing import Any
 from celery import Celery
 from celery.result import AsyncResult
 
+from scheduling import load_limits as load_limits  # `celery control` knows its command by this
+
 
 class App(Celery):
     """A Celery app whose tasks are Jobs and whose countdowns and ETAs are rows in the ledger."""

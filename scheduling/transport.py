@@ -1,4 +1,4 @@
-"""kombu's Redis transport, which one unreadable message does not bring down."""
+"""kombu's Redis transport, with a valve, which one unreadable message does not bring down."""
 
 import logging
 from queue import Empty
@@ -6,28 +6,48 @@ from typing import Any
 
 from kombu.transport import redis
 
+from scheduling import intake
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
 
 
-class Channel(redis.Channel):
-    """Drops what is no message: kombu's own lets the error end the worker.
+class Poller(redis.MultiChannelPoller):
+    """Leaves a sign that the worker's loop goes round."""
 
-    Anybody who can write to Redis could stop every worker with one word otherwise. What it said is
-    not needed: a hint that was mangled is sent again.
+    def on_poll_start(self) -> None:
+        intake.note_look()
+        super().on_poll_start()
+
+
+class Channel(redis.Channel):
+    """Asks for no message while the intake is closed, and drops what is none.
+
+    kombu's own lets the error of an unreadable one end the worker: anybody who can write to Redis
+    could stop every worker with one word. What it said is not needed: a hint that was mangled is
+    sent again.
     """
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not intake.closed():
+            super()._brpop_start(timeout)  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]
+            found = super()._brpop_read(**options)  # type: ignore[misc]
         except (ValueError, KeyError, TypeError, AttributeError):
             event(logger, "message_unreadable", level=logging.ERROR)
             logger.debug("message_unreadable", exc_info=True)
             raise Empty from None
+        intake.note_taken()
+        return found
 
 
 class Transport(redis.Transport):
     """Named in CELERY_BROKER_TRANSPORT."""
 
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()

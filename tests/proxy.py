@@ -1,4 +1,4 @@
-"""A stretch of network between a client and PostgreSQL that a test can cut."""
+"""A stretch of network between a client and a server that a test can cut."""
 
 import socket
 import threading
@@ -15,6 +15,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._cut_after: bytes | None = None
         self.cuts = 0
+        self._black_hole = 0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -27,6 +28,10 @@ class Proxy:
         """Let the next statement that holds `text` reach the server, and cut when it answers."""
         self._cut_after = text
 
+    def swallow(self) -> None:
+        """Let nothing through any more on the connections that exist, and cut none of them."""
+        self._black_hole += 1
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
@@ -36,12 +41,15 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         server = socket.create_connection(self._server)
         doomed = threading.Event()
+        era = self._black_hole
 
         def answers() -> None:
             with suppress(OSError):
                 while data := server.recv(65536):
                     if doomed.is_set():
                         break
+                    if self._black_hole > era:
+                        continue
                     client.sendall(data)
             # Not close(): the other thread still reads from it.
             for end in (client, server):
@@ -55,4 +63,5 @@ class Proxy:
                     self._cut_after = None
                     self.cuts += 1
                     doomed.set()
-                server.sendall(data)
+                if self._black_hole == era:
+                    server.sendall(data)

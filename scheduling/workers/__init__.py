@@ -1,6 +1,7 @@
 """What the parent process of a worker adds to Celery's: leases, and endings it alone can see.
 
-The consumer's loop itself never waits for the database: a thread does (`keeper`).
+The consumer's loop itself never waits for the database: a thread does (`keeper`). Another
+one looks at load and progress (`watch`).
 """
 
 import os
@@ -16,6 +17,7 @@ from scheduling.execution import ATTEMPT
 from scheduling.ids import uuid7
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
+from scheduling.workers.watch import Watch
 
 worker_process_init.connect(listen_in_child, weak=False)
 
@@ -43,5 +45,6 @@ class LeaseKeeper(bootsteps.StartStopStep):
         keeper = Keeper(worker)
         execution.reporter = keeper.take
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
+        Watch(worker).start()
         worker_shutting_down.connect(keeper.shut_down, weak=False)
         worker_shutdown.connect(keeper.drain, weak=False)

@@ -20,7 +20,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import Error, connection
 
-from scheduling import execution, finishing, heartbeats
+from scheduling import execution, finishing, heartbeats, intake
 from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.running import run_id_of
@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, and what it had
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
+
+
+def _doing(running: int) -> str:
+    closed = intake.closed()
+    return f"runs {running}; takes no work: {closed}" if closed else f"runs {running}"
 
 
 class Keeper:
@@ -101,7 +106,7 @@ class Keeper:
         try:
             with no_fork:
                 asked, elsewhere = renew(running)
-                heartbeats.pulse(execution.worker_name, "worker", f"runs {len(running)}")
+                heartbeats.pulse(execution.worker_name, "worker", _doing(len(running)))
             self._renewed = time.monotonic()
             self._cancel(asked, running)
             self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})

@@ -1,15 +1,21 @@
 """What a worker does with runs that must end, and with its own end: real workers, real signals."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+import redis
 
+from scheduling import clock
 from scheduling.jobs import Call, enqueue, enqueue_many
-from scheduling.models import UNFINISHED, Run, State
+from scheduling.models import UNFINISHED, Heartbeat, Run, State
 from scheduling.waiting import cancel
 from tests.jobs import tasks
+from tests.proxy import Proxy
 from tests.system.processes import System
 from tests.waiting import wait_for
 
@@ -121,3 +127,66 @@ def test_children_that_come_and_go_lose_nothing(
     wait_for(all_final, timeout=40)
     assert sorted(lines(evidence)) == sorted(str(n) for n in range(200))
     assert set(Run.objects.values_list("state", "attempt")) == {(State.SUCCEEDED, 1)}
+
+
+# --- Load ----------------------------------------------------------------------------------------
+
+
+def change_limit(system: System, figure: str, limit: float) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "config", "control", "load_limit", figure,
+         str(limit)], env=system.env, check=True, timeout=20, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_above_its_limits_a_worker_takes_nothing_and_says_so(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    system.beat()
+    worker = system.ready_worker(1, MAX_MEMORY="0.001", MAX_LOAD="1000")
+    assert worker.said("work_refused")
+    run_id = enqueue(tasks.write, (str(evidence), "ran")).id
+    wait_for(lambda: run_of(run_id).state == State.QUEUED, timeout=10)
+    pulse = Heartbeat.objects.filter(service="worker", doing__contains="takes no work: memory at")
+    wait_for(pulse.exists, timeout=10)
+    queued_at, seen_at = run_of(run_id).queued_at, pulse.get().seen_at
+    wait_for(lambda: pulse.get().seen_at > seen_at, timeout=10)  # it lives, and goes on refusing
+    assert (run_of(run_id).state, run_of(run_id).queued_at) == (State.QUEUED, queued_at)
+    assert redis_client.llen("celery\x06\x166") == 1
+    change_limit(system, "memory", 0)
+    wait_for(lambda: run_of(run_id).state == State.SUCCEEDED, timeout=10)
+    assert worker.said("work_taken_again")
+
+
+# --- Progress ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
+    system: System, evidence: Path, pool: str
+) -> None:
+    url = urlsplit(system.env["REDIS_URL"])
+    assert url.hostname is not None
+    assert url.port is not None
+    system.beat()
+    with Proxy(url.hostname, url.port) as proxy:
+        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")).geturl()
+        worker = system.ready_worker(
+            2, "--pool", pool, REDIS_URL=through, STUCK_AFTER_SECONDS="2",
+            SHUTDOWN_GRACE_SECONDS="2",
+        )  # fmt: skip
+        first = enqueue(tasks.write, (str(evidence), "first")).id
+        wait_for(lambda: run_of(first).state == State.SUCCEEDED, timeout=20)
+        long = enqueue(tasks.sleep, (str(evidence), 60)).id
+        wait_for(lambda: run_of(long).state == State.RUNNING, timeout=20)
+        Run.objects.filter(pk=long).update(args=f'["{evidence}", 0.1]')
+        proxy.swallow()
+        begun = clock.now()
+        second = enqueue(tasks.write, (str(evidence), "second")).id
+        wait_for(lambda: run_of(second).state == State.SUCCEEDED, timeout=30)
+        wait_for(all_final, timeout=20)
+    assert worker.said("worker_restarts")
+    assert worker.process.poll() is None
+    run = run_of(long)
+    assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
+    assert (clock.now() - begun).total_seconds() < 25

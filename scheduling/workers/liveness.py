@@ -1,0 +1,81 @@
+"""Notices a worker that looks alive and takes nothing: hints lie in its queues, it has room.
+
+After a restart of Redis, or a network that forgot a connection, a consumer can wait for ever on
+what will never answer. A ping would be answered still. So this asks for progress, with a fresh
+connection of its own, and starts the worker anew where there is none.
+"""
+
+import logging
+import time
+from typing import Any
+
+import redis
+from celery.worker import state as worker_state
+from django.conf import settings
+
+from scheduling import intake
+from scheduling.hints import Lane, list_key
+from scheduling.logs import event
+from scheduling.models import Priority
+from scheduling.workers.forking import no_fork
+from scheduling.workers.leases import active_requests
+
+logger = logging.getLogger(__name__)
+
+
+class Liveness:
+    """Looks again and again whether the worker does what it is there for."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._since: float | None = None  # since when it could have taken something
+        self._taken = 0
+        self._looks = 0
+
+    def stuck(self) -> str:
+        """Return why the worker is stuck, or "". To be called some times in settings.STUCK_AFTER.
+
+        One look is never enough: a worker that was frozen has a clock that jumped.
+        """
+        waiting = self._waiting() if self._could_take() else 0
+        if not waiting or intake.taken != self._taken:
+            self._since, self._taken, self._looks = None, intake.taken, 0
+            return ""
+        now = time.monotonic()
+        self._since, self._looks = self._since or now, self._looks + 1
+        if self._looks < 3 or now - self._since < settings.STUCK_AFTER.total_seconds():
+            return ""
+        return f"{waiting} messages wait, and none was taken for {now - self._since:.0f} s"
+
+    def _could_take(self) -> bool:
+        """Whether this worker takes messages, and has room for one or a loop that stands still."""
+        if intake.closed() or worker_state.should_stop is not None or self._limits_rates():
+            return False
+        pool = self._worker.pool
+        slots = getattr(self._worker, "max_concurrency", None) or pool.num_processes
+        standing = time.monotonic() - intake.looked_at > settings.STUCK_AFTER.total_seconds()
+        return standing or len(active_requests()) < slots
+
+    def _limits_rates(self) -> bool:
+        """Whether messages wait in this process for Celery's rate limits, which is no fault."""
+        consumer = getattr(self._worker, "consumer", None)
+        buckets = list(getattr(consumer, "task_buckets", {}).values())
+        return any(bucket is not None and bucket.contents for bucket in buckets)
+
+    def _waiting(self) -> int:
+        """Return how many messages lie in this worker's queues; 0 where Redis does not answer."""
+        queues = list(self._worker.app.amqp.queues.consume_from)
+        try:
+            # A connection of its own each time: one that is kept may be as dead as the worker's.
+            with no_fork, redis.Redis.from_url(
+                settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2
+            ) as client:  # fmt: skip
+                pipeline = client.pipeline(transaction=False)
+                for queue in queues:
+                    for priority in Priority:
+                        pipeline.llen(list_key(Lane(queue, priority)))
+                found = pipeline.execute(raise_on_error=False)
+        except redis.RedisError as error:
+            event(logger, "queues_not_seen", level=logging.DEBUG, error=error)
+            return 0
+        return sum(length for length in found if isinstance(length, int))
