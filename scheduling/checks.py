@@ -10,7 +10,9 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import DatabaseError
 
+from scheduling import auditing
 from scheduling.models import UNFINISHED, Run, Schedule
+from scheduling.planning import rule_version
 from scheduling.registry import job_names
 
 EXPECTED = {
@@ -47,6 +49,25 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
         )
         for name in job_names()
         if not isinstance(current_app.tasks[name], Job)
+    ]
+
+
+@register(Tags.database)
+def check_plans_are_current(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Plans that another rule engine, or other time zone data, has made (`--database`)."""
+    try:
+        if not databases or "default" not in databases or not auditing.is_due():
+            return []
+    except DatabaseError:  # not migrated yet
+        return []
+    return [
+        checks.Warning(
+            f"There are plans that were not made by {rule_version()}.",
+            hint="`manage.py schedule audit` says what moved; with --fix they are planned anew.",
+            id="scheduling.W002",
+        )
     ]
 
 

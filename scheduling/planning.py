@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import transaction
 
@@ -103,13 +103,15 @@ def plan_changed(limit: int = BATCH) -> int:
         if not ids:
             return 0
         cursor.execute(READ_CHANGED, [ids])
-        changed = [
-            Changed._make((*row[:12], RuleFields._make(row[12:]))) for row in cursor.fetchall()
-        ]
-        planned = [plan(schedule) for schedule in changed]
+        planned = [plan(as_changed(row)) for row in cursor.fetchall()]
         cursor.execute(WRITE_PLANS, [rule_version(), *arrays(planned, len(Planned._fields))])
     _tell(planned)
     return len(ids)
+
+
+def as_changed(row: Sequence[Any]) -> Changed:
+    """Return a row of READ_CHANGED."""
+    return Changed._make((*row[:12], RuleFields._make(row[12:])))
 
 
 def plan(schedule: Changed) -> Planned:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.utils import timezone
 
+from scheduling.auditing import Moved
 from scheduling.backfilling import Extent, Progress
 from scheduling.editing import Edit
 from scheduling.models import Backfill, Policy, Run
@@ -79,6 +80,17 @@ def edit_json(edit: Edit) -> dict[str, Any]:
             "moved": found.moved and [instant_json(instant) for instant in found.moved],
             "until": instant_json(found.until),
         },
+    }
+
+
+def moved_json(moved: Moved) -> dict[str, Any]:
+    """Return a schedule whose next instant an upgrade has moved."""
+    return {
+        "name": moved.name,
+        "planned": instant_json(moved.planned),
+        "now": instant_json(moved.now),
+        "problem": moved.problem,
+        "version": moved.version,
     }
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from django.utils import timezone
 
+from scheduling.auditing import Moved
 from scheduling.backfilling import Extent
 from scheduling.editing import LOOK_AHEAD, Edit
 from scheduling.management import output
 from scheduling.models import Policy
+from scheduling.planning import rule_version
 from scheduling.policies import POLICIES
 from scheduling.schedules import NextOccurrence
 from scheduling.standing import Standing, is_paused
@@ -143,6 +145,22 @@ def edit_lines(edit: Edit, now: datetime) -> Iterator[str]:
     )
     old, new = (_when(instant, now) or "none" for instant in found.moved)
     yield f"first that moves: {old} -> {new}"
+
+
+def moved_row(moved: Moved, now: datetime) -> tuple[str, ...]:
+    """Return the row of a schedule whose next instant an upgrade has moved."""
+    why = f"broken: {moved.problem}" if moved.problem else f"planned by {moved.version or 'nobody'}"
+    return moved.name, output.clock(moved.planned, now), output.clock(moved.now, now), why
+
+
+def audited(seen: int, moved: int, *, fixed: bool) -> str:
+    """Return what an audit did, in a line."""
+    if not seen:
+        return f"Every plan was made by this version ({rule_version()})."
+    words = f"{moved:,} of {seen:,} plans that were looked at moved."
+    if fixed:
+        return f"{words} Beat plans all of them anew."
+    return f"{words} With --fix beat plans all of them anew."
 
 
 def value_words(value: Any) -> str:

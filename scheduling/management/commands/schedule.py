@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django_celery_beat.models import PeriodicTask
 
-from scheduling import backfilling, clock, code_schedules, editing, schedules
+from scheduling import auditing, backfilling, clock, code_schedules, editing, schedules
 from scheduling.management import output, parsing, schedule_options
 from scheduling.management import schedule_words as words
 from scheduling.management.command import LedgerCommand, add_call_options, user_name
@@ -36,11 +36,12 @@ class Command(LedgerCommand):
         pause = self.add_action(actions, "pause", self.pause, "let nothing come due any more")
         resume = self.add_action(actions, "resume", self.resume, "end a pause")
         remove = self.add_action(actions, "remove", self.remove, "delete; the runs it made stay")
+        audit = self.add_action(actions, "audit", self.audit, "say what an upgrade has moved")
         self.add_action(actions, "sync", self.sync, "write the schedules of CELERY_BEAT_SCHEDULE")
         backfill = self.add_action(actions, "backfill", self.backfill, "run what has passed")
         for parser in (add, edit, show, following, pause, resume, remove, backfill):
             parser.add_argument("name", metavar="NAME")
-        for parser in (edit, show, listing, following, backfill):
+        for parser in (edit, show, listing, following, backfill, audit):
             parser.add_argument("--json", action="store_true")
         add.add_argument("task", metavar="TASK", help="a registered task, as app.tasks.name")
         schedule_options.add_rule_options(add)
@@ -53,6 +54,8 @@ class Command(LedgerCommand):
         pause.add_argument("--until", type=parsing.moment_or_duration, metavar="ISO|DURATION")
         pause.add_argument("--reason", default="", metavar="TEXT")
         schedule_options.add_backfill_options(backfill)
+        audit.add_argument("--fix", action="store_true", help="have them planned anew")
+        audit.add_argument("--all", action="store_true", help="also what this version has planned")
 
     def handle(self, *args: Any, **options: Any) -> None:
         options["act"](options, clock.now())
@@ -187,6 +190,25 @@ class Command(LedgerCommand):
         unfinished = own.filter(state__in=UNFINISHED).count()
         if unfinished:
             self.note(f"unfinished runs that go on: {unfinished} (`run cancel ID` ends one).")
+
+    def audit(self, options: dict[str, Any], now: datetime) -> None:
+        """Print the schedules whose next instant an upgrade has moved; have all planned anew."""
+        counts = {"seen": 0, "moved": 0}
+
+        def moved() -> Iterator[auditing.Moved]:
+            for batch in auditing.audit(every=options["all"]):
+                counts["seen"] += len(batch.schedule_ids)
+                counts["moved"] += len(batch.moved)
+                yield from batch.moved
+                if options["fix"]:
+                    auditing.plan_anew(batch)
+
+        if options["json"]:
+            self.say_lines(output.json_array(map(output.moved_json, moved())))
+        else:
+            rows = (words.moved_row(one, now) for one in moved())
+            self.say_lines(output.table(("NAME", "PLANNED", "NOW", "WHY"), rows, flexible=(0, 3)))
+        self.note(words.audited(counts["seen"], counts["moved"], fixed=options["fix"]))
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
         """Write the code's schedules and print what changed."""
