@@ -218,11 +218,11 @@ def failed_attempt(
     """Return the outcome of an attempt that ended with `error` outside the job's own code.
 
     Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
-    `counts=False` never uses one up.
+    `counts=False` uses none up, but where one is all: a run that may start once has started.
     """
     text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
-    if counts and allowed is not None and failures + 1 >= allowed:
+    if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
         result = backend().prepare_error(states.FAILURE, error, task)
         return Outcome(State.FAILED, text, text, traceback, failed=True, result=result)
     return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)

@@ -349,14 +349,23 @@ class TestLostLeases:
         recover_lost_leases()
         assert fresh(made).state == State.FAILED
 
-    def test_a_lease_from_before_postgres_started_counts_no_failure(self) -> None:
+    def lost_before_postgres_started(self, **columns: Any) -> Run:
         with connection.cursor() as cursor:
             cursor.execute("SELECT clock_timestamp() - pg_postmaster_start_time()")
             uptime = cursor.fetchone()[0]
-        made = self.lost(ago=uptime + timedelta(seconds=1), max_attempts=1)
+        return self.lost(ago=uptime + timedelta(seconds=1), **columns)
+
+    def test_a_lease_from_before_postgres_started_counts_no_failure(self) -> None:
+        made = self.lost_before_postgres_started(max_attempts=2, failures=1)
         recover_lost_leases()
         after = fresh(made)
-        assert (after.state, after.attempt, after.failures) == (State.SCHEDULED, 2, 0)
+        assert (after.state, after.attempt, after.failures) == (State.SCHEDULED, 2, 1)
+
+    def test_at_most_once_is_that_even_where_postgres_was_away(self) -> None:
+        made = self.lost_before_postgres_started(max_attempts=1)
+        recover_lost_leases()
+        after = fresh(made)
+        assert (after.state, after.attempt, after.failures) == (State.FAILED, 1, 1)
 
     def test_nobody_is_judged_until_postgres_has_been_there_for_a_lease(
         self, settings: Settings
@@ -400,7 +409,7 @@ class TestAttempts:
         assert last.result.status == states.FAILURE
 
     def test_what_does_not_count_uses_none_up(self) -> None:
-        kept = failed_attempt(ADD, 1, 5, WorkerLostError("gone"), counts=False)
+        kept = failed_attempt(ADD, 2, 5, WorkerLostError("gone"), counts=False)
         assert (kept.state, kept.failed, kept.lower) == (State.SCHEDULED, False, False)
 
 
