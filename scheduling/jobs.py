@@ -42,6 +42,26 @@ class Job(DjangoTask[..., Any]):
     def __trace__(self, tracer: Any) -> None:
         self.__dict__["_tracer"] = tracer and execution.traced(self, tracer)
 
+    @property
+    def override_max_retries(self) -> int:
+        """What Celery keeps of a `retry(max_retries=...)` for its `autoretry_for`.
+
+        Celery keeps it on the task, where later executions find it; here it is the execution's own.
+        """
+        running = current()
+        if running is None or running.max_retries is None:
+            raise AttributeError("override_max_retries")
+        return running.max_retries
+
+    @override_max_retries.setter
+    def override_max_retries(self, value: int | None) -> None:
+        if (running := current()) is not None:
+            running.max_retries = value
+
+    @override_max_retries.deleter
+    def override_max_retries(self) -> None:
+        self.override_max_retries = None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         running = enter(self)
         if running is None:

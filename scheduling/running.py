@@ -68,6 +68,7 @@ class Execution:
     entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
     in_body: bool = False  # the job's body runs now: it can be told something
     exhausted: bool = False  # `retry()` said that no more retries are allowed
+    max_retries: int | None = None  # what `retry()` was given for this execution
 
     @property
     def tracked(self) -> bool:

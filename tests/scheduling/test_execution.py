@@ -358,6 +358,13 @@ class TestEndings:
         hint(made)
         assert fresh(made).state == State.FAILED
 
+    def test_what_was_asked_for_one_run_is_not_the_next_ones(self, tmp_path: Path) -> None:
+        for attempts in (2, 1):
+            hint(of(tasks.autoretry, str(tmp_path / "f"), 9, max_attempts=attempts))
+            made = of(tasks.autoretry, str(tmp_path / "f"), 9)
+            hint(made)
+            assert fresh(made).state == State.SCHEDULED
+
     def test_a_retry_that_gives_up_is_not_tried_again_by_default(self) -> None:
         made = of(gives_up, failures=1)
         hint(made)
