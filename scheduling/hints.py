@@ -31,8 +31,6 @@ ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 
 SLOTS = re.compile(f"{ID}|{TAG}|{TRY}")
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
-UNACKED_FOR = 60  # seconds for which an unacknowledged hint counts as being on its way
-
 
 class Lane(NamedTuple):
     """One of Redis's lists: the hints of one queue at one priority."""
@@ -59,6 +57,8 @@ class Broker:
         self._redis = redis.Redis.from_url(
             settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2
         )
+        # When each hint that a worker has taken was first seen there, by this process's own watch.
+        self._taken: dict[bytes, float] = {}
 
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
         """Return how many messages lie in each lane, other people's plain ones included."""
@@ -88,10 +88,14 @@ class Broker:
     def ids_on_their_way(self) -> set[UUID]:
         """Return the ids of the messages that a worker has taken, and not yet given to a child.
 
-        One taken longer ago than a minute does not count: its worker may be dead.
+        One seen there for two leases (a minute) does not count: its worker may be dead. Redis has
+        the time at which it was taken too, but by the worker's clock.
         """
-        since = time.time() - UNACKED_FOR
-        tags: Any = self._redis.zrangebyscore("unacked_index", since, "+inf")
+        now = time.monotonic()
+        there: Any = self._redis.zrange("unacked_index", 0, -1)
+        self._taken = {tag: self._taken.get(tag, now) for tag in there}
+        patience = 2 * settings.RUN_LEASE.total_seconds()
+        tags = [tag for tag, seen in self._taken.items() if now - seen < patience]
         return set(_ids(filter(None, self._redis.hmget("unacked", tags)))) if tags else set()  # type: ignore[arg-type]
 
 

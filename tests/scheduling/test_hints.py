@@ -1,6 +1,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -8,6 +9,7 @@ import pytest
 import redis
 from celery import current_app
 from kombu import Queue
+from pytest_django import Settings
 
 from scheduling.execution import ATTEMPT
 from scheduling.hints import Broker, Hint, Lane, list_key, message
@@ -15,6 +17,7 @@ from scheduling.ids import uuid7
 from scheduling.models import Priority
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import ADD
+from tests.waiting import WaitFor
 
 
 @pytest.fixture
@@ -133,13 +136,26 @@ class TestTheBroker:
         got.ack()
         assert broker.ids_on_their_way() == set()
 
-    def test_one_taken_more_than_a_minute_ago_does_not_count(
+    def test_one_that_was_taken_two_leases_ago_does_not_count(
+        self, consumer: Any, broker: Broker, settings: Settings, wait_for: WaitFor
+    ) -> None:
+        ours = hint(queue="probe")
+        broker.push([ours])
+        got = consumer.get(no_ack=False)
+        assert broker.ids_on_their_way() == {ours.id}
+        settings.RUN_LEASE = timedelta(seconds=0.1)
+        wait_for(lambda: broker.ids_on_their_way() == set())
+        got.ack()
+
+    def test_the_clock_of_the_worker_that_took_it_says_nothing(
         self, consumer: Any, redis_client: redis.Redis, broker: Broker
     ) -> None:
-        broker.push([hint(queue="probe")])
+        ours = hint(queue="probe")
+        broker.push([ours])
         got = consumer.get(no_ack=False)
-        redis_client.zincrby("unacked_index", -61, got.delivery_tag)
-        assert broker.ids_on_their_way() == set()
+        for hours in (-1, 2):
+            redis_client.zincrby("unacked_index", 3600 * hours, got.delivery_tag)
+            assert broker.ids_on_their_way() == {ours.id}
         got.ack()
 
     def test_what_others_leave_in_a_list_is_no_trouble(
