@@ -187,6 +187,36 @@ class TestUniqueKeys:
             transaction.set_rollback(True)
         assert other.result(5).created
 
+    @pytest.mark.parametrize("ends", [True, False])
+    def test_one_that_ends_at_that_moment_is_waited_for(self, ends: bool) -> None:
+        there = run(State.RUNNING, unique_key="k")
+        with transaction.atomic():
+            Run.objects.update(state=State.SUCCEEDED, finished_at=clock.now())
+            other = in_thread(lambda: enqueue(add, (1, 2), unique_key="k"))
+            wait_for(is_blocked)
+            transaction.set_rollback(not ends)
+        made = other.result(5)
+        assert (made.created, made.pk != there.pk) == (ends, ends)
+
+    def test_while_runs_end_all_the_time_there_is_never_more_than_one(self) -> None:
+        def enqueue_often() -> int:
+            return sum(enqueue(add, (1, 2), unique_key="k").created for _ in range(60))
+
+        def end_often() -> int:
+            ended = 0
+            while not all(one.done() for one in racing):
+                ended += Run.objects.filter(state=State.SCHEDULED).update(
+                    state=State.SUCCEEDED, finished_at=clock.now()
+                )
+            return ended
+
+        racing = [in_thread(enqueue_often) for _ in range(4)]
+        ending = in_thread(end_often)
+        made = sum(one.result(30) for one in racing)
+        assert made == Run.objects.count()
+        assert ending.result(30) > 1
+        assert Run.objects.filter(state=State.SCHEDULED).count() <= 1
+
     def test_many_at_once_make_one(self) -> None:
         racing = [in_thread(lambda: enqueue(add, (1, 2), unique_key="k").created) for _ in range(8)]
         assert sum(one.result(10) for one in racing) == 1
