@@ -28,9 +28,9 @@ from scheduling.admin.display import (
     when,
 )
 from scheduling.admin.filters import TaskFilter
-from scheduling.admin.object_actions import ObjectActions
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.admin.run_filters import DueFilter, ScheduleFilter
+from scheduling.admin.run_replays import ReplayAll
 from scheduling.enqueueing import replay
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
@@ -63,7 +63,7 @@ def _instant(column: str, words: str) -> Any:
 
 
 @admin.register(Run)
-class RunAdmin(ObjectActions):
+class RunAdmin(ReplayAll):
     """Nobody writes a run by hand; whoever has the right to change runs may cancel and replay."""
 
     change_form_template = "admin/scheduling/run/change_form.html"

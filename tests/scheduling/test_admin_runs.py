@@ -3,6 +3,7 @@
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -272,6 +273,69 @@ class TestActions:
             for run in (done, waiting)
         ]
         assert offered == [["replay"], ["cancel"]]
+
+
+class TestReplayAll:
+    PAGE = f"{LIST}replay-all/"
+
+    def test_the_list_offers_it_once_a_filter_is_chosen(self, admin_client: Client) -> None:
+        assert "replay-all" not in admin_client.get(LIST).content.decode()
+        page = admin_client.get(LIST, {"state__exact": "failed", "task": ADD})
+        assert f"replay-all/?state__exact=failed&amp;task={ADD}" in page.content.decode()
+
+    def test_its_page_says_how_many_and_writes_nothing(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        runs = [planned_run(schedule, State.FAILED, DUE + timedelta(hours=n)) for n in range(3)]
+        act(admin_client, "replay", runs[0])
+        query = {"state__exact": "failed", "schedule": "hourly"}
+        page = admin_client.get(self.PAGE, query).content.decode()
+        assert "3 finished runs, due 2026-03-29 01:00:00 UTC to 2026-03-29 03:00:00 UTC" in page
+        assert "1 of them has been replayed already" in page
+        assert "Replay 2 runs" in page
+        assert Run.objects.count() == 4
+
+    def test_confirmed_it_replays_each_once(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        runs = [planned_run(schedule, State.FAILED, DUE + timedelta(hours=n)) for n in range(3)]
+        planned_run(schedule, State.FAILED, DUE - timedelta(hours=1), task="other")
+        act(admin_client, "replay", runs[0])
+        url = f"{self.PAGE}?task={ADD}"
+        assert texts(admin_client.post(url, follow=True)) == ["Replayed 2 runs."]
+        replays = Run.objects.filter(origin=Origin.REPLAY)
+        assert set(replays.values_list("replay_of", flat=True)) == {run.pk for run in runs}
+        assert replays.latest("pk").enqueued_by == "admin"
+        assert texts(admin_client.post(url, follow=True)) == ["Replayed 0 runs."]
+        assert texts(admin_client.post(url, {"again": "1"}, follow=True)) == ["Replayed 3 runs."]
+
+    def test_failed_ones_are_meant_where_no_state_is_chosen(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        planned_run(schedule, State.SUCCEEDED, DUE)
+        page = admin_client.get(self.PAGE, {"task": ADD}).content.decode()
+        assert "No finished run matches" in page
+
+    @pytest.mark.parametrize("query", [{}, {"state__exact": ""}, {"p": "2"}])
+    def test_without_a_filter_nothing_is_replayed(
+        self, admin_client: Client, schedule: PeriodicTask, query: dict[str, str]
+    ) -> None:
+        planned_run(schedule, State.FAILED, DUE)
+        for call in (admin_client.get, admin_client.post):
+            call(f"{self.PAGE}?{urlencode(query)}")
+        assert Run.objects.count() == 1
+
+    def test_a_filter_that_is_none_leads_back_to_the_list(self, admin_client: Client) -> None:
+        answer = admin_client.get(self.PAGE, {"nonsense__exact": "1"})
+        assert (answer.status_code, answer["Location"]) == (302, LIST)
+
+    def test_who_may_only_look_may_not(self, client: Client, schedule: PeriodicTask) -> None:
+        client.force_login(grant("view_run"))
+        planned_run(schedule, State.FAILED, DUE)
+        assert "replay-all" not in client.get(LIST, {"task": ADD}).content.decode()
+        for call in (client.get, client.post):
+            assert call(f"{self.PAGE}?task={ADD}").status_code == 403
+        assert Run.objects.count() == 1
 
 
 class TestPermissions:
