@@ -27,23 +27,59 @@ class App(Celery):
         eta: datetime | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
-        """Send a plain message, or, with `countdown` or `eta`, write a run (see Celery's).
+        """Send a plain message, or write a run (see Celery's for the options).
 
-        A task that sends itself again under its own id (`retry`, `replace`) sends nothing: what it
-        wants is remembered, and becomes the run's next attempt when this one is finished.
+        With `countdown` or `eta`, and for whatever the end of a run sets off, it is a run. A task
+        that sends itself again under its own id (`retry`) sends nothing: what it wants is
+        remembered, and becomes the run's next attempt when this one is finished.
         """
         from scheduling.enqueueing import enqueue_message
+        from scheduling.follow_ups import sender
         from scheduling.running import current
 
         running = current()
-        if running is not None and options.get("task_id") == str(running.id):
-            if not running.can_become_a_run(options):
+        if sender() is None and running and options.get("task_id") == str(running.id):
+            if not running.can_become_a_run:
                 return super().send_task(name, args, kwargs, countdown, eta, **options)
             running.ask_again(name, args, kwargs, countdown, eta, options)
-        elif countdown is not None or eta is not None:
-            run = enqueue_message(self, name, args, kwargs, countdown, eta, options)
-            options["task_id"] = str(run.id)
-        else:
+            return self._promise(options)
+        if sender() is None and countdown is None and eta is None:
             return super().send_task(name, args, kwargs, **options)
+        options = self._with_family({**self._declared(name, options), **options})
+        run = enqueue_message(self, name, args, kwargs, countdown, eta, options)
+        promised = self._promise({**options, "task_id": str(run.id)})
+        parent = self.current_worker_task
+        if parent and sender() is None and options.get("add_to_parent", True):
+            parent.add_trail(promised)
+        return promised
+
+    def _promise(self, options: dict[str, Any]) -> AsyncResult[Any]:
         result_class = options.get("result_cls") or self.AsyncResult
         return result_class(options["task_id"])
+
+    def _declared(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Return what the task itself says of its execution, where Celery would not have asked."""
+        task: Any = None if "task_type" in options else self.tasks.get(name)
+        if task is None:
+            return {}
+        declared = task._get_exec_options()
+        return {"task_type": task, **{k: v for k, v in declared.items() if v is not None}}
+
+    def _with_family(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Name the task or the run that sends this, as Celery's messages do."""
+        from scheduling.follow_ups import sender
+
+        sending, parent = sender(), self.current_worker_task
+        root_id: str | None
+        parent_id: str | None
+        if sending is not None:
+            root_id, parent_id = sending.root_id, str(sending.id)
+        elif parent:
+            root_id, parent_id = parent.request.root_id or parent.request.id, parent.request.id
+        else:
+            return options
+        return {
+            **options,
+            "root_id": options.get("root_id") or root_id,
+            "parent_id": options.get("parent_id") or parent_id,
+        }

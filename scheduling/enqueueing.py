@@ -11,6 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import loads
 
+from scheduling import follow_ups
 from scheduling.deciding import options_with
 from scheduling.doorbell import ring_on_commit
 from scheduling.errors import EnqueueError, SchedulingError
@@ -33,7 +34,6 @@ from scheduling.registry import (
     get_job,
     priority_of,
     queue_of,
-    refuse_follow_ups,
 )
 from scheduling.sql import arrays
 
@@ -43,18 +43,25 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 
+
+class RunExistsError(EnqueueError):
+    def __init__(self, run_id: object) -> None:
+        super().__init__(f"there is a run with the id {run_id} already: give another one.")
+
+
 # Instants may be given, or durations that count from Postgres's clock.
 INSERT = """
 INSERT INTO scheduling_run
     (id, args, kwargs, origin, schedule_id, schedule_name, task, options, queue, priority,
      due_at, run_at, deadline, expires_at, max_attempts, failures, unique_key, enqueued_by,
-     replay_of)
+     replay_of, follows, follow_ups)
 SELECT call.id, call.args, call.kwargs, %(origin)s, %(schedule_id)s, %(schedule_name)s, %(task)s,
      %(options)s, %(queue)s, %(priority)s,
      COALESCE(%(due_at)s::timestamptz, start.at), start.at,
      COALESCE(%(deadline)s::timestamptz, statement_timestamp() + %(deadline_in)s::interval),
      COALESCE(%(expires)s::timestamptz, statement_timestamp() + %(expires_in)s::interval),
-     %(max_attempts)s, %(failures)s, %(unique_key)s, %(enqueued_by)s, %(replay_of)s
+     %(max_attempts)s, %(failures)s, %(unique_key)s, %(enqueued_by)s, %(replay_of)s,
+     %(follows)s, %(follow_ups)s
   FROM unnest(%(ids)s::uuid[], %(args)s::text[], %(kwargs)s::text[]) AS call (id, args, kwargs),
        (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval))
          AS start (at)
@@ -174,12 +181,14 @@ def enqueue_message(
 ) -> Run:
     """Write the run that stands for a Celery call with a countdown or an ETA.
 
-    Takes what `Celery.send_task` takes; the task need not be known to this process.
+    Takes what `Celery.send_task` takes; the task need not be known to this process. What it sets
+    off (links, a chain, a chord) goes into its row. A call that the end of a run makes is a
+    follow-up of that run.
 
     Raises:
-        EnqueueError: links, chords and groups, which a row cannot carry; an id that is no UUID.
+        EnqueueError: an id that is no UUID; arguments, or follow-ups, that are not JSON.
     """
-    refuse_follow_ups(name, options)
+    sender = follow_ups.sender()
     queue = options.get("queue")
     expires = instant_or_seconds(options.get("expires"))
     columns = {
@@ -190,13 +199,46 @@ def enqueue_message(
         **limit("expires", expires),
         "task": name,
         "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
-        "priority": Priority.nearest(options.get("priority")),
+        "priority": priority_of(name, options.get("priority")),
         "options": encode(message_options(options)),
+        "follow_ups": follow_ups.carried_in(options),
         "failures": options.get("retries") or 0,
     }
-    return insert_run(
-        columns, encode(list(args or ())), encode(dict(kwargs or {})), options.get("task_id")
-    )
+    if sender is not None:
+        columns |= {
+            "origin": Origin.FOLLOW_UP, "follows": sender.id, "enqueued_by": f"run {sender.id}"
+        }  # fmt: skip
+    texts, run_id = (encode(list(args or ())), encode(dict(kwargs or {}))), options.get("task_id")
+    if sender is None:
+        return insert_run(columns, *texts, run_id)
+    try:
+        with transaction.atomic():  # one that is refused must not spoil the end of its run
+            return insert_run(columns, *texts, run_id)
+    except RunExistsError:
+        return _go_on_with(_as_uuid(str(run_id)), columns, *texts)
+
+
+GO_ON = """
+UPDATE scheduling_run SET reason = '', task = %(task)s, args = %(args)s, kwargs = %(kwargs)s,
+    options = %(options)s, follow_ups = %(follow_ups)s, queue = %(queue)s, follows = %(follows)s,
+    run_at = COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval),
+    expires_at = COALESCE(%(expires)s::timestamptz,
+                          statement_timestamp() + %(expires_in)s::interval, expires_at)
+ WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
+RETURNING *
+"""
+
+
+def _go_on_with(run_id: UUID, columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
+    """Let the run that replaced itself go on, as the last part of what it replaced itself with."""
+    texts = {"id": run_id, "args": args, "kwargs": kwargs, "parked": follow_ups.PARKED}
+    for run in Run.objects.raw(GO_ON, {**columns, **texts}):
+        ring_on_commit()
+        return _with_created(run, created=False)
+    state = Run.objects.filter(pk=run_id).values_list("state", flat=True).first()
+    if state in FINAL:
+        raise follow_ups.FollowUpCancelledError(f"run {run_id} is {state} already.")
+    raise RunExistsError(run_id)
 
 
 def run_now(schedule: PeriodicTask, *, by: str) -> Run:
@@ -283,7 +325,7 @@ def insert_run(
             return _with_created(rows[0], created=True)
         key = columns["unique_key"]
         if key is None:
-            raise EnqueueError(f"there is a run with the id {run_id} already: give another one.")
+            raise RunExistsError(run_id)
         found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
         if found is not None:
             return _with_created(found, created=False)

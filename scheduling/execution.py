@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ from psycopg.pq import TransactionStatus
 from scheduling.enqueueing import enqueue_message
 from scheduling.errors import EnqueueError
 from scheduling.finishing import Outcome, finish
+from scheduling.follow_ups import errback_arguments, request_fields
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
@@ -73,7 +75,7 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
     event(logger, "run_claimed", run=run_id, task=job.name, attempt=attempt)
     execution = Execution(run_id, job, attempt, claimed)
     try:
-        args, kwargs = _arguments(job, claimed)
+        args, kwargs = _arguments(execution, claimed)
     except EnqueueError as error:
         _conclude(run_id, attempt, refused(job, str(error)))
         return NOTHING_DONE
@@ -88,6 +90,8 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
             raise
         logger.exception("outcome_unknown")
         return NOTHING_DONE
+    if claimed.follow_ups and outcome.state != State.SCHEDULED:
+        outcome = replace(outcome, followed=True)
     _conclude(run_id, attempt, outcome)
     return returned
 
@@ -131,7 +135,7 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
    AND (state IN ('scheduled', 'queued') AND run_at <= clock_timestamp()
         AND (expires_at IS NULL OR expires_at > clock_timestamp())
         OR state = 'running' AND claim_id = %(claim_id)s)
- RETURNING args, kwargs, options, schedule_name, due_at, failures, max_attempts
+ RETURNING args, kwargs, options, schedule_name, due_at, failures, max_attempts, follow_ups
 """
 
 
@@ -211,11 +215,14 @@ def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
         return NO_RUN, 0  # anybody can write to Redis
 
 
-def _arguments(job: "Job", claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(execution: Execution, claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
     if problem := decode_error(claimed.args, claimed.kwargs):
         raise EnqueueError(problem)
     args, kwargs = loads(claimed.args), loads(claimed.kwargs)
-    check_arguments(job, args, kwargs)
+    if failure := loads(claimed.options).get("failure"):
+        args = errback_arguments(execution.job, failure, args, kwargs)
+        execution.arguments = args, kwargs
+    check_arguments(execution.job, args, kwargs)
     return args, kwargs
 
 
@@ -226,6 +233,7 @@ def _fill_request(
     options = loads(claimed.options)
     headers = options.pop("headers", None) or {}
     request.update({name: value for name, value in headers.items() if name not in request})
+    request.update(request_fields(options))
     request.update(
         args=args,
         kwargs=kwargs,
@@ -238,6 +246,8 @@ def _fill_request(
     )
     if claimed.schedule_name:
         request["periodic_task_name"] = claimed.schedule_name
+    if '"chord"' in claimed.follow_ups:
+        request["ignore_result"] = False  # the chord's body is called with it
 
 
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:

@@ -1,23 +1,30 @@
-"""The ways out of a state that are no claim: every end of an attempt goes through `finish`.
+"""The ways out of running: every end of an attempt goes through `finish`.
 
 One statement moves the run, writes its TaskResult and releases what waited for it: all of it or
-none. `attempt` is the fence: a worker that lost its lease matches no row any more.
+none. The end of a run that others follow is a transaction, which writes those too. `attempt` is
+the fence: a worker that lost its lease matches no row any more.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 from celery import current_app, states
-from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
+from scheduling import follow_ups
 from scheduling.doorbell import ring_on_commit
+from scheduling.errors import SchedulingError
+from scheduling.follow_ups import Ended, FollowUpError
 from scheduling.logs import event
 from scheduling.models import Run, State
+from scheduling.options import limit
 from scheduling.registry import attempts_allowed
 from scheduling.sql import clean
 
@@ -29,14 +36,31 @@ logger = logging.getLogger(__name__)
 TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
 
 
+class NextCall(NamedTuple):
+    """What the next attempt has in place of this one's, texts in JSON; None: the same."""
+
+    task: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    options: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    follow_ups: str | None = None
+    expires: datetime | timedelta | None = None
+
+
+UNCHANGED = NextCall()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one attempt.
 
     `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
     and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
-    down one priority step. `call` is what the next attempt runs in place of this one's task,
-    args and kwargs (JSON texts). `lost` holds it only if the lease is out still.
+    down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
+    is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
+    are told. `replacement` is the JSON of the signature that goes on in its place.
     """
 
     state: State
@@ -47,9 +71,12 @@ class Outcome:
     lower: bool = False
     run_at: datetime | None = None
     delay: timedelta = timedelta(0)
-    call: tuple[str, str, str] | None = None
+    call: NextCall = UNCHANGED
     result: "StoredResult | None" = None
     lost: bool = False
+    value: object = None
+    replacement: str = ""
+    followed: bool = False  # the run is known to have follow-ups
 
 
 MOVE = """
@@ -65,6 +92,7 @@ MOVE_TO_FINAL = (
     MOVE
     + """ finished_at = clock_timestamp()
  WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+   AND (%(followed)s OR follow_ups = '')
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, true AS final
 """
@@ -73,9 +101,13 @@ MOVE_TO_SCHEDULED = (
     MOVE
     + """ attempt = attempt + 1, worker = '', queued_at = NULL, started_at = NULL,
     run_at = COALESCE(%(run_at)s::timestamptz, clock_timestamp() + %(delay)s::interval),
-    priority = CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END,
+    priority = COALESCE(%(priority)s,
+                        CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END),
     task = COALESCE(%(task)s, task), args = COALESCE(%(args)s, args),
-    kwargs = COALESCE(%(kwargs)s, kwargs)
+    kwargs = COALESCE(%(kwargs)s, kwargs), options = COALESCE(%(options)s, options),
+    queue = COALESCE(%(queue)s, queue), follow_ups = COALESCE(%(follow_ups)s, follow_ups),
+    expires_at = COALESCE(%(expires)s::timestamptz,
+                          clock_timestamp() + %(expires_in)s::interval, expires_at)
  WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running' AND cancel_requested_by = ''
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, false AS final
@@ -133,7 +165,42 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         False where the fence was lost: another attempt owns the run, or it has ended. Nothing is
         written then. Calling it twice does no harm.
     """
-    call = outcome.call or (None, None, None)
+    try:
+        held = _end(run_id, attempt, outcome)
+    except FollowUpError as error:
+        return finish(run_id, attempt, _unfollowable(error))
+    if held:
+        _tell(run_id, attempt, outcome)
+        return True
+    asked_by, followed = _standing(run_id, attempt)
+    if asked_by and outcome.state == State.SCHEDULED:
+        return finish(run_id, attempt, replace(cancelled(asked_by), **_of_the_attempt(outcome)))
+    if followed and not outcome.followed and outcome.state != State.SCHEDULED:
+        return finish(run_id, attempt, replace(outcome, followed=True))
+    event(logger, "fence_lost", level=logging.WARNING, run=run_id, attempt=attempt,
+          wanted=outcome.state.value, reason=outcome.reason)  # fmt: skip
+    return False
+
+
+def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
+    move, parameters = _move(run_id, attempt, outcome)
+    if not outcome.followed and not outcome.replacement:
+        return apply(move, parameters, outcome.result) > 0
+    with transaction.atomic():
+        ended = ending(RUNNING, parameters)
+        if ended is None:
+            return False
+        if not outcome.replacement:
+            end_with_follow_ups(ended, outcome, partial(apply, move, parameters))
+            return True
+        held = apply(move, parameters, outcome.result) > 0
+        if held:
+            follow_ups.send_replacement(ended, outcome.replacement)
+        return held
+
+
+def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, Any]]:
+    """Return the statement that moves the run, with its parameters."""
     parameters = {
         "id": run_id,
         "attempt": attempt,
@@ -146,29 +213,27 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         "lost": outcome.lost,
         "run_at": outcome.run_at,
         "delay": outcome.delay,
-        "task": call[0],
-        "args": call[1],
-        "kwargs": call[2],
+        "followed": outcome.followed,
+        **outcome.call._asdict(),
+        **limit("expires", outcome.call.expires),
     }
     move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
-    held = apply(move, parameters, outcome.result)
-    if not held and outcome.state == State.SCHEDULED and (by := _cancel_asked(run_id, attempt)):
-        return finish(run_id, attempt, replace(cancelled(by), **_of_the_attempt(outcome)))
-    fields: dict[str, Any] = {"run": run_id, "attempt": attempt, "reason": outcome.reason}
-    if held:
-        name = "run_retried" if outcome.state == State.SCHEDULED else f"run_{outcome.state}"
-        event(logger, name, **fields)
-        if outcome.state == State.SCHEDULED:
-            ring_on_commit()
-    else:
-        event(logger, "fence_lost", level=logging.WARNING, wanted=outcome.state.value, **fields)
-    return held > 0
+    return move, parameters
 
 
-def _cancel_asked(run_id: UUID, attempt: int) -> str:
-    """Return who asked to cancel this running attempt, or ""."""
-    asked = Run.objects.filter(pk=run_id, attempt=attempt, state=State.RUNNING)
-    return asked.values_list("cancel_requested_by", flat=True).first() or ""
+def _tell(run_id: UUID, attempt: int, outcome: Outcome) -> None:
+    again = outcome.state == State.SCHEDULED
+    name = "run_retried" if again else f"run_{outcome.state}"
+    event(logger, name, run=run_id, attempt=attempt, reason=outcome.reason)
+    if again:
+        ring_on_commit()
+
+
+def _standing(run_id: UUID, attempt: int) -> tuple[str, bool]:
+    """Return who asked to cancel this running attempt ("": nobody), and if others follow it."""
+    running = Run.objects.filter(pk=run_id, attempt=attempt, state=State.RUNNING)
+    found = running.values_list("cancel_requested_by", "follow_ups").first()
+    return (found[0], bool(found[1])) if found else ("", False)
 
 
 def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
@@ -177,21 +242,103 @@ def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
 
 def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
     """Move rows by `move` (which returns id, schedule_id, final); return how many."""
-    record = ""
+    recorded = ""
     if result is not None:
-        values = {
-            f"r_{name}": None if value is None else clean(value)
-            for name, value in vars(result).items()
-        }
-        parameters = {**parameters, **values}
-        record = f", recorded AS ({RECORD})"
-    sql = f"WITH done AS ({move}), released AS ({RELEASE}){record} {MOVED}"
+        parameters = {**parameters, **_columns(result)}
+        recorded = f", recorded AS ({RECORD})"
+    sql = f"WITH done AS ({move}), released AS ({RELEASE}){recorded} {MOVED}"
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         moved, others_may_go = cursor.fetchone()
     if others_may_go:
         ring_on_commit()
     return int(moved)
+
+
+def record(task_id: str, result: "StoredResult") -> None:
+    """Store a result that comes with no move of a run."""
+    sql = f"WITH done (id) AS (SELECT %(id)s::text) {RECORD}"
+    with connection.cursor() as cursor:
+        cursor.execute(sql, {"id": task_id, **_columns(result)})
+
+
+def _columns(result: "StoredResult") -> dict[str, str | None]:
+    return {
+        f"r_{name}": None if value is None else clean(value) for name, value in vars(result).items()
+    }
+
+
+# --- Runs that others follow ---------------------------------------------------------------------
+
+ENDING = """
+SELECT id, task, args, kwargs, options, follow_ups, failures, worker FROM scheduling_run
+ WHERE {where} FOR NO KEY UPDATE {otherwise}
+"""
+RUNNING = """
+id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+"""
+
+
+def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False) -> Ended | None:
+    """Lock a run that is about to end, and return what its follow-ups need to know of it."""
+    otherwise = "SKIP LOCKED" if skip_locked else ""
+    with connection.cursor() as cursor:
+        cursor.execute(ENDING.format(where=where, otherwise=otherwise), parameters)
+        row = cursor.fetchone()
+    return Ended(*row) if row else None
+
+
+def end_with_follow_ups(
+    ended: Ended, outcome: Outcome, end: Callable[["StoredResult | None"], int]
+) -> None:
+    """End a run that others follow by `end`, and write those; the caller holds its transaction.
+
+    Raises:
+        FollowUpError: a success cannot be followed as it should; nothing of this must stay.
+    """
+    result = _known_result(ended, outcome)
+    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+        children = follow_ups.send_next(ended, outcome.value)
+        end(backend().with_children(result, children) if result and children else result)
+        follow_ups.count_part(ended, states.SUCCESS, outcome.value)
+        return
+    end(result)
+    error = _error_of(outcome)
+    send = follow_ups.abandon if isinstance(outcome.value, Ignore) else follow_ups.send_failure
+    send(ended, _status_of(outcome), error, outcome.traceback)
+
+
+def _known_result(ended: Ended, outcome: Outcome) -> "StoredResult | None":
+    """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
+    result = outcome.result
+    if not ended.request.chord or (result and result.status in states.READY_STATES):
+        return result
+    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+        return backend().prepare_success(outcome.value, ended.task)
+    return backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
+
+
+def _status_of(outcome: Outcome) -> str:
+    return states.FAILURE if outcome.state == State.FAILED else states.REVOKED
+
+
+def _error_of(outcome: Outcome) -> BaseException:
+    if isinstance(outcome.value, BaseException) and not isinstance(outcome.value, Ignore):
+        return outcome.value
+    if outcome.state != State.FAILED:
+        return TaskRevokedError(outcome.reason)
+    if outcome.result is None or outcome.result.status != states.FAILURE:
+        return SchedulingError(outcome.reason)
+    error: BaseException = backend().exception_to_python(backend().decode(outcome.result.result))
+    return error
+
+
+def _unfollowable(error: FollowUpError) -> Outcome:
+    """Return the outcome of a run that succeeded, and cannot set off what it should."""
+    text = text_of(error)
+    result = backend().prepare_error(states.FAILURE, error)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, followed=True)
 
 
 # --- Attempts whose worker cannot speak for itself -----------------------------------------------
@@ -224,7 +371,7 @@ def failed_attempt(
     allowed = attempts_allowed(task, max_attempts)
     if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
         result = backend().prepare_error(states.FAILURE, error, task)
-        return Outcome(State.FAILED, text, text, traceback, failed=True, result=result)
+        return Outcome(State.FAILED, text, text, traceback, failed=True, result=result, value=error)
     return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
 

@@ -4,11 +4,12 @@ from datetime import datetime
 from typing import Any
 
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
 
 from scheduling import execution
 from scheduling.enqueueing import Call, enqueue, enqueue_many
 from scheduling.outcomes import PermanentError, RunCancelled, call_body, enter
+from scheduling.registry import encode
 from scheduling.running import CurrentRun, current, current_run
 
 __all__ = [
@@ -89,6 +90,8 @@ class Job(DjangoTask[..., Any]):
         running = current()
         if running is not None and running.claimed and running.claimed.max_attempts is not None:
             max_retries = self._bounded(running.claimed.max_attempts, max_retries)
+        if running is not None and str(running.id) == self.request.id:
+            running.asked = options
         try:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except Retry:
@@ -97,6 +100,14 @@ class Job(DjangoTask[..., Any]):
             if running is not None and running.job.name == self.name:
                 running.exhausted = True
             raise
+
+    def on_replace(self, sig: Any) -> Any:
+        """Remember what replaces this run (see Celery's); `finish` writes it."""
+        running = current()
+        if running is None or not running.tracked or str(running.id) != self.request.id:
+            return super().on_replace(sig)
+        running.replacement = encode(sig)
+        raise Ignore("Replaced by new task")
 
     def _bounded(self, max_attempts: int, max_retries: int | None) -> int:
         wanted = self.max_retries if max_retries is None else max_retries

@@ -19,10 +19,22 @@ if TYPE_CHECKING:
 LONGEST = timedelta(days=36_500)
 
 
+MESSAGE = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow",
+           "replaced_task_nesting", "stamped_headers", "failure")  # fmt: skip
+FAMILY = ("root_id", "parent_id", "group_id", "group_index")
+
+
 def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `send_task`'s options that a run keeps for its message."""
-    names = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow")
-    return {name: options[name] for name in names if options.get(name)}
+    kept = {name: options[name] for name in MESSAGE if options.get(name)}
+    kept.update({name: options[name] for name in FAMILY if options.get(name) is not None})
+    if options.get("ignore_result") is False and getattr(
+        options.get("task_type"), "ignore_result", False
+    ):
+        kept["ignore_result"] = False
+    if stamped := kept.get("stamped_headers"):
+        kept["stamps"] = {name: options[name] for name in stamped if name in options}
+    return kept
 
 
 def checked_options(
@@ -53,12 +65,15 @@ def checked_options(
 
 def no_options() -> dict[str, Any]:
     return {
-        **dict.fromkeys(("schedule_id", "due_at", "max_attempts", "unique_key", "replay_of")),
+        **dict.fromkeys(
+            ("schedule_id", "due_at", "max_attempts", "unique_key", "replay_of", "follows")
+        ),
         **limit("deadline", None),
         **limit("expires", None),
         "origin": Origin.ADHOC,
         "schedule_name": "",
         "options": "{}",
+        "follow_ups": "",
         "failures": 0,
         "enqueued_by": _asking_run(),
     }

@@ -9,11 +9,13 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
+from kombu.utils.json import loads
 
-from scheduling.finishing import Outcome, failed_attempt, handed_back, text_of
+from scheduling.finishing import NextCall, Outcome, failed_attempt, handed_back, text_of
+from scheduling.follow_ups import PARKED
 from scheduling.models import State
-from scheduling.options import instant_or_seconds
-from scheduling.registry import retries_by_itself
+from scheduling.options import instant_or_seconds, message_options
+from scheduling.registry import encode, retries_by_itself
 from scheduling.running import Again, Claimed, Execution, current
 
 if TYPE_CHECKING:
@@ -35,43 +37,75 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
     state = returned.info.state if returned.info else states.SUCCESS
     value = returned.info.retval if returned.info else None
     traceback = str(getattr(returned.retval, "traceback", "") or "")
+    if execution.replacement:
+        return _replaced(execution)
     if execution.again is not None:
-        return _once_more(execution, execution.again, value, traceback)
+        return _once_more(execution, claimed, execution.again, value, traceback)
     if state == states.SUCCESS:
-        return Outcome(State.SUCCEEDED, result=execution.result)
+        return Outcome(State.SUCCEEDED, result=execution.result, value=returned.retval)
     if isinstance(value, RunCancelled):
         return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
     if isinstance(value, Reject):
-        return _rejected(value)
+        return _rejected(execution.job, value)
     if isinstance(value, Ignore):
-        return Outcome(State.SUCCEEDED, reason="the job ended with Ignore: no result")
+        reason = "the job ended with Ignore: no result"
+        return Outcome(State.SUCCEEDED, reason, value=value)
     if isinstance(value, Retry):
         delay = execution.job.default_retry_delay
-        return _once_more(execution, _same_again(execution, claimed, delay), value, traceback)
+        again = _same_again(execution, claimed, delay)
+        return _once_more(execution, claimed, again, value, traceback)
     text = text_of(value)
-    return Outcome(State.FAILED, text, text, traceback, failed=True, result=execution.result)
+    return Outcome(
+        State.FAILED, text, text, traceback, failed=True, result=execution.result, value=value
+    )
 
 
-def _once_more(execution: Execution, again: Again, value: Any, traceback: str) -> Outcome:
-    """Return the outcome of a job that sent itself again: a retry, or a replacement."""
-    when = instant_or_seconds(again.eta)
-    delay = timedelta(seconds=max(again.countdown or 0, 0))
-    if isinstance(value, Ignore):  # `replace` ends with it
-        call, failed, text = (again.task, again.args, again.kwargs), False, None
-    else:
-        cause = getattr(value, "exc", None) or value
-        call, failed = (again.task, again.args, again.kwargs), True
-        text = text_of(cause) if cause is not None else "asked for a retry"
+def _replaced(execution: Execution) -> Outcome:
+    """Return the outcome of a job that replaced itself.
+
+    What replaces it is written by `finish`; the last part of it has this run's id.
+    """
+    name = loads(execution.replacement)["task"]
     return Outcome(
         State.SCHEDULED,
-        text or f"replaced by {again.task}",
+        f"replaced by {name}",
+        run_at=PARKED,
+        call=NextCall(follow_ups=""),
+        result=execution.result,
+        replacement=execution.replacement,
+    )
+
+
+def _once_more(
+    execution: Execution, claimed: Claimed, again: Again, value: Any, traceback: str
+) -> Outcome:
+    """Return the outcome of a job that sent itself again."""
+    when = instant_or_seconds(again.eta)
+    delay = timedelta(seconds=max(again.countdown or 0, 0))
+    failed, text = not isinstance(value, Ignore), None
+    if failed:
+        cause = getattr(value, "exc", None) or value
+        text = text_of(cause) if cause is not None else "asked for a retry"
+    options = {**loads(claimed.options), **message_options(again.options)}
+    return Outcome(
+        State.SCHEDULED,
+        text or f"goes on as {again.task}",
         text,
         traceback,
         failed=failed,
         lower=failed,
         run_at=when if isinstance(when, datetime) else None,
         delay=delay,
-        call=call,
+        call=NextCall(
+            again.task,
+            again.args,
+            again.kwargs,
+            options=encode(options),
+            queue=again.queue,
+            priority=again.priority,
+            follow_ups=again.follow_ups,
+            expires=instant_or_seconds(again.options.get("expires")),
+        ),
         result=execution.result,
     )
 
@@ -80,17 +114,22 @@ def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
     return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
 
 
-def _rejected(reject: Any) -> Outcome:
+def _rejected(job: "Job", reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
         return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
-    return Outcome(State.FAILED, text, text, failed=True)
+    return _failed_outside(job, text, reject)
 
 
 def refused(job: "Job", problem: str) -> Outcome:
+    return _failed_outside(job, problem, TypeError(problem))
+
+
+def _failed_outside(job: "Job", text: str, error: BaseException) -> Outcome:
+    """Return the outcome of a failure that Celery stores no result for."""
     backend: Any = job.backend
-    result = backend.prepare_error(states.FAILURE, TypeError(problem), job.name)
-    return Outcome(State.FAILED, problem, problem, failed=True, result=result)
+    result = backend.prepare_error(states.FAILURE, error, job.name)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
 
 
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
@@ -127,20 +166,18 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
     This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
     and those whose own `retry()` gave up, have decided by themselves.
     """
-    running.in_body = True
-    try:
-        return job.run(*args, **kwargs)
-    except (Retry, Ignore, Reject, PermanentError):
-        raise
-    except Exception as error:
-        if not _retries_by_default(job, running, error):
+    with running.body(job.request):
+        try:
+            return job.run(*args, **kwargs)
+        except (Retry, Ignore, Reject, PermanentError):
             raise
-        countdown = backoff(job.request.retries + 1).total_seconds()
-        raise job.retry(
-            exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
-        ) from error
-    finally:
-        running.in_body = False
+        except Exception as error:
+            if not _retries_by_default(job, running, error):
+                raise
+            countdown = backoff(job.request.retries + 1).total_seconds()
+            raise job.retry(
+                exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
+            ) from error
 
 
 def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:

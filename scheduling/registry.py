@@ -171,20 +171,3 @@ def attempts_allowed(name: str, max_attempts: int | None) -> int | None:
         retries = getattr(job, "retry_kwargs", {}).get("max_retries", job.max_retries)
         return None if retries is None else int(retries) + 1
     return int(settings.DEFAULT_MAX_ATTEMPTS)
-
-
-FOLLOW_UPS = ("link", "link_error", "chain", "chord", "group_id")
-
-
-def follow_ups_in(options: Mapping[str, Any]) -> list[str]:
-    """Return which of `send_task`'s options would send something after the task."""
-    return [option for option in FOLLOW_UPS if options.get(option)]
-
-
-def refuse_follow_ups(name: str, options: Mapping[str, Any]) -> None:
-    """Raise EnqueueError for what a run cannot carry."""
-    if found := follow_ups_in(options):
-        raise EnqueueError(
-            f"task {name} has a countdown or an ETA and {found[0]!r}: a run cannot carry "
-            f"follow-ups. Send it without a delay, or enqueue the next job from this one."
-        )

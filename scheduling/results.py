@@ -4,14 +4,19 @@ A result that is written apart from the run it belongs to can contradict it. So 
 result is only prepared; it is stored in the transaction that moves the run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from celery import states
+from celery import group, maybe_signature, states
+from celery.app.task import Context
+from celery.backends.base import _result_errbacks  # type: ignore[attr-defined]
+from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
+from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
 from django_celery_results.backends.database import DatabaseBackend
 
-from scheduling import clock, execution, pruning
+from scheduling import clock, execution, pruning, waiting
+from scheduling.follow_ups import send_errbacks, sender
 from scheduling.running import current
 
 
@@ -44,6 +49,9 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
         request: Any = None,
         using: str | None = None,
     ) -> Any:
+        if sender() is not None:
+            waiting.settle(task_id, self.prepare(result, status, traceback, request))
+            return result
         running = current()
         if running is not None and running.tracked and str(running.id) == task_id:
             running.result = self.prepare(result, status, traceback, request)
@@ -60,6 +68,60 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
         if self.expires:
             pruning.prune_results(clock.now() - maybe_timedelta(self.expires))
             self.GroupModel._default_manager.delete_expired(self.expires)
+
+    def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
+        if sender() is None:
+            super()._call_task_errbacks(request, exc, traceback)
+        else:
+            send_errbacks(request, exc, traceback)
+
+    def chord_error_from_stack(self, callback: Any, exc: Any = None) -> Any:
+        """Fail a chord's body, and with it the chord that the body itself is a part of.
+
+        Celery leaves that one waiting for ever.
+        """
+        failed = super().chord_error_from_stack(callback, exc)
+        if sender() is not None and not isinstance(callback, group):
+            *earlier, last = callback.tasks if isinstance(callback, _chain) else [callback]
+            for step in earlier:
+                self.store_result(step.id, exc, states.FAILURE)
+            self._count_failed(last, exc)
+        return failed
+
+    def _count_failed(self, part: Any, error: Any) -> None:
+        while isinstance(part, _chord):
+            part = maybe_signature(part.body, app=self.app)
+        if part.options.get("chord"):
+            request = Context(part.options, id=part.id, group=part.options.get("group_id"))
+            self.on_chord_part_return(request, states.FAILURE, error)
+
+    def _handle_group_chord_error(self, group_callback: Any, backend: Any, exc: Any = None) -> None:
+        """Fail each part of a chord's body that is a group; Celery would also revoke them.
+
+        They were never sent, and a transaction is no place for a broadcast.
+        """
+        if sender() is None:
+            super()._handle_group_chord_error(group_callback, backend, exc)
+            return
+        group_callback.freeze()
+        error = getattr(exc, "__cause__", None) or exc
+        own = maybe_list(group_callback.options.get("link_error")) or []
+        for part in group_callback.tasks:
+            task_id, errbacks = _result_errbacks(part, self.app)
+            errbacks += [errback for errback in own if errback not in errbacks]
+            self.store_result(task_id, error, states.FAILURE)
+            send_errbacks(Context(id=task_id, task=part.task, errbacks=errbacks), error, None)
+            self._count_failed(part, error)
+
+    def with_children(self, result: StoredResult, children: list[Any]) -> StoredResult:
+        """Return a prepared result that names what its task has set off."""
+        meta = self.decode(result.meta) if result.meta else {}
+        meta["children"] = [*meta.get("children", ()), *(child.as_tuple() for child in children)]
+        return replace(result, meta=self.encode_content(meta)[2])
+
+    def prepare_success(self, value: object, task: str) -> StoredResult:
+        """Return the TaskResult columns of a success whose task stores no result."""
+        return self._prepare_apart(states.SUCCESS, value, task)
 
     def prepare(
         self, result: Any, status: str, traceback: str | None = None, request: Any = None
@@ -98,7 +160,10 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
         self, status: str, error: BaseException, task: str | None = None
     ) -> StoredResult:
         """Return the TaskResult columns of a run that ended without its code running."""
-        encoded = self.encode_result(error, states.FAILURE)
+        return self._prepare_apart(status, error, task)
+
+    def _prepare_apart(self, status: str, value: object, task: str | None) -> StoredResult:
+        encoded = self.encode_result(value, status)
         content_type, content_encoding, content = self.encode_content(encoded)
         return StoredResult(
             status=status,

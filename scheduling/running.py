@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from scheduling.models import Run, State
-from scheduling.registry import attempts_allowed, encode, follow_ups_in, refuse_follow_ups
+from kombu.utils.json import loads
+
+from scheduling.follow_ups import carried_in
+from scheduling.models import Priority, Run, State
+from scheduling.registry import attempts_allowed, encode, queue_of
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
@@ -41,11 +44,15 @@ class Claimed(NamedTuple):
     due_at: datetime
     failures: int
     max_attempts: int | None
+    follow_ups: str
 
 
 @dataclass
 class Again:
-    """What a job asked for by sending itself again: `retry`, or `replace` where `task` differs."""
+    """What a job asked for by sending itself again: its next call.
+
+    `queue`, `priority` and `follow_ups` are None where they stay as they are.
+    """
 
     task: str
     args: str
@@ -53,6 +60,9 @@ class Again:
     countdown: float | None
     eta: datetime | str | None
     options: Mapping[str, Any]
+    queue: str | None = None
+    priority: int | None = None
+    follow_ups: str | None = None
 
 
 @dataclass
@@ -69,6 +79,9 @@ class Execution:
     in_body: bool = False  # the job's body runs now: it can be told something
     exhausted: bool = False  # `retry()` said that no more retries are allowed
     max_retries: int | None = None  # what `retry()` was given for this execution
+    asked: Mapping[str, Any] = field(default_factory=dict)  # the options that `retry()` was given
+    replacement: str = ""  # JSON of the signature that `replace()` was given
+    arguments: tuple[list[Any], dict[str, Any]] | None = None  # where the row's are others
 
     @property
     def tracked(self) -> bool:
@@ -82,13 +95,28 @@ class Execution:
         allowed = attempts_allowed(self.job.name, self.claimed.max_attempts)
         return allowed is None or self.claimed.failures + 1 < allowed
 
-    def can_become_a_run(self, options: Mapping[str, Any]) -> bool:
-        """Whether this execution's next try can be a row.
+    @property
+    def can_become_a_run(self) -> bool:
+        """Whether this execution's next try can be a row: a plain message may have any id."""
+        return self.tracked or run_id_of(self.id) is not None
 
-        Not that of a plain message whose id is no UUID, or that is a part of a chain, group or
-        chord: it stays Celery's, as it was sent.
+    @contextmanager
+    def body(self, request: Any) -> Iterator[None]:
+        """Show the job what it carries while its body runs.
+
+        Celery's tracer looks there afterwards, and would send it.
         """
-        return self.tracked or (run_id_of(self.id) is not None and not follow_ups_in(options))
+        self.in_body = True
+        carried = loads(self.claimed.follow_ups) if self.claimed and self.claimed.follow_ups else {}
+        if carried:
+            request.callbacks, request.errbacks = carried.get("link"), carried.get("link_error")
+            request.chain, request.chord = carried.get("chain"), carried.get("chord")
+        try:
+            yield
+        finally:
+            self.in_body = False
+            if carried:
+                request.callbacks = request.errbacks = request.chain = request.chord = None
 
     def ask_again(
         self,
@@ -100,10 +128,19 @@ class Execution:
         options: Mapping[str, Any],
     ) -> None:
         """Remember that this task sent itself again; `finish` makes it the next attempt."""
-        if self.tracked:
-            refuse_follow_ups(task, options)
+        queue, priority = self.asked.get("queue"), self.asked.get("priority")
+        args, kwargs = list(args or ()), dict(kwargs or {})
+        stored = self.claimed is not None and (args, kwargs) == self.arguments
         self.again = Again(
-            task, encode(list(args or ())), encode(dict(kwargs or {})), countdown, eta, options
+            task,
+            self.claimed.args if self.claimed and stored else encode(args),
+            self.claimed.kwargs if self.claimed and stored else encode(kwargs),
+            countdown,
+            eta,
+            options,
+            queue=queue_of(task, str(getattr(queue, "name", queue))) if queue else None,
+            priority=None if priority is None else Priority.nearest(priority),
+            follow_ups=carried_in(options) if self.in_body else None,
         )
 
 

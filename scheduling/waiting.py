@@ -2,26 +2,48 @@
 
 import logging
 import time
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery import states
 from celery.exceptions import TaskRevokedError
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Coalesce, Now
 
 from scheduling.errors import SchedulingError
-from scheduling.finishing import apply, backend
+from scheduling.finishing import (
+    Outcome,
+    apply,
+    backend,
+    end_with_follow_ups,
+    ending,
+    record,
+)
+from scheduling.follow_ups import PARKED
 from scheduling.logs import event
 from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.running import run_id_of
 from scheduling.sql import clean
+
+if TYPE_CHECKING:
+    from scheduling.results import StoredResult
 
 logger = logging.getLogger(__name__)
 
+# Those that others follow are left to a transaction each: see `_close_followed`.
 CLOSE_WAITING = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
- WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} LIMIT %(limit)s
-                       FOR NO KEY UPDATE SKIP LOCKED))
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} AND follow_ups = ''
+                        LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
+ RETURNING id, schedule_id, backfill_id, true AS final
+"""
+FOLLOWED = """
+SELECT id FROM scheduling_run WHERE {where} AND follow_ups <> '' LIMIT %(limit)s
+"""
+CLOSE_ONE = """
+UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
+ WHERE id = %(id)s
  RETURNING id, schedule_id, backfill_id, true AS final
 """
 WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
@@ -79,9 +101,48 @@ def _close_waiting(where: str, state: State, reason: str, parameters: dict[str, 
     result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     parameters = {**parameters, "state": state, "reason": clean(reason)}
     count = apply(CLOSE_WAITING.format(where=where), parameters, result)
+    with connection.cursor() as cursor:
+        cursor.execute(FOLLOWED.format(where=where), parameters)
+        followed = [run_id for (run_id,) in cursor.fetchall()]
+    outcome = Outcome(state, reason, result=result)
+    count += sum(_close_followed(run_id, parameters, outcome) for run_id in followed)
     if count:
         event(logger, f"run_{state}", runs=count, reason=reason)
     return count
+
+
+def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) -> bool:
+    """End one waiting run, with what follows, unless somebody holds it or has moved it."""
+    parameters = {**parameters, "id": run_id}
+    with transaction.atomic():
+        ended = ending(f"id = %(id)s AND state IN ({WAITING_SQL})", parameters, skip_locked=True)
+        if ended is not None:
+            end_with_follow_ups(ended, outcome, partial(apply, CLOSE_ONE, parameters))
+    return ended is not None
+
+
+CLOSE_PARKED = """
+UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
+ WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
+ RETURNING id, schedule_id, backfill_id, true AS final
+"""
+
+
+def settle(task_id: str, result: "StoredResult") -> None:
+    """Store the result of a follow-up that will never be sent, because what it follows failed.
+
+    Where that is the last part of what a run has replaced itself with, that run ends as well.
+    """
+    run_id = run_id_of(task_id)
+    if run_id is not None and result.status in states.PROPAGATE_STATES:
+        parameters = {
+            "id": run_id,
+            "parked": PARKED,
+            "state": State.FAILED if result.status == states.FAILURE else State.CANCELLED,
+            "reason": "what replaced it did not succeed",
+        }
+        apply(CLOSE_PARKED, parameters, None)
+    record(task_id, result)
 
 
 RELEASE_HELD = """

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import chain, current_app, group
+from celery import chain, chord, current_app, group
 from celery.fixups import django as fixups
 from django.conf import settings as django_settings
 from pytest_django import Settings
@@ -79,18 +79,21 @@ class TestForLater:
         assert only_run().run_at <= clock.now()
 
     @pytest.mark.parametrize(
-        "send",
+        ("send", "rows"),
         [
-            lambda: add.apply_async((1, 2), countdown=5, link=add.s(1)),
-            lambda: add.apply_async((1, 2), countdown=5, link_error=add.s(1)),
-            lambda: chain(add.s(1, 2), add.s(3)).apply_async(countdown=5),
-            lambda: group(add.s(1, 2), add.s(3, 4)).apply_async(countdown=5),
+            (lambda: add.apply_async((1, 2), countdown=5, link=add.s(1)), 1),
+            (lambda: add.apply_async((1, 2), countdown=5, link_error=add.s(1)), 1),
+            (lambda: chain(add.s(1, 2), add.s(3)).apply_async(countdown=5), 1),
+            (lambda: group(add.s(1, 2), add.s(3, 4)).apply_async(countdown=5), 2),
+            (lambda: chord([add.s(1, 2), add.s(3, 4)], add.s(1)).apply_async(countdown=5), 2),
         ],
     )
-    def test_what_a_row_cannot_carry_is_refused(self, send: Any, client: redis.Redis) -> None:
-        with pytest.raises(EnqueueError, match="follow-ups"):
-            send()
-        assert (Run.objects.count(), client.dbsize()) == (0, 0)
+    def test_a_canvas_is_rows_and_reaches_no_broker(
+        self, send: Any, rows: int, client: redis.Redis
+    ) -> None:
+        send()
+        assert (Run.objects.count(), client.dbsize()) == (rows, 0)
+        assert all(made.run_at > clock.now() for made in Run.objects.all())
 
     @pytest.mark.parametrize(
         ("options", "message"),

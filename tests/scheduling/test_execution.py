@@ -12,7 +12,6 @@ from uuid import UUID
 
 import pytest
 from celery import Task, current_app, shared_task, signals, states
-from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import transaction
 from django_celery_results.models import TaskResult
@@ -26,6 +25,7 @@ from scheduling.models import FINAL, Origin, Run, State
 from scheduling.outcomes import backoff
 from scheduling.running import current
 from tests.jobs import tasks
+from tests.scheduling.child import deliver, forget_tracers, hint
 from tests.scheduling.ledger import NOON, run
 
 seen: list[Any] = []
@@ -101,30 +101,7 @@ def _no_redis_needed(redis_client: object) -> None:
 @pytest.fixture(autouse=True)
 def _tracers() -> Iterator[None]:
     yield
-    for task in current_app.tasks.values():
-        task.__trace__ = None
-
-
-def hint(
-    made: Run, attempt: int | None = None, *, task_id: str | None = None, **headers: Any
-) -> Any:
-    """Give a worker's child the hint of a run, and return what Celery would see."""
-    name = made.task
-    return deliver(
-        name,
-        str(made.pk) if task_id is None else task_id,
-        **{ATTEMPT: attempt or made.attempt, **headers},
-    )
-
-
-def deliver(name: str, task_id: str, args: Any = (), kwargs: Any = None, **headers: Any) -> Any:
-    job = current_app.tasks[name]
-    job.__trace__ = build_tracer(job.name, job, app=current_app)
-    request = {
-        "id": task_id, "task": name, "hostname": "h", "is_eager": False, "delivery_info": {},
-        "retries": 0, "root_id": task_id, **headers,
-    }  # fmt: skip
-    return job.__trace__(task_id, list(args), kwargs or {}, request)
+    forget_tracers()
 
 
 def of(task: Any, *args: Any, state: State = State.QUEUED, **columns: Any) -> Run:

@@ -14,6 +14,7 @@ from pytest_django import Settings
 from scheduling import clock, finishing
 from scheduling.errors import SchedulingError
 from scheduling.finishing import (
+    NextCall,
     Outcome,
     cancelled,
     failed_attempt,
@@ -114,7 +115,9 @@ class TestFinish:
 
     def test_the_next_attempt_may_have_a_time_and_a_call_of_its_own(self) -> None:
         made = run(State.RUNNING)
-        finish(made.pk, 1, Outcome(State.SCHEDULED, run_at=NOON, call=("t", "[9]", '{"a": 1}')))
+        finish(
+            made.pk, 1, Outcome(State.SCHEDULED, run_at=NOON, call=NextCall("t", "[9]", '{"a": 1}'))
+        )
         after = fresh(made)
         assert (after.run_at, after.task, after.args, after.kwargs) == (
             NOON, "t", "[9]", '{"a": 1}',

@@ -1,0 +1,48 @@
+"""A worker's child in this process: the tracer that Celery builds, given what a hint holds."""
+
+from typing import Any
+
+from celery import current_app
+from celery.app.trace import build_tracer
+
+from scheduling import clock
+from scheduling.execution import ATTEMPT
+from scheduling.models import Run, State
+
+
+def hint(
+    made: Run, attempt: int | None = None, *, task_id: str | None = None, **headers: Any
+) -> Any:
+    """Give a worker's child the hint of a run, and return what Celery would see."""
+    name = made.task
+    return deliver(
+        name,
+        str(made.pk) if task_id is None else task_id,
+        **{ATTEMPT: attempt or made.attempt, **headers},
+    )
+
+
+def deliver(name: str, task_id: str, args: Any = (), kwargs: Any = None, **headers: Any) -> Any:
+    job = current_app.tasks[name]
+    job.__trace__ = build_tracer(job.name, job, app=current_app)
+    request = {
+        "id": task_id, "task": name, "hostname": "h", "is_eager": False, "delivery_info": {},
+        "retries": 0, "root_id": task_id, **headers,
+    }  # fmt: skip
+    return job.__trace__(task_id, list(args), kwargs or {}, request)
+
+
+def work(*, until: int = 100) -> list[Run]:
+    """Run what may start now, and what that sets off, in the order it was made; return the runs."""
+    done: list[Run] = []
+    due = Run.objects.filter(state__in=(State.SCHEDULED, State.QUEUED)).order_by("created_at", "id")
+    while waiting := due.filter(run_at__lte=clock.now()).first():
+        assert len(done) < until, "it goes on for ever"
+        hint(waiting)
+        done.append(waiting)
+    return done
+
+
+def forget_tracers() -> None:
+    for task in current_app.tasks.values():
+        task.__trace__ = None
