@@ -20,6 +20,15 @@ STEP = 0.01  # seconds: those due within it are enqueued for one instant, in one
 ENQUEUED, SENT = 3000, 900  # so many a second, at least, by `enqueue_many` and by `send_task`
 
 
+SENT_AFTER = b"""
+SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY late), percentile_cont(0.99) WITHIN GROUP
+    (ORDER BY late)
+  FROM scheduling_run,
+    LATERAL (SELECT extract(epoch FROM queued_at - due_at)::float * 1000) AS sent (late)
+ WHERE due_at >= to_timestamp(%s)
+"""
+
+
 class Watched(NamedTuple):
     """Megabytes when the first was due and at the highest, of a worker and of beat."""
 
@@ -46,6 +55,8 @@ def measure(ground: Ground) -> Table:
         row("start, p50", 2, "ms", most=60),
         row("start, p99", 2, "ms", most=200),
         row("start, worst", 2, "ms"),
+        row("of it, until its hint was sent: p50", 2, "ms"),
+        row("of it, until its hint was sent: p99", 2, "ms"),
         row("never started", 2, "", most=0, compared=False),
         row("memory of the worker when the first is due", 2, "MB"),
         row("memory of the worker at its highest", 2, "MB"),
@@ -131,9 +142,10 @@ def _finish(
     working.wait(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
     late = evidence.lateness(since - 1)
     memory = list(watched) if column == 0 else list(watched)[:2]
-    values = [*figures(late), float(count - len(late)), *memory] if late else []
+    sent = ground.ledger.execute(SENT_AFTER, [since]).fetchone() if column == 0 else (None, None)
+    values = [*figures(late), *(sent or ()), float(count - len(late)), *memory] if late else []
     for line, value in zip(rows, values, strict=False):
-        line.samples[column].values.append(value)
-    told = ", ".join(f"{value:,.0f}" for value in values)
-    print(f"  column {column + 1}: p50, p99, worst, never started, memory: {told}; {load()}",
-          flush=True)  # fmt: skip
+        line.samples[column].values += [] if value is None else [value]
+    told = ", ".join("-" if value is None else f"{value:,.0f}" for value in values)
+    print(f"  column {column + 1}: p50, p99, worst; sent p50, p99; never started; memory: {told}; "
+          f"{load()}", flush=True)  # fmt: skip
