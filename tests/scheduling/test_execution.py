@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from celery import Task, current_app, shared_task, signals, states
 from celery.exceptions import Ignore, Reject, Retry
-from django.db import transaction
+from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
@@ -55,6 +55,16 @@ def misbehave(how: str) -> Any:
         with transaction.atomic():
             Run.objects.filter(pk=run_of.id).update(task="x" * 201)
     raise {"ignore": Ignore, "reject": Reject, "exit": SystemExit, "key": KeyError}[how]
+
+
+@shared_task
+def is_cut_off() -> None:
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid]
+        )
+    other.close()
 
 
 @shared_task(bind=False, base=Job, max_attempts=1)
@@ -501,6 +511,21 @@ class TestOutsideATransaction:
         (made,) = runs_of(row)
         assert hint(made).retval == 42
         assert fresh(made).state == State.SUCCEEDED
+
+    def test_a_connection_that_died_meanwhile_costs_the_run_nothing(self) -> None:
+        made = of(is_cut_off)
+        hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+
+    def test_before_its_outcome_is_written_postgres_is_asked_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(connection, "is_usable", lambda: not asked.append("SELECT 1"))
+        made = of(tasks.add, 1, 2)
+        hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+        assert asked == []
 
 
 @pytest.mark.django_db(transaction=True)
