@@ -205,7 +205,11 @@ def progress(backfill: Backfill) -> Progress:
 
 def standing(backfill: Backfill, progress: Progress) -> str:
     """Return in a word or two where a backfill stands."""
-    if progress.unfinished:
+    return word(backfill, unfinished=progress.unfinished > 0)
+
+
+def word(backfill: Backfill, *, unfinished: bool) -> str:
+    if unfinished:
         return "being cancelled" if backfill.cancelled_at else "going on"
     return "cancelled" if backfill.cancelled_at else "done"
 

@@ -112,7 +112,7 @@ class RunAdmin(ReplayAll):
             "Where it comes from",
             {
                 "fields": (
-                    ("id", "enqueued_by", "replay_of_"),
+                    ("id", "enqueued_by", "replay_of_", "backfill"),
                     ("queue", "priority", "unique_key"),
                     ("coalesced_", "cancel_requested_by"),
                 )
@@ -236,6 +236,13 @@ class RunAdmin(ReplayAll):
     @admin.display(description="replay of")
     def replay_of_(self, run: Run) -> SafeString | str:
         return _link(run.replay_of) if run.replay_of else NOTHING
+
+    @admin.display(description="backfill")
+    def backfill(self, run: Run) -> SafeString | str:
+        if run.backfill_id is None:
+            return NOTHING
+        page = reverse("admin:scheduling_backfill_change", args=[run.backfill_id])
+        return format_html('<a href="{}">{}</a>', page, run.backfill_id)
 
     @admin.display(description="arguments")
     def arguments(self, run: Run) -> SafeString | str:

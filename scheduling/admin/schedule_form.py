@@ -15,10 +15,13 @@ RULES = ("crontab", "interval", "clocked", "solar")
 # A change of these can make a rule that never fires.
 TIMING = {*RULES, "start_time", "expires", "one_off", "enabled"}
 CALL = {"task", "args", "kwargs"}
+PREVIEW = "_preview"  # the button that asks what a change would do
 
 
 class ScheduleForm(forms.ModelForm[Schedule]):
     """Refuses what could not run: unknown tasks, arguments that do not fit, rules without end."""
+
+    fits = False
 
     # Every name is let in, so that the message for an unknown one can name the nearest.
     task = forms.CharField(
@@ -88,6 +91,15 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             fields["task"].widget.choices = task_choices(self.instance.task)
         if "priority" in fields:
             fields["priority"].choices = priority_choices(self.instance.priority)
+
+    def is_valid(self) -> bool:
+        """Return whether to save it: what is only looked at fits, and is shown again."""
+        self.fits = super().is_valid()
+        return self.fits and not self.is_preview
+
+    @property
+    def is_preview(self) -> bool:
+        return PREVIEW in self.data
 
     def clean_task(self) -> str:
         name: str = self.cleaned_data["task"]

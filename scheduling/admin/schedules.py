@@ -22,6 +22,7 @@ from scheduling.admin.display import NOTHING, ago, badge, breakable, moment, whe
 from scheduling.admin.filters import TaskFilter
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.admin.policies import PolicyInline
+from scheduling.admin.previews import preview_of
 from scheduling.admin.schedule_actions import ScheduleActions
 from scheduling.admin.schedule_form import RULES, ScheduleForm
 from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
@@ -188,8 +189,18 @@ class ScheduleAdmin(ScheduleActions):
                 "of_code": is_of_code(schedule),
                 "zone": timezone.get_current_timezone_name(),
                 "runs_url": f"{runs}?{urlencode({'schedule': schedule.name})}",
+                "preview": self._preview(context),
             }
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def _preview(self, context: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what the form's change would do, where that was asked for and the form fits."""
+        form = context["adminform"].form
+        inlines = [inline.formset for inline in context["inline_admin_formsets"]]
+        asked = isinstance(form, ScheduleForm) and form.is_bound and form.is_preview
+        if not asked or not form.fits or not all(formset.is_valid() for formset in inlines):
+            return None
+        return preview_of(form.instance, clock.now())
 
     @admin.display(description="next runs")
     def next_times(self, schedule: PeriodicTask) -> SafeString | str:

@@ -558,3 +558,58 @@ class TestOldAddresses:
         assert "Truebeat" in page
         assert reverse("admin:scheduling_schedule_changelist") in page
         assert reverse("admin:django_celery_beat_periodictask_changelist") not in page
+
+
+class TestThePreviewOfAChange:
+    def preview(self, client: Client, schedule: PeriodicTask, **changes: Any) -> str:
+        data = form(schedule, **changes, _preview="Preview the change")
+        return client.post(page_of(schedule), data).content.decode()
+
+    def test_it_says_what_moves_and_saves_nothing(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        assert "Preview the change" in admin_client.get(page_of(schedule)).content.decode()
+        later = CrontabSchedule.objects.create(minute="30", hour="3", timezone="Europe/Berlin")
+        page = self.preview(admin_client, schedule, crontab=later.pk, description="typed")
+        assert "Nothing has been saved" in page
+        assert "it adds 30 occurrences, removes 30 and keeps 0" in page
+        assert "typed" in page
+        schedule.refresh_from_db()
+        assert (schedule.crontab_id == later.pk, schedule.description) == (False, "")
+        assert not Policy.objects.filter(schedule=schedule).exists()
+        assert not LogEntry.objects.exists()
+
+    def test_what_moves_nothing_is_said_too(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        page = self.preview(admin_client, schedule, description="other")
+        assert "every occurrence stays where it is" in page
+
+    def test_a_schedule_that_is_disabled_loses_all(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        page = self.preview(admin_client, schedule, enabled="")
+        assert "it adds 0 occurrences, removes 30 and keeps 0" in page
+
+    @pytest.mark.parametrize(
+        "changes", [{"args": "[1"}, {"crontab": ""}, {"policy-0-max_attempts": "0"}]
+    )
+    def test_a_form_that_does_not_fit_shows_its_errors_and_no_preview(
+        self, admin_client: Client, schedule: PeriodicTask, changes: dict[str, str]
+    ) -> None:
+        page = self.preview(admin_client, schedule, **changes)
+        assert "errornote" in page
+        assert "Nothing has been saved" not in page
+
+    def test_who_may_not_change_it_is_offered_none(
+        self, client: Client, schedule: PeriodicTask
+    ) -> None:
+        client.force_login(grant("view_schedule"))
+        assert "Preview the change" not in client.get(page_of(schedule)).content.decode()
+        data = form(schedule, _preview="x")
+        assert client.post(page_of(schedule), data).status_code == 403
+
+    def test_saving_goes_on_as_before(self, admin_client: Client, schedule: PeriodicTask) -> None:
+        admin_client.post(page_of(schedule), form(schedule, description="saved"))
+        schedule.refresh_from_db()
+        assert schedule.description == "saved"

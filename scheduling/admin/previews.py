@@ -1,0 +1,27 @@
+"""What the change that stands in a schedule's form would do, before it is saved."""
+
+from datetime import datetime
+from typing import Any
+
+from django_celery_beat.models import PeriodicTask
+
+from scheduling.admin.display import moment
+from scheduling.editing import LOOK_AHEAD, occurrences_changed
+from scheduling.standing import with_rows
+
+
+def preview_of(edited: PeriodicTask, now: datetime) -> dict[str, Any]:
+    """Return how the schedule's occurrences change if it is saved as it stands in its form."""
+    before = with_rows().get(pk=edited.pk)
+    found = occurrences_changed(before, edited, now)
+    if found is None or found.moved is None:
+        return {"moved": None, "days": LOOK_AHEAD.days}
+    old, new = (moment(instant) if instant else "none" for instant in found.moved)
+    return {
+        "days": LOOK_AHEAD.days,
+        "until": "" if found.complete else moment(found.until),
+        "added": found.added,
+        "removed": found.removed,
+        "kept": found.kept,
+        "moved": (old, new),
+    }
