@@ -257,7 +257,8 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
         connection.close_if_unusable_or_obsolete()
         # That was said without a question to Postgres. `finish` needs none before its own
         # statement either: on a connection that is dead it is tried again, on another.
-        connection.health_check_done = True
+        django: Any = connection
+        django.health_check_done = True
     refused = ""
     for wanted in (outcome, outcome, None):
         text = f"its outcome could not be stored: {refused}"

@@ -521,7 +521,12 @@ class TestOutsideATransaction:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str] = []
-        monkeypatch.setattr(connection, "is_usable", lambda: not asked.append("SELECT 1"))
+
+        def is_usable() -> bool:
+            asked.append("SELECT 1")
+            return True
+
+        monkeypatch.setattr(connection, "is_usable", is_usable)
         made = of(tasks.add, 1, 2)
         hint(made)
         assert fresh(made).state == State.SUCCEEDED
