@@ -193,6 +193,18 @@ AGE_AFTER = timedelta(seconds=env.float("AGE_AFTER_SECONDS", default=600))
 # Days after its end for which a run is kept, with its result; 0: for ever.
 KEEP_RUNS = timedelta(days=min(env.int("KEEP_RUNS_DAYS", default=90), 36_500))
 KEEP_FAILED = timedelta(days=min(env.int("KEEP_FAILED_DAYS", default=365), 36_500))
+# Who is told of failures of what has no owner: mail addresses and https URLs; none: nobody.
+ALERTS_TO = env.list("ALERTS_TO", default=[])
+# A group of failures is told of at most this often; the next message counts what was held back.
+ALERT_EVERY = timedelta(seconds=env.float("ALERT_EVERY_SECONDS", default=14_400))
+# And messages of all groups go out at most this often.
+ALERT_PACE = timedelta(seconds=env.float("ALERT_PACE_SECONDS", default=300))
+# So many failures in a row of a schedule, or of a task, are told of again; 0: never.
+ALERT_AFTER_FAILURES = env.int("ALERT_AFTER_FAILURES", default=3)
+# A group that was quiet for so long has come back when it is seen again.
+ALERT_QUIET = timedelta(days=env.float("ALERT_QUIET_DAYS", default=7))
+# Whether webhooks may go to private addresses, and without TLS: for development only.
+ALERT_ALLOW_PRIVATE = env.bool("ALERT_ALLOW_PRIVATE", default=False)
 # Whether workers run messages that have no row in the ledger (plain `.delay()`).
 ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
 

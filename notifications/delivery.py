@@ -26,6 +26,7 @@ from notifications.models import (
 )
 from scheduling.jobs import PermanentError
 from scheduling.logs import event
+from scheduling.mail import send
 from scheduling.models import UNFINISHED, Run
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def deliver(delivery_id: int, today: date, *, run_id: UUID | None) -> str:
         return _supersede(unsettled, delivery, "the lifecycle id was deleted since")
     if reason := _why_superseded(delivery, record):
         return _supersede(unsettled, delivery, reason)
-    mail.send(mail.reminder(delivery, record, today))
+    send(mail.reminder(delivery, record, today))
     noted = _persist(lambda: unsettled.update(sent_at=Now(), recipient=record.requester_email))
     name = "delivery_sent" if noted else "delivery_sent_again"
     event(logger, name, delivery=delivery_id, run=delivery.run_id, lcid=record.lcid)

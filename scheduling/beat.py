@@ -16,8 +16,10 @@ from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import (
+    alerts,
     backfill_pace,
     dispatch,
+    failure_groups,
     finishing,
     firing,
     heartbeats,
@@ -66,13 +68,21 @@ SELECT statement_timestamp(),
                AND priority > 0 AND state IN ('scheduled', 'held', 'queued'))
     OR EXISTS (SELECT 1 FROM scheduling_run
              WHERE deadline <= statement_timestamp() + %(deadline_near)s::interval
-               AND priority > 3 AND state IN ('scheduled', 'held', 'queued'))
+               AND priority > 3 AND state IN ('scheduled', 'held', 'queued')),
+    EXISTS (SELECT 1 FROM scheduling_failure WHERE noted_at > %(low)s),
+    EXISTS (SELECT 1 FROM scheduling_failuregroup WHERE news <> '')
+    AND NOT EXISTS (SELECT 1 FROM scheduling_run WHERE unique_key = %(alert)s
+               AND state IN ('scheduled', 'held', 'queued', 'running'))
 """
 
 
 def look_settings() -> dict[str, Any]:
     """Return the parameters of LOOK, all but its `low`."""
-    return {"lost_after": dispatch.LOST_AFTER, "deadline_near": settings.DEADLINE_NEAR}
+    return {
+        "lost_after": dispatch.LOST_AFTER,
+        "deadline_near": settings.DEADLINE_NEAR,
+        "alert": alerts.KEY,
+    }
 
 
 class Look(NamedTuple):
@@ -87,6 +97,8 @@ class Look(NamedTuple):
     backfills_held: bool
     hints_old: bool
     deadlines: bool
+    failed: bool
+    news: bool
 
 
 class Scheduler(beat.Scheduler):
@@ -143,7 +155,7 @@ class Scheduler(beat.Scheduler):
         look = self._look()
         self._pulse(look)
         self._recover(look)
-        raised = self._raise(look)
+        raised = self._raise(look) + self._settle_failures(look)
         next_due = look.next_due_in
         for _ in range(BUSY_MAX):
             planned = planning.plan_changed() if look.to_plan else 0
@@ -203,6 +215,15 @@ class Scheduler(beat.Scheduler):
             raised += raising.raise_for_age()
             self._age_at = time.monotonic() + raising.age_every().total_seconds()
         return raised
+
+    def _settle_failures(self, look: Look) -> int:
+        """Settle what has failed, before anything fires; return whether there may be more."""
+        settled = failure_groups.settle(self._low) if look.failed else 0
+        if look.news:
+            alerts.call()
+        full = settled >= failure_groups.BATCH
+        self._behind |= full
+        return int(full)
 
     def _resend(self, look: Look) -> None:
         begun = time.monotonic()

@@ -8,9 +8,10 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
-from scheduling import auditing
+from scheduling import addresses, auditing
 from scheduling.models import UNFINISHED, Run, Schedule
 from scheduling.planning import rule_version
 from scheduling.registry import job_names
@@ -34,6 +35,22 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
         for name, expected in EXPECTED.items()
         if getattr(settings, name, None) != expected
     ]
+
+
+@register()
+def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """Whoever is to be told of failures must be somebody that can be told."""
+    try:
+        addresses.validate(",".join(settings.ALERTS_TO))
+    except ValidationError as error:
+        return [
+            Error(
+                f"ALERTS_TO: {' '.join(error.messages)}",
+                hint="Without it nobody is told of failures of what has no owner.",
+                id="scheduling.E003",
+            )
+        ]
+    return []
 
 
 @register()

@@ -262,7 +262,7 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     refused = ""
     for wanted in (outcome, outcome, None):
         text = f"its outcome could not be stored: {refused}"
-        last = wanted or Outcome(State.FAILED, text, text, failed=True)
+        last = wanted or Outcome(State.FAILED, text, text, failed=True, place="(result)")
         try:
             patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
         except (OperationalError, InterfaceError):  # then the lease runs out

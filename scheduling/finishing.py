@@ -21,6 +21,7 @@ from django.db import connection, transaction
 from scheduling import follow_ups
 from scheduling.doorbell import ring_on_commit
 from scheduling.errors import SchedulingError
+from scheduling.failures import NOTE, described
 from scheduling.follow_ups import Ended, FollowUpError
 from scheduling.logs import event
 from scheduling.models import Run, State
@@ -60,7 +61,8 @@ class Outcome:
     and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
     down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
     is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
-    are told. `replacement` is the JSON of the signature that goes on in its place.
+    are told. `replacement` is the JSON of the signature that goes on in its place. `place` is where
+    it failed, if no traceback can tell.
     """
 
     state: State
@@ -77,6 +79,7 @@ class Outcome:
     value: object = None
     replacement: str = ""
     followed: bool = False  # the run is known to have follow-ups
+    place: str = ""
 
 
 MOVE = """
@@ -218,6 +221,9 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         **limit("expires", outcome.call.expires),
     }
     move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
+    if outcome.state == State.FAILED:
+        text = outcome.error or outcome.reason
+        parameters |= described(text, outcome.traceback, outcome.place)
     return move, parameters
 
 
@@ -241,12 +247,16 @@ def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
 
 
 def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
-    """Move rows by `move` (which returns id, schedule_id, final); return how many."""
+    """Move rows by `move` (which returns id, schedule_id, final); return how many.
+
+    Where `parameters` say why they failed (failures.described), that is noted.
+    """
+    noted = f", noted AS ({NOTE})" if "n_error" in parameters else ""
     recorded = ""
     if result is not None:
         parameters = {**parameters, **_columns(result)}
         recorded = f", recorded AS ({RECORD})"
-    sql = f"WITH done AS ({move}), released AS ({RELEASE}){recorded} {MOVED}"
+    sql = f"WITH done AS ({move}), released AS ({RELEASE}){noted}{recorded} {MOVED}"
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         moved, others_may_go = cursor.fetchone()

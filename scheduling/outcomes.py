@@ -118,18 +118,18 @@ def _rejected(job: "Job", reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
         return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
-    return _failed_outside(job, text, reject)
+    return _failed_outside(job, text, reject, "(rejected by the job)")
 
 
 def refused(job: "Job", problem: str) -> Outcome:
-    return _failed_outside(job, problem, TypeError(problem))
+    return _failed_outside(job, problem, TypeError(problem), "(arguments)")
 
 
-def _failed_outside(job: "Job", text: str, error: BaseException) -> Outcome:
+def _failed_outside(job: "Job", text: str, error: BaseException, place: str) -> Outcome:
     """Return the outcome of a failure that Celery stores no result for."""
     backend: Any = job.backend
     result = backend.prepare_error(states.FAILURE, error, job.name)
-    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, place=place)
 
 
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:

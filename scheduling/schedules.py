@@ -159,7 +159,7 @@ def resume(schedule: PeriodicTask, *, by: str, now: datetime | None = None) -> b
     """
     now = now or clock.now()
     resumed = Policy.objects.filter(paused(now), schedule=schedule).update(
-        paused_at=None, paused_until=None, pause_reason="", paused_by=""
+        paused_at=None, paused_until=None, pause_reason="", paused_by="", resumed_at=now
     )
     if resumed:
         event(logger, "schedule_resumed", schedule=schedule.pk, by=by)

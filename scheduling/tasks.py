@@ -1,8 +1,14 @@
-"""The jobs that keep the ledger itself in order; `CELERY_BEAT_SCHEDULE` says when."""
+"""The engine's own jobs: they keep the ledger in order, and tell what keeps failing.
+
+What they do is in the modules they call; `CELERY_BEAT_SCHEDULE` says when.
+"""
+
+from typing import Any
 
 from celery import shared_task
 
-from scheduling import clock, pruning
+from scheduling import alerts, clock, pruning
+from scheduling.jobs import Job, current_run
 
 
 @shared_task
@@ -10,3 +16,16 @@ def prune() -> dict[str, int]:
     """Delete the runs that are older than KEEP_RUNS_DAYS and KEEP_FAILED_DAYS; say how many."""
     deleted = pruning.prune(clock.now(), pruning.kept_for())
     return {state.value: count for state, count in deleted.items()}
+
+
+@shared_task(base=Job)
+def alert() -> int:
+    """Write a message to each owner of failures that are news, and a run that sends it."""
+    return alerts.write_messages()
+
+
+@shared_task(base=Job, max_attempts=alerts.MAX_ATTEMPTS)
+def tell(address: str, message: dict[str, Any]) -> str:
+    """Send one message to one mail address or URL."""
+    run = current_run()
+    return alerts.send(address, message, run.id if run else None)

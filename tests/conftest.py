@@ -9,9 +9,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
+from aiosmtpd.controller import Controller
+from pytest_django import Settings
 
 from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
 from config.embedded import free_port as any_free_port
+from tests.mail_server import MailServer
 from tests.waiting import WaitFor
 from tests.waiting import wait_for as wait
 
@@ -79,3 +82,24 @@ def wait_for() -> WaitFor:
 @pytest.fixture
 def free_port() -> int:
     return any_free_port()
+
+
+@pytest.fixture
+def mail_settings(settings: Settings, free_port: int) -> int:
+    """Send mail by SMTP to a port where, so far, nobody listens."""
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", free_port
+    settings.EMAIL_HOST_USER = settings.EMAIL_HOST_PASSWORD = ""
+    settings.EMAIL_TIMEOUT = 5
+    return free_port
+
+
+@pytest.fixture
+def mail_server(mail_settings: int) -> Iterator[MailServer]:
+    server = MailServer(mail_settings)
+    controller = Controller(server, hostname="127.0.0.1", port=mail_settings)
+    controller.start()
+    try:
+        yield server
+    finally:
+        controller.stop()

@@ -81,5 +81,6 @@ HELP = {
     "calendar": "Its days off are left out; below: what becomes of what is due on one.",
     "excluded_day": "Counts only with a calendar.",
     "pause_after_failures": "Pause it when so many of its runs in a row have failed. Empty: never.",
-    "owner": "Who to ask: a person or a team.",
+    "owner": "Who is told when its runs fail: mail addresses or https:// URLs, with commas "
+    "between. Empty: those whom ALERTS_TO names.",
 }

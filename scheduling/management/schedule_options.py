@@ -53,7 +53,10 @@ def add_policy_options(parser: ArgumentParser, *, clearable: bool = False) -> No
         "--pause-after-failures", "pause it when N of its runs in a row have failed",
         read=parsing.count, metavar="N",
     )  # fmt: skip
-    option("--owner", "who to ask about it", read=str, metavar="TEXT")
+    option(
+        "--owner", "who is told of failures: mail addresses or https:// URLs, commas between",
+        read=str, metavar="ADDRESSES",
+    )  # fmt: skip
 
 
 def add_edit_options(parser: ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import django.contrib.postgres.fields
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
+import scheduling.addresses
 import scheduling.ids
 from django.db import migrations, models
 
@@ -97,20 +98,32 @@ class Migration(migrations.Migration):
             bases=("django_celery_beat.periodictask",),
         ),
         migrations.CreateModel(
+            name="Failure",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("run_id", models.UUIDField()),
+                ("schedule_id", models.IntegerField(null=True)),
+                ("schedule_name", models.CharField(max_length=200)),
+                ("task", models.CharField(max_length=200)),
+                ("exception", models.CharField(max_length=200)),
+                ("place", models.CharField(max_length=300)),
+                ("error", models.TextField()),
+                ("noted_at", models.DateTimeField()),
+            ],
+            options={
+                "indexes": [models.Index(fields=["noted_at"], name="failure_noted")],
+            },
+        ),
+        migrations.CreateModel(
             name="FailureGroup",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
-                ),
+                ("id", models.UUIDField(editable=False, primary_key=True, serialize=False)),
                 ("task", models.CharField(max_length=200)),
                 ("exception", models.CharField(max_length=200)),
                 ("place", models.CharField(blank=True, max_length=300)),
                 ("first_seen_at", models.DateTimeField()),
                 ("last_seen_at", models.DateTimeField()),
-                ("count", models.PositiveBigIntegerField()),
+                ("count", models.PositiveBigIntegerField(default=0)),
                 ("last_error", models.TextField()),
                 ("last_run_id", models.UUIDField()),
                 (
@@ -119,7 +132,29 @@ class Migration(migrations.Migration):
                         base_field=models.CharField(max_length=200), default=list, size=None
                     ),
                 ),
+                (
+                    "news",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("new", "new"),
+                            ("back", "back again"),
+                            ("in_row", "one after the other"),
+                        ],
+                        db_default="",
+                        default="",
+                        max_length=6,
+                    ),
+                ),
+                (
+                    "untold",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=200), default=list, size=None
+                    ),
+                ),
                 ("told_at", models.DateTimeField(null=True)),
+                ("told_count", models.PositiveBigIntegerField(default=0)),
+                ("digest_count", models.PositiveBigIntegerField(default=0)),
                 ("resolved_at", models.DateTimeField(null=True)),
                 (
                     "resolved_by",
@@ -127,10 +162,15 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "constraints": [
-                    models.UniqueConstraint(
-                        fields=("task", "exception", "place"), name="failure_group_once"
-                    )
+                "verbose_name": "recurring failure",
+                "indexes": [
+                    models.Index(fields=["last_seen_at"], name="failure_group_seen"),
+                    models.Index(fields=["told_at"], name="failure_group_told"),
+                    models.Index(
+                        condition=models.Q(("news", ""), _negated=True),
+                        fields=["news"],
+                        name="failure_group_news",
+                    ),
                 ],
             },
         ),
@@ -299,7 +339,17 @@ class Migration(migrations.Migration):
                     "paused_by",
                     models.CharField(blank=True, db_default="", default="", max_length=150),
                 ),
-                ("owner", models.CharField(blank=True, db_default="", default="", max_length=254)),
+                ("resumed_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                (
+                    "owner",
+                    models.CharField(
+                        blank=True,
+                        db_default="",
+                        default="",
+                        max_length=500,
+                        validators=[scheduling.addresses.validate],
+                    ),
+                ),
                 (
                     "managed_by",
                     models.CharField(

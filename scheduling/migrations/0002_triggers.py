@@ -169,6 +169,8 @@ ALTER TABLE scheduling_plan SET (fillfactor = 70,
 ALTER TABLE scheduling_run SET (fillfactor = 85,
   autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
   autovacuum_analyze_scale_factor = 0.05);
+ALTER TABLE scheduling_failure SET (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 """
 
 ADOPT_EXISTING = """

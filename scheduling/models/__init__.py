@@ -7,7 +7,7 @@ no `save()` ever writes those two.
 """
 
 from scheduling.models.calendars import Calendar, ExcludedDate
-from scheduling.models.failures import FailureGroup
+from scheduling.models.failures import Failure, FailureGroup
 from scheduling.models.runs import Backfill, Run
 from scheduling.models.schedules import Plan, Policy, Schedule
 from scheduling.models.services import Heartbeat
@@ -18,6 +18,7 @@ from scheduling.models.words import (
     CatchUp,
     ExcludedDay,
     ManagedBy,
+    News,
     Origin,
     Overlap,
     Priority,
@@ -33,9 +34,11 @@ __all__ = [
     "CatchUp",
     "ExcludedDate",
     "ExcludedDay",
+    "Failure",
     "FailureGroup",
     "Heartbeat",
     "ManagedBy",
+    "News",
     "Origin",
     "Overlap",
     "Plan",

@@ -2,30 +2,67 @@
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
+from django.db.models import Q
+
+from scheduling.models.words import News
+
+
+class Failure(models.Model):
+    """A run that has just ended as failed, until beat counts it in its group.
+
+    Written by the very statement that ends the run. A row of its own for each, so that a thousand
+    runs that fail at once wait neither for one another nor for whoever looks at their group.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    run_id = models.UUIDField()
+    schedule_id = models.IntegerField(null=True)
+    schedule_name = models.CharField(max_length=200)
+    task = models.CharField(max_length=200)
+    exception = models.CharField(max_length=200)
+    place = models.CharField(max_length=300)
+    error = models.TextField()
+    noted_at = models.DateTimeField()
+
+    class Meta:
+        indexes = (models.Index(fields=["noted_at"], name="failure_noted"),)
+
+    def __str__(self) -> str:
+        return f"{self.exception} in {self.task}"
 
 
 class FailureGroup(models.Model):
-    """Failures with the same task, exception type and place in the code."""
+    """Failed runs with the same task, exception type and place in the code."""
 
+    # Made of the three, which together are too long for an index; see failures.group_id.
+    id = models.UUIDField(primary_key=True, editable=False)
     task = models.CharField(max_length=200)
     exception = models.CharField(max_length=200)
     place = models.CharField(max_length=300, blank=True)
     first_seen_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
-    count = models.PositiveBigIntegerField()
+    count = models.PositiveBigIntegerField(default=0)
     last_error = models.TextField()
     last_run_id = models.UUIDField()
     # Names of the schedules it has hit: up to 100 of them.
     schedules = ArrayField(models.CharField(max_length=200), default=list)
+    # What the owners are to be told; "" is nothing.
+    news = models.CharField(max_length=6, choices=News, blank=True, default="", db_default="")
+    # Those it has hit since the owners were told, and "" for runs of no schedule.
+    untold = ArrayField(models.CharField(max_length=200), default=list)
     told_at = models.DateTimeField(null=True)
+    # `count` when the owners were told last, and at the last daily digest.
+    told_count = models.PositiveBigIntegerField(default=0)
+    digest_count = models.PositiveBigIntegerField(default=0)
     resolved_at = models.DateTimeField(null=True)
     resolved_by = models.CharField(max_length=150, blank=True, default="", db_default="")
 
     class Meta:
-        constraints = (
-            models.UniqueConstraint(
-                fields=["task", "exception", "place"], name="failure_group_once"
-            ),
+        verbose_name = "recurring failure"
+        indexes = (
+            models.Index(fields=["last_seen_at"], name="failure_group_seen"),
+            models.Index(fields=["told_at"], name="failure_group_told"),
+            models.Index(fields=["news"], name="failure_group_news", condition=~Q(news="")),
         )
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.querysets import PeriodicTaskQuerySet
 
+from scheduling.addresses import validate as validate_addresses
 from scheduling.models.calendars import Calendar
 from scheduling.models.words import CatchUp, ExcludedDay, ManagedBy, Overlap
 
@@ -89,7 +90,12 @@ class Policy(models.Model):
     paused_until = models.DateTimeField(null=True, blank=True)
     pause_reason = models.CharField(max_length=500, blank=True, default="", db_default="")
     paused_by = models.CharField(max_length=150, blank=True, default="", db_default="")
-    owner = models.CharField(max_length=254, blank=True, default="", db_default="")
+    # Failures before it do not count for pause_after_failures.
+    resumed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Who is told when its runs fail; see scheduling.addresses.
+    owner = models.CharField(
+        max_length=500, blank=True, default="", db_default="", validators=[validate_addresses]
+    )
     managed_by = models.CharField(
         max_length=4, choices=ManagedBy, default=ManagedBy.USER, db_default=ManagedBy.USER
     )

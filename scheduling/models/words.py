@@ -73,6 +73,14 @@ class ExcludedDay(models.TextChoices):
     NEXT = "next", "run on the next working day"
 
 
+class News(models.TextChoices):
+    """Why the owners of a group of failures are told."""
+
+    NEW = "new", "new"
+    BACK = "back", "back again"
+    IN_ROW = "in_row", "one after the other"
+
+
 class ManagedBy(models.TextChoices):
     USER = "user", "users"
     CODE = "code", "code"

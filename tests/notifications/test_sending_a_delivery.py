@@ -17,7 +17,7 @@ from notifications.tasks import deliver
 from scheduling.enqueueing import replay
 from scheduling.jobs import PermanentError
 from scheduling.models import Run, State
-from tests.notifications.conftest import MailServer
+from tests.mail_server import MailServer
 from tests.notifications.factories import make_delivery, make_record, make_reminder, make_run
 
 pytestmark = pytest.mark.django_db

@@ -254,11 +254,11 @@ class TestTheForm:
     def test_it_adds_a_schedule_with_its_policy(
         self, admin_client: Client, crontab: CrontabSchedule
     ) -> None:
-        data = form(crontab=crontab.pk, **{"policy-0-overlap": "skip", "policy-0-owner": "ana"})
+        data = form(crontab=crontab.pk, **{"policy-0-overlap": "skip", "policy-0-owner": "a@b.org"})
         response = admin_client.post(f"{LIST}add/", data)
         assert response.status_code == 302
         made = Schedule.objects.get(name="nightly")
-        assert (made.policy.overlap, made.policy.owner) == (Overlap.SKIP, "ana")
+        assert (made.policy.overlap, made.policy.owner) == (Overlap.SKIP, "a@b.org")
         assert made.plan.needs_plan
 
     def test_it_adds_no_policy_where_the_defaults_do(
@@ -370,10 +370,10 @@ class TestTheForm:
         core.pause(schedule, by="ana", reason="stock taking")
         page = admin_client.get(page_of(schedule)).content.decode()
         assert "by ana: stock taking" in page
-        data = form(schedule, **{"policy-0-owner": "ben"})
+        data = form(schedule, **{"policy-0-owner": "ben@example.org"})
         assert admin_client.post(page_of(schedule), data).status_code == 302
         policy = Policy.objects.get(schedule=schedule)
-        assert (policy.owner, policy.paused_by) == ("ben", "ana")
+        assert (policy.owner, policy.paused_by) == ("ben@example.org", "ana")
 
     def test_deleting_a_schedule_keeps_its_runs(
         self, admin_client: Client, schedule: PeriodicTask
@@ -491,9 +491,9 @@ class TestPermissions:
         client.force_login(grant(permission))
         assert act(client, "disable", schedule) == ["Disabled 1 schedule."]
         assert len(act(client, "run_now", schedule)) == 1
-        data = form(schedule, **{"policy-0-owner": "ben"})
+        data = form(schedule, **{"policy-0-owner": "ben@example.org"})
         assert client.post(page_of(schedule), data).status_code == 302
-        assert Policy.objects.get(schedule=schedule).owner == "ben"
+        assert Policy.objects.get(schedule=schedule).owner == "ben@example.org"
 
     def test_who_has_no_permission_sees_no_schedules(
         self, client: Client, schedule: PeriodicTask

@@ -70,7 +70,8 @@ class TestAdd:
             *("--catch-up", "all", "--catch-up-window", "1d", "--overlap", "queue"),
             *("--spread", "30s", "--max-attempts", "5", "--deadline-after", "1h"),
             *("--calendar", "office", "--excluded-day", "next", "--pause-after-failures", "3"),
-            *("--owner", "ann", "--priority", "low", "--queue", "mail", "--description", "why"),
+            *("--owner", "ann@example.org"),
+            *("--priority", "low", "--queue", "mail", "--description", "why"),
         )
         assert schedule.kwargs == '{"on": "2026-11-20"}'
         assert (schedule.priority, schedule.queue, schedule.description) == (9, "mail", "why")
@@ -81,7 +82,7 @@ class TestAdd:
         assert (policy.max_attempts, policy.deadline_after) == (5, timedelta(hours=1))
         assert policy.calendar is not None
         assert (policy.calendar.name, policy.excluded_day) == ("office", "next")
-        assert (policy.pause_after_failures, policy.owner) == (3, "ann")
+        assert (policy.pause_after_failures, policy.owner) == (3, "ann@example.org")
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -164,7 +165,7 @@ class TestEdit:
     def test_it_clears_what_is_none(self) -> None:
         Calendar.objects.create(name="office")
         added(
-            *("--every", "1h", "--catch-up-window", "1d", "--spread", "30s", "--owner", "ann"),
+            *("--every", "1h", "--catch-up-window", "1d", "--spread", "30s", "--owner", "a@b.org"),
             *("--deadline-after", "1h", "--calendar", "office", "--pause-after-failures", "3"),
             *("--max-attempts", "5", "--queue", "mail", "--priority", "low"),
         )
@@ -201,7 +202,7 @@ class TestEdit:
             (["nightly", "--spread", "-1s"], "is not a duration"),
             (["nightly", "--max-attempts", "0"], "is not a whole number"),
             (["nightly", "--overlap", "none"], "invalid choice: 'none'"),
-            (["nightly", "--owner", "o" * 255], "owner: .*at most 254"),
+            (["nightly", "--owner", "o@b.org," * 99], "owner: .*at most 500"),
         ],
     )
     def test_bad_input_is_one_clear_line_and_nothing_is_changed(

@@ -122,7 +122,9 @@ class TestAdd:
             ({"rule": Once(datetime(2020, 1, 1, tzinfo=UTC))}, ScheduleError, "is in the past"),
             ({"name": ""}, ScheduleError, "name: This field cannot be blank"),
             ({"name": "n" * 201}, ScheduleError, "name: .*at most 200"),
-            ({"owner": "o" * 255}, ScheduleError, "owner: .*at most 254"),
+            ({"owner": "o@e.org," * 99}, ScheduleError, "owner: .*at most 500"),
+            ({"owner": "the team"}, ScheduleError, "owner: 'the' is no mail address"),
+            ({"pause_after_failures": 0}, ScheduleError, "pause_after_failures: .*1"),
             ({"catch_up": "some"}, ScheduleError, "catch_up: .*'some' is not a valid choice"),
             ({"max_attempts": 0}, ScheduleError, "max_attempts: .*greater than or equal to 1"),
         ],
@@ -232,7 +234,7 @@ class TestPause:
 
 class TestRemove:
     def test_plan_and_policy_go_and_runs_stay(self) -> None:
-        schedule = add(owner="ann")
+        schedule = add(owner="ann@example.org")
         pk = schedule.pk
         run = Run.objects.create(
             schedule_id=pk, task=SWEEP, origin=Origin.SCHEDULE, queue="celery", due_at=NOW,

@@ -1,0 +1,55 @@
+"""Who is told: mail addresses and https URLs, as owners of schedules and ALERTS_TO name them."""
+
+import re
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+
+HOW = "give mail addresses or https:// URLs, with commas between"
+UNPRINTED = re.compile(r"[\x00-\x20\x7f-\x9f]")
+
+
+def split(text: str) -> list[str]:
+    """Return the addresses in a text, each once; commas or white space stand between them."""
+    return list(dict.fromkeys(word for word in re.split(r"[\s,]+", text) if word))
+
+
+def is_url(address: str) -> bool:
+    return "://" in address
+
+
+def validate(text: str) -> None:
+    """Raise ValidationError if a text holds anything but mail addresses and URLs to call.
+
+    An http:// URL is taken where settings.ALERT_ALLOW_PRIVATE is on: for development.
+    """
+    for address in split(text):
+        problem = _problem_of_url(address) if is_url(address) else _problem_of_mail(address)
+        if problem:
+            raise ValidationError(f"{address!r} {problem}: {HOW}.")
+
+
+def _problem_of_mail(address: str) -> str:
+    try:
+        validate_email(address)
+    except ValidationError:
+        return "is no mail address"
+    return ""
+
+
+def _problem_of_url(address: str) -> str:
+    schemes = ("https", "http") if settings.ALERT_ALLOW_PRIVATE else ("https",)
+    try:
+        url = urlsplit(address)
+        host, _ = url.hostname, url.port
+    except ValueError as error:
+        return f"cannot be read ({error})"
+    if url.scheme not in schemes:
+        return f"begins with {url.scheme}://"
+    if not host or not address.isascii() or UNPRINTED.search(address):
+        return "is no URL of a host"
+    if url.username is not None or url.password is not None:
+        return "has a user or a password in it"
+    return ""
