@@ -21,14 +21,15 @@ from scheduling import (
     dispatch,
     failure_groups,
     finishing,
-    firing,
     heartbeats,
+    herds,
     planning,
     raising,
     waiting,
 )
 from scheduling.doorbell import Listener
-from scheduling.hints import Broker
+from scheduling.firing import copy_last_runs
+from scheduling.hints import Broker, Lane
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
@@ -156,11 +157,13 @@ class Scheduler(beat.Scheduler):
         self._pulse(look)
         self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
-        next_due = look.next_due_in
+        next_due, room, herd = look.next_due_in, dict[Lane, int](), False
         for _ in range(BUSY_MAX):
             planned = planning.plan_changed() if look.to_plan else 0
-            fired = self._fire() if planned or (next_due is not None and next_due <= 0) else 0
+            due = bool(planned) or (next_due is not None and next_due <= 0)
+            fired = self._fire(room, herd=herd) if due else 0
             published = dispatch.publish(self._broker)
+            room, herd = dict(published.room), fired >= planning.BATCH
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full:
                 break
@@ -189,14 +192,17 @@ class Scheduler(beat.Scheduler):
             self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
         return look
 
-    def _fire(self) -> int:
-        fired = firing.fire_due(self._low)
-        self._last_fired.update(fired.schedule_ids)
-        self._behind |= fired.behind
-        self._fired_in_all += len(fired.schedule_ids)
-        if fired.one_off_ids:
-            firing.copy_last_runs(fired.one_off_ids)
-        return fired.plans
+    def _fire(self, room: dict[Lane, int], *, herd: bool) -> int:
+        fire = herds.fire_herd if herd else herds.fire_batch
+        plans = 0
+        for fired in fire(self._broker, self._low, room):
+            self._last_fired.update(fired.schedule_ids)
+            self._behind |= fired.behind
+            self._fired_in_all += len(fired.schedule_ids)
+            if fired.one_off_ids:
+                copy_last_runs(fired.one_off_ids)
+            plans += fired.plans
+        return plans
 
     def _recover(self, look: Look) -> None:
         """Repair in the ledger what needs no Redis; each step runs only where `look` found work."""
@@ -235,7 +241,7 @@ class Scheduler(beat.Scheduler):
     def _copy_last_runs(self) -> None:
         if self._last_fired and time.monotonic() >= self._copy_at:
             ids, self._last_fired = self._last_fired, set()
-            firing.copy_last_runs(ids)
+            copy_last_runs(ids)
             self._copy_at = time.monotonic() + COPY_EVERY
 
     def _pulse(self, look: Look) -> None:

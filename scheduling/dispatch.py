@@ -6,6 +6,7 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,7 +20,7 @@ from scheduling.models import Priority
 
 logger = logging.getLogger(__name__)
 
-BATCH = 500
+BATCH = 1000  # more than `fire` makes at a time, so that a lane is seen to be empty
 LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
 LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
 
@@ -52,26 +53,39 @@ SELECT id, attempt, task, queue, priority, options FROM queued ORDER BY run_at, 
 
 
 class Published(NamedTuple):
-    """What one `publish` did: hints pushed, and seconds until the next waiting run may start."""
+    """What one `publish` did: hints pushed, and seconds until the next waiting run may start.
+
+    `room` has the lanes in which nothing waits any more, and how many hints each can still take.
+    """
 
     hints: int
     next_in: float | None
+    room: Mapping[Lane, int]
 
 
 def publish(broker: Broker, limit: int = BATCH) -> Published:
     """Queue and push up to `limit` runs of each lane that has room in its window."""
     waiting = _waiting_lanes()
     due = [lane for lane, seconds in waiting.items() if seconds <= 0]
-    pushed = 0
+    pushed, room = 0, dict[Lane, int]()
     if due:
         lengths = broker.lengths(due)  # fails where Redis is away, before anything is queued
         for lane in due:
-            hints = _queue(lane, min(limit, _room(lane, lengths[lane])))
-            pushed += broker.push(hints) if hints else 0
-    if pushed:
-        event(logger, "hints_pushed", hints=pushed)
+            space = _room(lane, lengths[lane])
+            hints = _queue(lane, min(limit, space))
+            pushed += push(broker, hints)
+            if len(hints) < min(limit, space):
+                room[lane] = space - len(hints)
     later = [seconds for seconds in waiting.values() if seconds > 0]
-    return Published(pushed, min(later, default=None))
+    return Published(pushed, min(later, default=None), room)
+
+
+def push(broker: Broker, hints: Sequence[Hint]) -> int:
+    """Push the hints of runs that have been queued; return how many."""
+    if hints:
+        broker.push(hints)
+        event(logger, "hints_pushed", hints=len(hints))
+    return len(hints)
 
 
 def _waiting_lanes() -> dict[Lane, float]:

@@ -4,7 +4,7 @@ Which runs, `deciding` says, by the policies.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.models.functions import Coalesce, Now
 
 from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
+from scheduling.hints import Hint, Lane
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
@@ -53,10 +54,12 @@ WRITE = """
 WITH fired AS (
     INSERT INTO scheduling_run
         (id, schedule_id, schedule_name, origin, task, args, kwargs, options, queue, priority,
-         due_at, run_at, deadline, expires_at, state, reason, finished_at, coalesced, max_attempts)
+         due_at, run_at, deadline, expires_at, state, reason, queued_at, finished_at, coalesced,
+         max_attempts)
     SELECT r.id, t.id, t.name, 'schedule', t.task, COALESCE(NULLIF(t.args, ''), '[]'),
         COALESCE(NULLIF(t.kwargs, ''), '{}'), r.options, r.queue, r.priority, r.due_at, r.run_at,
         r.deadline, r.expires_at, r.state, r.reason,
+        CASE WHEN r.state = 'queued' THEN clock_timestamp() END,
         CASE WHEN r.state = 'skipped' THEN statement_timestamp() END,
         r.coalesced, y.max_attempts
       FROM unnest(%s::uuid[], %s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[],
@@ -88,17 +91,28 @@ SELECT schedule_id, count(*) FILTER (WHERE state = 'running'),
 class Fired(NamedTuple):
     """What one `fire_due` did: plans it looked at, and the schedules whose last run moved.
 
-    `behind`: one of them is due again already.
+    `hints` are of the runs that are queued already, and have to be pushed now. `behind`: one of the
+    plans is due again already.
     """
 
     plans: int
     schedule_ids: Sequence[int]
     one_off_ids: Sequence[int]
+    hints: Sequence[Hint] = ()
     behind: bool = False
 
 
-def fire_due(low: datetime, limit: int = BATCH) -> Fired:
-    """Make runs of up to `limit` due plans whose instant is after `low`; move these plans on."""
+def fire_due(
+    low: datetime, limit: int = BATCH, room: MutableMapping[Lane, int] | None = None
+) -> Fired:
+    """Make runs of up to `limit` due plans whose instant is after `low`; move these plans on.
+
+    A run that may start now is written as queued where its lane is in `room`, which says how many
+    hints a lane in which nothing waits can take, and is counted down here. It saves the run its
+    second version: `publish` would queue it a moment later.
+    """
+    room = {} if room is None else room
+    hints: list[Hint] = []
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
         cursor.execute(LOCK_DUE, {"low": low, "limit": limit})
@@ -113,6 +127,8 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
             new, move = decide(plan, there)
             if new and there.all and plan.overlap == Overlap.REPLACE and _cancel_unfinished(plan):
                 new = [hold(run) for run in new]
+            new = [_queued(run, plan.now, room) for run in new]
+            hints += [_hint(run, plan.task) for run in new if run.state == State.QUEUED]
             runs += new
             moved.append(move)
         columns = arrays(runs, len(NewRun._fields)) + arrays(moved, len(Moved._fields))
@@ -122,7 +138,23 @@ def fire_due(low: datetime, limit: int = BATCH) -> Fired:
     fired = [move.schedule_id for move in moved if move.fired]
     now = due[0].now
     behind = any(move.next_due_at is not None and move.next_due_at <= now for move in moved)
-    return Fired(len(due), fired, one_offs, behind)
+    return Fired(len(due), fired, one_offs, hints, behind)
+
+
+def _queued(run: NewRun, now: datetime, room: MutableMapping[Lane, int]) -> NewRun:
+    """Return the run as queued if it may start now and there is room for its hint."""
+    if run.state != State.SCHEDULED or run.run_at > now:
+        return run
+    lane = Lane(run.queue, run.priority)
+    left = room.get(lane, 0)
+    if left <= 0 or (run.expires_at is not None and run.expires_at <= now):
+        return run
+    room[lane] = left - 1
+    return run._replace(state=State.QUEUED)
+
+
+def _hint(run: NewRun, task: str) -> Hint:
+    return Hint(run.id, 1, task, run.queue, run.priority, run.options)
 
 
 def _cancel_unfinished(plan: Due) -> bool:

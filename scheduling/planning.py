@@ -29,7 +29,7 @@ MOMENT = timedelta(microseconds=1)  # rules yield what is strictly after an inst
 # rows up, however large the tables are: left alone, Postgres reads tables of 10,000 rows whole,
 # three times for each batch (docs/benchmarks.md).
 BATCH_SETTINGS = """
-SET LOCAL idle_in_transaction_session_timeout = '10s';
+SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '2s';
 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off
 """
 

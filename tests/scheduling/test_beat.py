@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import redis
 from celery import current_app
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import ClockedSchedule
 from pytest_django import Settings
 
-from scheduling import beat, clock, dispatch, firing, planning
+from config.embedded import RedisServer
+from scheduling import beat, clock, dispatch, firing, herds, planning
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
+from scheduling.hints import Broker
 from scheduling.models import Plan, Priority, Run, State
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
@@ -175,7 +177,7 @@ class TestATick:
         assert time.monotonic() - began < beat.SLEEP_MAX
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 class TestAfterAnOutage:
     """Plans that were due long ago: the bound that spares dead index entries must not hide them."""
 
@@ -185,7 +187,7 @@ class TestAfterAnOutage:
         many(30)
         Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
         monkeypatch.setattr(planning, "BATCH", 10)
-        monkeypatch.setattr(firing.fire_due, "__defaults__", (10,))
+        monkeypatch.setattr(firing.fire_due, "__defaults__", (10, None))
         settle(scheduler)
         assert Run.objects.filter(task="t").count() == 30
 
@@ -195,7 +197,7 @@ class TestAfterAnOutage:
         many(30)
         Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
         monkeypatch.setattr(planning, "BATCH", 10)
-        monkeypatch.setattr(firing.fire_due, "__defaults__", (10,))
+        monkeypatch.setattr(firing.fire_due, "__defaults__", (10, None))
         monkeypatch.setattr(beat, "BUSY_MAX", 1)
         settle(scheduler)
         assert Run.objects.filter(task="t").count() == 30
@@ -252,6 +254,7 @@ class TestServicesThatAreAway:
 @pytest.mark.django_db
 class TestTheCostOfNothing:
     def statements(self, scheduler: Scheduler) -> list[str]:
+        scheduler._pulse_at = time.monotonic() + 60  # a slow machine must not make it due now
         with CaptureQueriesContext(connection) as captured:
             scheduler.run_once()
         return [query["sql"] for query in captured.captured_queries]
@@ -324,6 +327,60 @@ def test_two_beats_start_every_occurrence_once(redis_client: redis.Redis) -> Non
     assert not Run.objects.filter(task="t").exclude(state=State.QUEUED).exists()
     ids: Any = redis_client.lrange("celery\x06\x166", 0, -1)
     assert len(ids) == len(set(ids)) == Run.objects.filter(priority=Priority.MEDIUM).count()
+
+
+@pytest.mark.django_db(transaction=True)
+class TestAHerd:
+    def test_every_occurrence_is_in_redis_once(self, redis_client: redis.Redis) -> None:
+        many(2400)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+        settle(make())
+        assert Run.objects.filter(task="t", state=State.QUEUED).count() == 2400
+        ids: Any = redis_client.lrange("celery\x06\x166", 0, -1)
+        assert len(set(ids)) == len(ids) == 2400
+
+    def test_the_window_holds(self, redis_client: redis.Redis, settings: Settings) -> None:
+        settings.QUEUE_WINDOW = 1200
+        many(2400)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+        settle(make())
+        assert redis_client.llen("celery\x06\x166") == 1200
+        assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
+
+    def test_without_redis_every_occurrence_has_its_row(
+        self, own_redis: RedisServer, settings: Settings
+    ) -> None:
+        settings.REDIS_URL = own_redis.url
+        many(1200)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+        scheduler = make()
+        own_redis.stop()
+        for _ in range(4):
+            scheduler.tick()
+        assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
+
+    def test_what_stops_one_thread_is_told_and_its_connection_is_closed(
+        self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        many(1200)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+
+        def ended_by_postgres(*_: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        monkeypatch.setattr(herds, "push", ended_by_postgres)
+        with pytest.raises(OperationalError):
+            herds.fire_herd(Broker(), LONG_AGO, {})
+        assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1000
 
 
 def test_celery_can_build_it_as_it_does(redis_client: redis.Redis) -> None:

@@ -19,6 +19,7 @@ from scheduling.deciding import (
     Unfinished,
     decide,
 )
+from scheduling.hints import Lane
 from scheduling.models import Origin, Plan, Policy, Priority, Run, State
 from scheduling.registry import queue_of
 from scheduling.rules import RuleFields
@@ -323,6 +324,36 @@ class TestFiring:
         assert after.next_due_at is not None
         assert after.next_due_at > clock.now()
         assert (after.last_due_at, after.fired_count, after.error) == (planned, 1, "")
+
+    def test_with_room_in_its_lane_it_is_queued_at_once(self) -> None:
+        row = due_schedule(queue="q", headers='{"a": 1}')
+        room = {Lane("q", Priority.MEDIUM): 3}
+        (hint,) = firing.fire_due(LONG_AGO, room=room).hints
+        (made,) = runs_of(row)
+        assert hint == (made.id, 1, row.task, "q", Priority.MEDIUM, made.options)
+        assert made.state == State.QUEUED
+        assert made.queued_at is not None
+        assert room == {Lane("q", Priority.MEDIUM): 2}
+
+    def test_no_more_are_queued_than_there_is_room_for(self) -> None:
+        rows = [due_schedule(name=f"n{n}") for n in range(3)]
+        fired = firing.fire_due(LONG_AGO, room={Lane("celery", Priority.MEDIUM): 2})
+        assert len(fired.hints) == 2
+        states = sorted(run.state for row in rows for run in runs_of(row))
+        assert states == [State.QUEUED, State.QUEUED, State.SCHEDULED]
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            pytest.param({"queue": "another"}, id="another lane"),
+            pytest.param({"policy": {"spread": timedelta(hours=9)}}, id="a later start"),
+            pytest.param({"expire_seconds": 0}, id="expired"),
+        ],
+    )
+    def test_what_may_not_start_is_not_queued_at_once(self, columns: dict[str, Any]) -> None:
+        row = due_schedule(**columns)
+        assert not firing.fire_due(LONG_AGO, room={Lane("celery", Priority.MEDIUM): 9}).hints
+        assert [run.state for run in runs_of(row)] == [State.SCHEDULED]
 
     def test_periodic_task_is_not_written_by_it(self) -> None:
         row = due_schedule(one_off=True)
