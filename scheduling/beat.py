@@ -35,7 +35,7 @@ from scheduling.logs import event
 logger = logging.getLogger(__name__)
 
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
-BUSY_MAX = 20  # rounds of full batches before the rarer steps get their turn
+BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
 PULSE_EVERY = 5.0  # seconds between heartbeats
@@ -158,14 +158,15 @@ class Scheduler(beat.Scheduler):
         self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
         next_due, room, herd = look.next_due_in, dict[Lane, int](), False
-        for _ in range(BUSY_MAX):
+        busy_until = time.monotonic() + BUSY_MAX
+        while True:
             planned = planning.plan_changed() if look.to_plan else 0
             due = bool(planned) or (next_due is not None and next_due <= 0)
             fired = self._fire(room, herd=herd) if due else 0
             published = dispatch.publish(self._broker)
             room, herd = dict(published.room), fired >= planning.BATCH
             full = max(planned, fired, published.hints) >= planning.BATCH
-            if not full:
+            if not full or time.monotonic() >= busy_until:
                 break
         self._resend(look)
         self._copy_last_runs()
