@@ -230,6 +230,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
         ("arguments", _call(run)),
         ("schedule", run.schedule_name),
         ("origin", run.get_origin_display() + (f" of {run.replay_of}" if run.replay_of else "")),
+        ("backfill", str(run.backfill_id or "")),
         ("asked for by", run.enqueued_by),
         ("queue", f"{run.queue}, priority {run.get_priority_display()}"),
         ("unique key", run.unique_key or ""),
