@@ -164,6 +164,10 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": crontab(minute="30", hour="3"),
         "options": {"priority": 9},
     },
+    "scheduling.digest": {
+        "task": "scheduling.tasks.digest",
+        "schedule": crontab(minute="0", hour="7"),
+    },
 }
 
 # --- Scheduling -----------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def of_failures(groups: Sequence[FailureGroup], now: datetime) -> Message:
     if hidden := len(groups) - len(shown):
         lines += [f"... and {hidden} more kinds of failures."]
     return {
-        **_message("failures", subject, lines, now),
+        **written("failures", subject, lines, now),
         "failures": [failure_json(group) for group in shown],
         "more": hidden,
     }
@@ -152,7 +152,7 @@ def of_pause(paused: "Paused", now: datetime) -> Message:
         f"To go on:     manage.py schedule resume {name!r}",
     ]
     return {
-        **_message("paused", f"{name} is paused", lines, now),
+        **written("paused", f"{name} is paused", lines, now),
         "schedule": name,
         "task": failure.task,
         "reason": paused.reason,
@@ -183,7 +183,8 @@ def iso(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _message(kind: str, subject: str, lines: Sequence[str], now: datetime) -> Message:
+def written(kind: str, subject: str, lines: Sequence[str], now: datetime) -> Message:
+    """Return what every message has, whatever it tells."""
     return {
         "version": VERSION,
         "event": kind,

@@ -36,14 +36,20 @@ SELECT state FROM (
  ORDER BY finished_at DESC LIMIT %(length)s
 """
 
-# Of the last runs that ended at all: a task has no index.
+# Among the last successes and failures of all tasks, as far back as both were read: a task has no
+# index.
 LAST_OF_TASK = """
-SELECT state FROM (
-    SELECT task, state, schedule_id FROM scheduling_run WHERE finished_at IS NOT NULL
-     ORDER BY finished_at DESC LIMIT 1000
-  ) ended
- WHERE task = %(task)s AND schedule_id IS NULL AND state IN ('succeeded', 'failed')
- LIMIT %(length)s
+WITH succeeded AS MATERIALIZED (
+    SELECT task, state, schedule_id, finished_at FROM scheduling_run
+     WHERE state = 'succeeded' AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1000
+), failed AS MATERIALIZED (
+    SELECT task, state, schedule_id, finished_at FROM scheduling_run
+     WHERE state = 'failed' AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1000
+)
+SELECT state FROM (SELECT * FROM succeeded UNION ALL SELECT * FROM failed) ended
+ WHERE task = %(task)s AND schedule_id IS NULL AND finished_at >= COALESCE(
+    (SELECT min(finished_at) FROM succeeded HAVING count(*) = 1000), '-infinity')
+ ORDER BY finished_at DESC LIMIT %(length)s
 """
 
 
@@ -66,7 +72,7 @@ def of_schedule(schedule_id: int, length: int, since: datetime | None = None) ->
 def of_task(task: str, length: int) -> bool:
     """Return whether the last `length` runs of the task that no schedule made have failed.
 
-    They are looked for among the last 1,000 runs that ended.
+    They are looked for among the last 1,000 runs of any task that succeeded.
     """
     return _all_failed(LAST_OF_TASK, length, task=task)
 

@@ -8,6 +8,7 @@ from typing import Any
 from celery import shared_task
 
 from scheduling import alerts, clock, pruning
+from scheduling import digest as digests
 from scheduling.jobs import Job, current_run
 
 
@@ -22,6 +23,12 @@ def prune() -> dict[str, int]:
 def alert() -> int:
     """Write a message to each owner of failures that are news, and a run that sends it."""
     return alerts.write_messages()
+
+
+@shared_task(base=Job)
+def digest() -> int:
+    """Write to everybody what keeps failing of theirs, and a run that sends each message."""
+    return digests.write()
 
 
 @shared_task(base=Job, max_attempts=alerts.MAX_ATTEMPTS)

@@ -544,6 +544,11 @@ class Migration(migrations.Migration):
                         name="run_finished",
                     ),
                     models.Index(
+                        condition=models.Q(("late_by__isnull", False)),
+                        fields=["finished_at"],
+                        name="run_late",
+                    ),
+                    models.Index(
                         condition=models.Q(("replay_of__isnull", False)),
                         fields=["replay_of"],
                         name="run_replays",

@@ -130,6 +130,10 @@ class Run(models.Model):
             models.Index(
                 fields=["replay_of"], name="run_replays", condition=Q(replay_of__isnull=False)
             ),
+            # For the daily digest.
+            models.Index(
+                fields=["finished_at"], name="run_late", condition=Q(late_by__isnull=False)
+            ),
             # With run_one_per_occurrence: the newest runs of a schedule, whatever made them.
             models.Index(
                 fields=["schedule_id", "id"],
