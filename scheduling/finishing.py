@@ -217,14 +217,14 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         "run_at": outcome.run_at,
         "delay": outcome.delay,
         "followed": outcome.followed,
-        **outcome.call._asdict(),
-        **limit("expires", outcome.call.expires),
     }
-    move = MOVE_TO_SCHEDULED if outcome.state == State.SCHEDULED else MOVE_TO_FINAL
+    if outcome.state == State.SCHEDULED:
+        call = outcome.call._asdict()
+        return MOVE_TO_SCHEDULED, {**parameters, **call, **limit("expires", outcome.call.expires)}
     if outcome.state == State.FAILED:
         text = outcome.error or outcome.reason
         parameters |= described(text, outcome.traceback, outcome.place)
-    return move, parameters
+    return MOVE_TO_FINAL, parameters
 
 
 def _tell(run_id: UUID, attempt: int, outcome: Outcome) -> None:
