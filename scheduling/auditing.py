@@ -20,7 +20,7 @@ BATCH = 1000
 OTHERS = """
 SELECT schedule_id FROM scheduling_plan
  WHERE schedule_id > %(after)s AND NOT needs_plan
-   AND (rule_version <> %(version)s OR %(every)s)
+   AND (rule_version <> ALL(%(versions)s) OR %(every)s)
    AND (next_due_at IS NULL OR next_due_at > statement_timestamp())
  ORDER BY schedule_id LIMIT %(limit)s
 """
@@ -74,7 +74,8 @@ def audit(*, every: bool = False) -> Iterator[Batch]:
     while True:
         with lean_cursor() as cursor:
             parameters = {
-                "after": after, "version": planning.rule_version(), "every": every, "limit": BATCH
+                "after": after, "versions": planning.rule_versions(), "every": every,
+                "limit": BATCH,
             }  # fmt: skip
             cursor.execute(OTHERS, parameters)
             ids = [schedule_id for (schedule_id,) in cursor.fetchall()]
@@ -82,7 +83,9 @@ def audit(*, every: bool = False) -> Iterator[Batch]:
                 return
             cursor.execute(READ, [ids])
             rows = cursor.fetchall()
-        yield Batch(ids, [moved for row in rows if (moved := _moved(row))])
+        changed = planning.all_changed([row[4:] for row in rows])
+        pairs = zip(rows, changed, strict=True)
+        yield Batch(ids, [moved for row, now in pairs if (moved := _moved(row[:4], now))])
         after = ids[-1]
 
 
@@ -101,13 +104,14 @@ def is_due() -> bool:
     Where one did, the first row or so tells; where none did, Postgres reads the table, which is
     narrow: docs/benchmarks.md has what that takes at a million schedules.
     """
-    others = Plan.objects.exclude(rule_version=planning.rule_version()).filter(needs_plan=False)
+    others = Plan.objects.exclude(rule_version__in=planning.rule_versions()).filter(
+        needs_plan=False
+    )
     return bool(others.exists())
 
 
-def _moved(row: tuple[object, ...]) -> Moved | None:
-    next_due, error, version, name, *columns = row
-    changed = planning.as_changed(columns)
+def _moved(row: tuple[object, ...], changed: planning.Changed) -> Moved | None:
+    next_due, error, version, name = row
     planned = planning.plan(changed)
     if planned.next_due_at == next_due and bool(planned.error) == bool(error):
         return None

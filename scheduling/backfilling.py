@@ -233,7 +233,8 @@ def _occurrences(schedule: PeriodicTask, since: datetime, until: datetime) -> li
             " `run replay` or enqueue its task."
         )
     try:
-        rule = rule_of(schedule, anchor=plan_of(schedule).anchor_at)
+        # Days off stay days off.
+        rule = recurrence.working(rule_of(schedule, anchor=plan_of(schedule).anchor_at))
         found = recurrence.occurrences_between(rule, max(since, EARLIEST) - MOMENT, until)
         due = list(islice(found, LARGEST + 1))
     except recurrence.RecurrenceError as error:

@@ -14,7 +14,7 @@ from kombu.utils.json import dumps, loads
 from scheduling import recurrence
 from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
-from scheduling.planning import spread_offset
+from scheduling.planning import MOMENT, spread_offset
 from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
 from scheduling.rules import RuleFields, build_rule
 from scheduling.sql import clean
@@ -100,10 +100,11 @@ def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
         return _quarantined(plan, problem)
     try:
         runs, next_due, last_due = _catch_up(plan, unfinished)
+        done = plan.one_off and not _comes_again(plan)
     except Exception as exception:
         return _quarantined(plan, f"{type(exception).__name__}: {exception}")
     runs = _without_overlap(plan, unfinished, runs)
-    return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=plan.one_off)
+    return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=done)
 
 
 def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
@@ -119,7 +120,8 @@ def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime
     """Return the runs for what is due, the next instant, and the last one that was dealt with."""
     due, now = plan.next_due_at, plan.now
     late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
-    if plan.needs_plan or plan.one_off:  # what comes after it is not this rule's to say
+    if plan.needs_plan or (plan.one_off and not _comes_again(plan)):
+        # What comes after it is not this rule's to say.
         return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
     rule = build_rule(plan.fields, plan.anchor_at)
     if late:
@@ -132,10 +134,47 @@ def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime
     if plan.catch_up == CatchUp.NONE:
         runs = _run_for_each(plan, rule)
         return runs, recurrence.next_after(rule, runs[-1].due_at), runs[-1].due_at
-    latest = recurrence.latest_between(rule, due, now) or due
-    missed = recurrence.count_between(rule, due, latest)
-    run = _run(plan, due, coalesced=missed, stands_for=latest)
+    if _day_off(plan, due):
+        return _skip_days_off(plan, rule)
+    latest = stands_for = recurrence.latest_between(rule, due, now) or due
+    working = rule
+    if plan.fields.days_off:  # one run stands for all that was to run
+        working = recurrence.working(rule)
+        stands_for = recurrence.latest_between(working, due, latest) or due
+    missed = recurrence.count_between(working, due, latest)
+    run = _run(plan, due, coalesced=missed, stands_for=stands_for)
     return [run], recurrence.next_after(rule, latest), latest
+
+
+def _day_off(plan: Due, due: datetime) -> str:
+    """Return why the plan's calendar leaves an occurrence out, or "" if it does not."""
+    if plan.fields.days_off is None:
+        return ""
+    try:
+        return recurrence.day_off(build_rule(plan.fields, plan.anchor_at), due)
+    except recurrence.RecurrenceError:
+        if plan.needs_plan:  # an edit has spoilt it since: what was due already is due
+            return ""
+        raise
+
+
+def _comes_again(plan: Due) -> bool:
+    """Return whether a one-off has another occurrence to run at, this one being on a day off."""
+    return plan.fields.clocked_time is None and bool(_day_off(plan, plan.next_due_at))
+
+
+def _skip_days_off(
+    plan: Due, rule: recurrence.Rule
+) -> tuple[list[NewRun], datetime | None, datetime]:
+    # What was missed on the same days off is counted on this row; what was to run comes next.
+    due, upto, working = plan.next_due_at, plan.now, recurrence.working(rule)
+    if recurrence.fires_between(working, due, upto) and (
+        first := recurrence.next_after(working, due)
+    ):
+        upto = first - MOMENT
+    missed = recurrence.count_between(rule, due, upto)
+    last = recurrence.latest_between(rule, due, upto) or due
+    return [_run(plan, due, coalesced=missed)], recurrence.next_after(rule, last), last
 
 
 def _in_time_since(plan: Due) -> datetime:
@@ -187,8 +226,10 @@ def hold(run: NewRun) -> NewRun:
 
 
 def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
-    first = [] if unfinished.all else runs[:1]
-    return first + [hold(run) for run in runs[len(first) :]]
+    if unfinished.all:
+        return [hold(run) for run in runs]
+    starting = next((n for n, run in enumerate(runs) if run.state == State.SCHEDULED), 0) + 1
+    return runs[:starting] + [hold(run) for run in runs[starting:]]
 
 
 def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:
@@ -220,7 +261,12 @@ def _run(
     coalesced: int = 0,
     stands_for: datetime | None = None,
 ) -> NewRun:
-    """Return the row of the occurrence `due`; it expires by the last one that it stands for."""
+    """Return the row of the occurrence `due`; it expires by the last one that it stands for.
+
+    One on a day off is skipped.
+    """
+    if state == State.SCHEDULED and (why := _day_off(plan, due)):
+        state, reason = State.SKIPPED, why
     offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
     deadline = None if plan.deadline_after is None else due + plan.deadline_after
     expires = plan.fields.expires and plan.fields.expires + offset

@@ -9,5 +9,9 @@ class EnqueueError(SchedulingError):
     """A job that cannot be enqueued: unknown task, arguments that do not fit, a bad option."""
 
 
+class CalendarError(SchedulingError):
+    """A calendar that cannot be made, found or removed."""
+
+
 class ScheduleError(SchedulingError):
     """A schedule that cannot be made or changed as asked."""

@@ -16,7 +16,7 @@ from scheduling.hints import Hint, Lane
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
-from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields
+from scheduling.rules import RULE_COLUMNS, RULE_JOINS, with_fields
 from scheduling.sql import arrays, lean_cursor
 from scheduling.waiting import cancel_waiting_of
 
@@ -116,7 +116,7 @@ def fire_due(
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
         cursor.execute(LOCK_DUE, {"low": low, "limit": limit})
-        due = [Due._make((*row[:20], RuleFields._make(row[20:]))) for row in cursor.fetchall()]
+        due = with_fields(Due, cursor.fetchall())
         if not due:
             return Fired(0, (), ())
         unfinished = _unfinished_of(due)
@@ -125,7 +125,8 @@ def fire_due(
         for plan in due:
             there = unfinished.get(plan.schedule_id, Unfinished())
             new, move = decide(plan, there)
-            if new and there.all and plan.overlap == Overlap.REPLACE and _cancel_unfinished(plan):
+            replacing = there.all and plan.overlap == Overlap.REPLACE and _runs_any(new)
+            if replacing and _cancel_unfinished(plan):
                 new = [hold(run) for run in new]
             new = [_queued(run, plan.now, room) for run in new]
             hints += [_hint(run, plan.task) for run in new if run.state == State.QUEUED]
@@ -155,6 +156,10 @@ def _queued(run: NewRun, now: datetime, room: MutableMapping[Lane, int]) -> NewR
 
 def _hint(run: NewRun, task: str) -> Hint:
     return Hint(run.id, 1, task, run.queue, run.priority, run.options)
+
+
+def _runs_any(runs: Iterable[NewRun]) -> bool:
+    return any(run.state != State.SKIPPED for run in runs)
 
 
 def _cancel_unfinished(plan: Due) -> bool:

@@ -7,7 +7,7 @@ moment it is noticed, so that a beat that was away loses nothing.
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -17,13 +17,22 @@ from django.db import transaction
 from scheduling import recurrence
 from scheduling.logs import event
 from scheduling.registry import decode_error
-from scheduling.rules import RULE_COLUMNS, RULE_JOINS, RuleFields, build_rule, saturated
+from scheduling.rules import (
+    RULE_COLUMNS,
+    RULE_JOINS,
+    RuleFields,
+    build_rule,
+    same_rule,
+    saturated,
+    with_fields,
+)
 from scheduling.sql import arrays, lean_cursor
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500
 MOMENT = timedelta(microseconds=1)  # rules yield what is strictly after an instant
+BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)
 
 # A frozen beat must let go of its rows: Postgres ends its transaction. And a batch looks its few
 # rows up, however large the tables are: left alone, Postgres reads tables of 10,000 rows whole,
@@ -55,9 +64,9 @@ SELECT p.schedule_id, p.plan_from, p.anchor_at, p.last_due_at, p.rule, p.done,
 
 WRITE_PLANS = """
 UPDATE scheduling_plan p SET needs_plan = false, next_due_at = n.next_due_at,
-    anchor_at = n.anchor_at, rule = n.rule, rule_version = %s, error = n.error
-  FROM unnest(%s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[])
-    AS n (schedule_id, next_due_at, anchor_at, rule, error)
+    anchor_at = n.anchor_at, rule = n.rule, rule_version = n.rule_version, error = n.error
+  FROM unnest(%s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],
+              %s::text[]) AS n (schedule_id, next_due_at, anchor_at, rule, rule_version, error)
  WHERE p.schedule_id = n.schedule_id
 """
 
@@ -87,6 +96,7 @@ class Planned(NamedTuple):
     next_due_at: datetime | None
     anchor_at: datetime | None
     rule: str
+    rule_version: str
     error: str
 
 
@@ -103,40 +113,47 @@ def plan_changed(limit: int = BATCH) -> int:
         if not ids:
             return 0
         cursor.execute(READ_CHANGED, [ids])
-        planned = [plan(as_changed(row)) for row in cursor.fetchall()]
-        cursor.execute(WRITE_PLANS, [rule_version(), *arrays(planned, len(Planned._fields))])
+        planned = [plan(schedule) for schedule in all_changed(cursor.fetchall())]
+        cursor.execute(WRITE_PLANS, arrays(planned, len(Planned._fields)))
     _tell(planned)
     return len(ids)
 
 
-def as_changed(row: Sequence[Any]) -> Changed:
-    """Return a row of READ_CHANGED."""
-    return Changed._make((*row[:12], RuleFields._make(row[12:])))
+def all_changed(rows: Sequence[tuple[Any, ...]]) -> list[Changed]:
+    """Return the rows of READ_CHANGED."""
+    return with_fields(Changed, rows)
 
 
 def plan(schedule: Changed) -> Planned:
     """Return a changed schedule's plan: its next instant after the edit, or why there is none."""
     fingerprint = schedule.fields.fingerprint()
     anchor = schedule.anchor_at
-    if schedule.fields.is_interval and (anchor is None or fingerprint != schedule.rule):
+    same = same_rule(fingerprint, schedule.rule)
+    if schedule.fields.is_interval and (anchor is None or not same):
         anchor = schedule.fields.start_time or schedule.plan_from
+    version = ""
     try:
-        due = _next_due(schedule, anchor, fingerprint)
+        version = rule_version(schedule.fields)
+        due = _next_due(schedule, anchor, same)
         error = decode_error(schedule.args, schedule.kwargs) if due else ""
     except Exception as problem:  # whatever one rule does, it must not stop the others
         due, error = None, f"{type(problem).__name__}: {problem}"
-    return Planned(schedule.schedule_id, None if error else due, anchor, fingerprint, error)
+    next_due = None if error else due
+    return Planned(schedule.schedule_id, next_due, anchor, fingerprint, version, error)
 
 
-def _next_due(schedule: Changed, anchor: datetime | None, fingerprint: str) -> datetime | None:
+def _next_due(schedule: Changed, anchor: datetime | None, same: bool) -> datetime | None:
     if not schedule.enabled or schedule.done or (schedule.paused_at and not schedule.paused_until):
         return None
     rule = build_rule(schedule.fields, anchor)
     after = max(filter(None, (schedule.plan_from, schedule.last_due_at)))
     clocked = schedule.fields.clocked_time
-    if clocked is not None and fingerprint != schedule.rule and clocked != schedule.last_due_at:
-        # A time that was set just now stands even if it has passed: then catch-up decides.
-        after = min(after, clocked - MOMENT)
+    if clocked is not None and (not same or clocked > schedule.plan_from):
+        # A time that was set just now stands even if it has passed, and one that a calendar has
+        # just moved into the past too: then catch-up decides.
+        only = recurrence.next_after(rule, BEFORE_ALL)
+        if only is not None and only != schedule.last_due_at:
+            after = min(after, only - MOMENT)
     if schedule.paused_at and schedule.paused_until:
         after = max(after, schedule.paused_until - MOMENT)
     due = recurrence.next_after(rule, after)
@@ -153,9 +170,26 @@ def _tell(planned: Sequence[Planned]) -> None:
               schedule=plan.schedule_id, error=plan.error)  # fmt: skip
 
 
+def rule_version(fields: RuleFields | None = None) -> str:
+    """Return what computes instants here: the versions of the rule engine and of its data.
+
+    The data are those of time zones and, for a rule with a calendar, of public holidays.
+    """
+    if fields is None or fields.days_off is None or not fields.days_off.country:
+        return _engine()
+    return f"{_engine()}/holidays {recurrence.holidays_version()}"
+
+
+def rule_versions() -> list[str]:
+    """Return what `rule_version` says of rules now: without and with public holidays."""
+    try:
+        return [_engine(), f"{_engine()}/holidays {recurrence.holidays_version()}"]
+    except recurrence.MissingDependency:
+        return [_engine()]
+
+
 @cache
-def rule_version() -> str:
-    """Return what computes instants here: the rule engine's version and the time zone data's."""
+def _engine() -> str:
     return f"{recurrence.VERSION}/{recurrence.tzdata_version()}"
 
 

@@ -1,13 +1,21 @@
-"""From the rows of django-celery-beat to rules that `recurrence` understands."""
+"""From rows to rules that `recurrence` understands: django-celery-beat's, and calendars."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
+from django.conf import settings
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import recurrence
-from scheduling.recurrence import RecurrenceError, Rule
+from scheduling.calendars import days_off_by_id, days_off_of
+from scheduling.recurrence import DaysOff, ExcludedDay, RecurrenceError, Rule
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+# What follows it in a fingerprint is the calendar's.
+CALENDAR = "|calendar "
 
 
 class RuleFields(NamedTuple):
@@ -27,6 +35,8 @@ class RuleFields(NamedTuple):
     longitude: object = None
     start_time: datetime | None = None
     expires: datetime | None = None
+    days_off: DaysOff | None = None
+    excluded_day: str | None = None
 
     @property
     def is_interval(self) -> bool:
@@ -35,9 +45,20 @@ class RuleFields(NamedTuple):
     def fingerprint(self) -> str:
         """Return a text that changes whenever the rule does, but for its end.
 
-        It is kept in Plan.rule: where it is the same, an interval keeps its anchor.
+        It is kept in Plan.rule.
         """
-        return "|".join("" if value is None else str(value) for value in self[:-1])
+        rule = "|".join("" if value is None else str(value) for value in self[:-3])
+        if self.days_off is None:
+            return rule
+        return f"{rule}{CALENDAR}{self.days_off.fingerprint} {self.excluded_day}"
+
+
+def same_rule(one: str, other: str) -> bool:
+    """Return whether two fingerprints are of one rule, whatever the calendars.
+
+    Where it is the same, an interval keeps its anchor.
+    """
+    return one.split(CALENDAR)[0] == other.split(CALENDAR)[0]
 
 
 def saturated(column: str) -> str:
@@ -49,11 +70,13 @@ def saturated(column: str) -> str:
     )
 
 
-# The same, to be selected beside a schedule `t`; in RuleFields' order.
+# The same, to be selected beside a schedule `t` and its policy `y`; in RuleFields' order, with the
+# calendar's id in place of its days off.
 RULE_COLUMNS = f"""
     c.minute, c.hour, c.day_of_month, c.month_of_year, c.day_of_week, c.timezone,
     i.every, i.period, {saturated("k.clocked_time")}, s.event, s.latitude, s.longitude,
-    {saturated("t.start_time")}, {saturated("t.expires")}
+    {saturated("t.start_time")}, {saturated("t.expires")},
+    y.calendar_id, CASE WHEN y.calendar_id IS NOT NULL THEN y.excluded_day END
 """
 RULE_JOINS = """
     LEFT JOIN django_celery_beat_crontabschedule c ON c.id = t.crontab_id
@@ -63,10 +86,28 @@ RULE_JOINS = """
 """
 
 
+def with_fields(kind: type[Row], rows: Sequence[tuple[Any, ...]]) -> list[Row]:
+    """Return rows that SQL selected as `kind`, whose own columns come before RULE_COLUMNS.
+
+    The calendars' own tables are asked for those that any of the rows names.
+    """
+    width: int = len(kind._fields) - 1  # type: ignore[attr-defined]
+    make = kind._make  # type: ignore[attr-defined]
+    calendars = days_off_by_id({row[-2] for row in rows if row[-2] is not None})
+    if not calendars:
+        return [make((*row[:width], RuleFields._make(row[width:]))) for row in rows]
+    return [
+        make((*row[:width], RuleFields._make((*row[width:-2], calendars.get(row[-2]), row[-1]))))
+        for row in rows
+    ]
+
+
 def fields_of(schedule: PeriodicTask) -> RuleFields:
     """Return the rule's fields of a schedule that the ORM read."""
     crontab, interval = schedule.crontab, schedule.interval
     clocked, solar = schedule.clocked, schedule.solar
+    policy = getattr(schedule, "policy", None)
+    calendar = policy.calendar if policy else None
     return RuleFields(
         minute=crontab and crontab.minute,
         hour=crontab and crontab.hour,
@@ -82,6 +123,8 @@ def fields_of(schedule: PeriodicTask) -> RuleFields:
         longitude=solar and solar.longitude,
         start_time=schedule.start_time,
         expires=schedule.expires,
+        days_off=calendar and days_off_of(calendar),
+        excluded_day=str(policy.excluded_day) if policy and calendar else None,
     )
 
 
@@ -109,9 +152,11 @@ def build_rule(fields: RuleFields, anchor: datetime | None) -> Rule:
     Raises:
         RecurrenceError: no rule, or one that cannot be read.
     """
-    return recurrence.bounded(
-        _unbounded(fields, anchor), not_before=fields.start_time, not_after=fields.expires
-    )
+    rule = _unbounded(fields, anchor)
+    if fields.days_off is not None:
+        what = cast(ExcludedDay, fields.excluded_day)
+        rule = recurrence.on_working_days(rule, fields.days_off, what, settings.TIME_ZONE)
+    return recurrence.bounded(rule, not_before=fields.start_time, not_after=fields.expires)
 
 
 def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:

@@ -132,7 +132,7 @@ class ScheduleAdmin(ScheduleActions):
         return ("name",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related(*RULES, "plan", "policy")
+        return super().get_queryset(request).select_related(*RULES, "plan", "policy__calendar")
 
     @admin.display(description="task")
     def task_(self, schedule: PeriodicTask) -> SafeString:

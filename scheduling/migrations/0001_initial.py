@@ -59,7 +59,9 @@ class Migration(migrations.Migration):
                 (
                     "weekdays",
                     django.contrib.postgres.fields.ArrayField(
-                        base_field=models.PositiveSmallIntegerField(),
+                        base_field=models.PositiveSmallIntegerField(
+                            validators=[django.core.validators.MaxValueValidator(6)]
+                        ),
                         blank=True,
                         default=list,
                         size=None,
@@ -70,7 +72,27 @@ class Migration(migrations.Migration):
                     "subdivision",
                     models.CharField(blank=True, db_default="", default="", max_length=20),
                 ),
+                (
+                    "version",
+                    models.PositiveBigIntegerField(db_default=0, default=0, editable=False),
+                ),
             ],
+            options={
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("weekdays__contained_by", [0, 1, 2, 3, 4, 5, 6])),
+                        name="calendar_weekdays_are_days",
+                        violation_error_message="Weekdays are numbers from 0 (Monday) to 6 (Sunday).",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("weekdays__contains", [0, 1, 2, 3, 4, 5, 6]), _negated=True
+                        ),
+                        name="calendar_leaves_a_weekday",
+                        violation_error_message="All seven days of the week are off, so nothing could ever run: leave one out.",
+                    ),
+                ],
+            },
         ),
         migrations.CreateModel(
             name="Heartbeat",
@@ -614,6 +636,7 @@ class Migration(migrations.Migration):
                 (
                     "calendar",
                     models.ForeignKey(
+                        db_constraint=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="dates",
                         to="scheduling.calendar",

@@ -6,6 +6,8 @@ now"; it never touches `next_due_at`, so an occurrence that is already due is ne
 are compared inside the functions: a WHEN clause that names them would block later ALTER TYPE.
 """
 
+from collections.abc import Sequence
+
 from django.db import migrations
 
 # Locks plans in id order, so that two edits of many schedules cannot deadlock.
@@ -21,7 +23,8 @@ END $$;
 """
 
 # An edit of a rule looks for the schedules that use it. One that is being attached to it just then
-# must wait for that edit to commit, or the edit for it: else its plan could keep the old rule.
+# must wait for that edit to commit, or the edit for it: else its plan could keep the old rule. Rules
+# and calendars are locked before plans, here as by their own edits: so these cannot deadlock.
 HOLD_RULES = """
 CREATE FUNCTION scheduling_hold_rules(
     crontabs integer[], intervals integer[], clockeds integer[], solars integer[]
@@ -70,6 +73,12 @@ BEGIN
            IS DISTINCT FROM
            (n.enabled, n.one_off, n.start_time, n.expires,
             n.crontab_id, n.interval_id, n.clocked_id, n.solar_id);
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_hold_rules(
+            array_agg(DISTINCT crontab_id), array_agg(DISTINCT interval_id),
+            array_agg(DISTINCT clocked_id), array_agg(DISTINCT solar_id)
+        ) FROM after_update WHERE id = ANY(changed);
+    END IF;
     SELECT array_agg(n.id) INTO repaired
       FROM after_update n JOIN before_update o ON o.id = n.id
      WHERE (o.task, o.args, o.kwargs, o.queue, o.headers, o.priority, o.expire_seconds)
@@ -86,10 +95,6 @@ BEGIN
     END IF;
     IF changed IS NOT NULL THEN
         UPDATE scheduling_plan SET done = false WHERE done AND schedule_id = ANY(changed);
-        PERFORM scheduling_hold_rules(
-            array_agg(DISTINCT crontab_id), array_agg(DISTINCT interval_id),
-            array_agg(DISTINCT clocked_id), array_agg(DISTINCT solar_id)
-        ) FROM after_update WHERE id = ANY(changed);
     END IF;
     RETURN NULL;
 END $$;
@@ -132,32 +137,163 @@ RULE_TABLES = {
     "solar": ("django_celery_beat_solarschedule", ["event", "latitude", "longitude"]),
 }
 
-# Pausing and resuming change when a schedule fires; the other policies are read when it does.
-POLICY_CHANGED = """
-CREATE FUNCTION scheduling_policy_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+HOLD_CALENDARS = """
+CREATE FUNCTION scheduling_hold_calendars(calendars bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        IF NEW.paused_at IS NOT NULL THEN
-            PERFORM scheduling_ask_for_plans(ARRAY[NEW.schedule_id]);
-        END IF;
-    ELSIF TG_OP = 'DELETE' THEN
-        IF OLD.paused_at IS NOT NULL THEN
-            PERFORM scheduling_ask_for_plans(ARRAY[OLD.schedule_id]);
-        END IF;
-    ELSIF (OLD.paused_at, OLD.paused_until) IS DISTINCT FROM (NEW.paused_at, NEW.paused_until) THEN
-        PERFORM scheduling_ask_for_plans(ARRAY[NEW.schedule_id]);
+    PERFORM 1 FROM scheduling_calendar WHERE id = ANY(calendars) ORDER BY id FOR SHARE;
+END $$;
+"""
+
+# Pausing and resuming change when a schedule fires, and so do its days off; the other policies are
+# read when it does.
+POLICY_CHANGED = """
+CREATE FUNCTION scheduling_policy_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(schedule_id) INTO changed
+      FROM inserted WHERE paused_at IS NOT NULL OR calendar_id IS NOT NULL;
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_hold_calendars(array_agg(DISTINCT calendar_id)) FROM inserted;
+        PERFORM scheduling_ask_for_plans(changed);
     END IF;
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER scheduling_policy_changed
-  AFTER INSERT OR UPDATE OR DELETE ON scheduling_policy
-  FOR EACH ROW EXECUTE FUNCTION scheduling_policy_changed();
+CREATE FUNCTION scheduling_policy_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(n.schedule_id) INTO changed
+      FROM after_update n JOIN before_update o ON o.schedule_id = n.schedule_id
+     WHERE (o.paused_at, o.paused_until, o.calendar_id,
+            CASE WHEN o.calendar_id IS NOT NULL THEN o.excluded_day END)
+           IS DISTINCT FROM
+           (n.paused_at, n.paused_until, n.calendar_id,
+            CASE WHEN n.calendar_id IS NOT NULL THEN n.excluded_day END);
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_hold_calendars(array_agg(DISTINCT calendar_id))
+          FROM after_update WHERE schedule_id = ANY(changed);
+        PERFORM scheduling_ask_for_plans(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION scheduling_policy_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(schedule_id) INTO changed
+      FROM deleted WHERE paused_at IS NOT NULL OR calendar_id IS NOT NULL;
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_ask_for_plans(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_policy_inserted
+  AFTER INSERT ON scheduling_policy REFERENCING NEW TABLE AS inserted
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_policy_inserted();
+CREATE TRIGGER scheduling_policy_updated
+  AFTER UPDATE ON scheduling_policy
+  REFERENCING OLD TABLE AS before_update NEW TABLE AS after_update
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_policy_updated();
+CREATE TRIGGER scheduling_policy_deleted
+  AFTER DELETE ON scheduling_policy REFERENCING OLD TABLE AS deleted
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_policy_deleted();
+"""
+
+# A version is never given twice, not even after a rollback: who has read one need not read again.
+CALENDAR_CHANGED = """
+CREATE SEQUENCE scheduling_calendar_version;
+
+CREATE FUNCTION scheduling_calendar_changing() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (OLD.name, OLD.weekdays, OLD.country, OLD.subdivision, OLD.version) IS DISTINCT FROM
+       (NEW.name, NEW.weekdays, NEW.country, NEW.subdivision, NEW.version) THEN
+        NEW.version := nextval('scheduling_calendar_version');
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION scheduling_calendar_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed integer[];
+BEGIN
+    SELECT array_agg(y.schedule_id) INTO changed
+      FROM after_update n JOIN before_update o ON o.id = n.id
+      JOIN scheduling_policy y ON y.calendar_id = n.id
+     WHERE o.version <> n.version;
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_ask_for_plans(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_calendar_changing
+  BEFORE UPDATE ON scheduling_calendar
+  FOR EACH ROW EXECUTE FUNCTION scheduling_calendar_changing();
+CREATE TRIGGER scheduling_calendar_changed
+  AFTER UPDATE ON scheduling_calendar
+  REFERENCING OLD TABLE AS before_update NEW TABLE AS after_update
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_calendar_changed();
+"""
+
+# Dates change their calendar, whose own trigger does the rest.
+DATES_CHANGED = """
+CREATE FUNCTION scheduling_touch_calendars(calendars bigint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM scheduling_calendar WHERE id = ANY(calendars)
+      ORDER BY id FOR NO KEY UPDATE;
+    UPDATE scheduling_calendar SET version = version + 1 WHERE id = ANY(calendars);
+END $$;
+
+CREATE FUNCTION scheduling_dates_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM scheduling_touch_calendars(array_agg(DISTINCT calendar_id)) FROM inserted;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION scheduling_dates_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed bigint[];
+BEGIN
+    SELECT array_agg(o.calendar_id) || array_agg(n.calendar_id) INTO changed
+      FROM after_update n JOIN before_update o ON o.id = n.id
+     WHERE (o.calendar_id, o.date, o.reason) IS DISTINCT FROM (n.calendar_id, n.date, n.reason);
+    IF changed IS NOT NULL THEN
+        PERFORM scheduling_touch_calendars(changed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION scheduling_dates_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM scheduling_touch_calendars(array_agg(DISTINCT calendar_id)) FROM deleted;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER scheduling_dates_inserted
+  AFTER INSERT ON scheduling_excludeddate REFERENCING NEW TABLE AS inserted
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_dates_inserted();
+CREATE TRIGGER scheduling_dates_updated
+  AFTER UPDATE ON scheduling_excludeddate
+  REFERENCING OLD TABLE AS before_update NEW TABLE AS after_update
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_dates_updated();
+CREATE TRIGGER scheduling_dates_deleted
+  AFTER DELETE ON scheduling_excludeddate REFERENCING OLD TABLE AS deleted
+  FOR EACH STATEMENT EXECUTE FUNCTION scheduling_dates_deleted();
 """
 
 CASCADE = """
 ALTER TABLE scheduling_{table} ADD CONSTRAINT scheduling_{table}_schedule
   FOREIGN KEY (schedule_id) REFERENCES django_celery_beat_periodictask (id) ON DELETE CASCADE;
+"""
+
+CASCADE_DATES = """
+ALTER TABLE scheduling_excludeddate ADD CONSTRAINT scheduling_excludeddate_calendar
+  FOREIGN KEY (calendar_id) REFERENCES scheduling_calendar (id) ON DELETE CASCADE;
 """
 
 # Plans and runs are updated all the time: room for the new versions beside the old ones, and a
@@ -188,6 +324,11 @@ def drop(function: str, table: str) -> str:
     return f"DROP TRIGGER {function} ON {table}; DROP FUNCTION {function}();"
 
 
+def drop_all(prefix: str, table: str, actions: Sequence[str]) -> str:
+    return " ".join(drop(f"scheduling_{prefix}_{action}", table) for action in actions)
+
+
+ROW_ACTIONS = ("inserted", "updated", "deleted")
 SCHEDULES = "django_celery_beat_periodictask"
 
 
@@ -213,7 +354,24 @@ class Migration(migrations.Migration):
             )
             for column, (table, fields) in RULE_TABLES.items()
         ),
-        migrations.RunSQL(POLICY_CHANGED, drop("scheduling_policy_changed", "scheduling_policy")),
+        migrations.RunSQL(
+            HOLD_CALENDARS, "DROP FUNCTION scheduling_hold_calendars(calendars bigint[])"
+        ),
+        migrations.RunSQL(POLICY_CHANGED, drop_all("policy", "scheduling_policy", ROW_ACTIONS)),
+        migrations.RunSQL(
+            CALENDAR_CHANGED,
+            drop_all("calendar", "scheduling_calendar", ("changing", "changed"))
+            + "DROP SEQUENCE scheduling_calendar_version;",
+        ),
+        migrations.RunSQL(
+            DATES_CHANGED,
+            drop_all("dates", "scheduling_excludeddate", ROW_ACTIONS)
+            + "DROP FUNCTION scheduling_touch_calendars(calendars bigint[]);",
+        ),
+        migrations.RunSQL(
+            CASCADE_DATES,
+            "ALTER TABLE scheduling_excludeddate DROP CONSTRAINT scheduling_excludeddate_calendar",
+        ),
         *(
             migrations.RunSQL(
                 CASCADE.format(table=table),

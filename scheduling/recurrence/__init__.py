@@ -67,6 +67,7 @@ __all__ = [
     "describe",
     "difference",
     "every",
+    "fires_between",
     "holidays_version",
     "latest_between",
     "next_after",
@@ -98,6 +99,11 @@ def occurrences_between(rule: Rule, a: datetime, b: datetime) -> Iterator[dateti
 def count_between(rule: Rule, a: datetime, b: datetime) -> int:
     """How many occurrences have a < t <= b: by arithmetic for intervals and cron."""
     return rule.count_between(as_utc(a), as_utc(b))
+
+
+def fires_between(rule: Rule, a: datetime, b: datetime) -> bool:
+    """Whether there is an occurrence with a < t <= b, without a look beyond b."""
+    return rule.fires_between(as_utc(a), as_utc(b))
 
 
 def latest_between(rule: Rule, a: datetime, b: datetime) -> datetime | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 from .errors import MissingDependency, UnknownCountry
@@ -60,9 +60,13 @@ def check_country(country: str, subdivision: str = "") -> None:
         raise UnknownCountry(f"{country} has no subdivision {subdivision!r}: {some}")
 
 
+@lru_cache(maxsize=1)
 def holidays_version() -> str:
-    """The release of the package, such as "0.108"."""
-    return str(_package().__version__)
+    """The release of the package, such as "0.108". Raises MissingDependency."""
+    try:
+        return metadata.version("holidays")  # the package itself takes its time to load
+    except metadata.PackageNotFoundError as error:
+        raise _missing() from error
 
 
 def _nearest(wanted: str) -> str:
@@ -83,7 +87,10 @@ def _package() -> Any:
     try:
         return import_module("holidays")
     except ImportError as error:
-        raise MissingDependency(
-            "public holidays need the package holidays, which is not installed: "
-            "pip install holidays"
-        ) from error
+        raise _missing() from error
+
+
+def _missing() -> MissingDependency:
+    return MissingDependency(
+        "public holidays need the package holidays, which is not installed: pip install holidays"
+    )

@@ -86,9 +86,10 @@ class SkippingRule(Rule):
     def day_off(self, due: datetime) -> str:
         if self.without.fires_between(due - TICK, due):
             return ""
-        day = due.astimezone(self.tz).date()
-        # One that the clocks moved over midnight is of the day before.
-        return self.days_off.explain(day if self.days_off.is_off(day) else day - _DAY)
+        marked = self.rule.marked(due, due)
+        local = marked.missing if marked.dst == "shifted" else due.astimezone(self.tz)
+        day = (local or due).date()
+        return self.days_off.explain(day) if self.days_off.is_off(day) else ""
 
     def marked(self, previous: datetime, due: datetime) -> Occurrence:
         return replace(self.rule.marked(previous, due), day_off=self.day_off(due))

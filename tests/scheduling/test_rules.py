@@ -1,12 +1,14 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.db import connection
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, SolarSchedule
 
 from scheduling import recurrence
+from scheduling.models import Calendar, ExcludedDay
 from scheduling.recurrence import RecurrenceError
 from scheduling.rules import (
     RULE_COLUMNS,
@@ -15,10 +17,13 @@ from scheduling.rules import (
     build_rule,
     fields_of,
     rule_of,
+    same_rule,
+    with_fields,
 )
 from scheduling.sql import lean_cursor
 from tests.scheduling.ledger import NOON, crontab, interval, schedule
 
+WEEKEND = recurrence.days_off("weekend", weekdays=[5, 6])
 HOURLY = RuleFields("0", "*", "*", "*", "*", "UTC")
 
 
@@ -78,9 +83,29 @@ def test_every_field_is_in_the_fingerprint() -> None:
         "minute": "1", "hour": "2", "day_of_month": "3", "month_of_year": "4", "day_of_week": "5",
         "timezone": "UTC", "every": 6, "period": "days", "clocked_time": NOON, "event": "sunset",
         "latitude": Decimal(1), "longitude": Decimal(2), "start_time": NOON, "expires": NOON,
+        "days_off": WEEKEND,
     }  # fmt: skip
     prints = {RuleFields(**{name: value}).fingerprint() for name, value in values.items()}
-    assert len(prints) == len(values) == len(RuleFields._fields)
+    assert len(prints) == len(values) == len(RuleFields._fields) - 1
+    ways = {RuleFields(days_off=WEEKEND, excluded_day=way).fingerprint() for way in ExcludedDay}
+    assert len(ways) == 3
+
+
+def test_a_rule_is_the_same_whatever_its_calendar() -> None:
+    one, other = HOURLY.fingerprint(), HOURLY._replace(days_off=WEEKEND).fingerprint()
+    assert same_rule(one, other)
+    assert not same_rule(one, HOURLY._replace(hour="1", days_off=WEEKEND).fingerprint())
+
+
+def test_days_off_of_a_rule_without_a_zone_are_those_of_the_site(settings: Any) -> None:
+    sunday = datetime(2026, 11, 22, tzinfo=ZoneInfo(settings.TIME_ZONE))
+    fields = RuleFields(every=1, period="hours", days_off=WEEKEND, excluded_day="next")
+    due = recurrence.next_after(build_rule(fields, NOON), sunday)
+    assert due == sunday + timedelta(days=1)
+
+
+class Read(NamedTuple):
+    fields: RuleFields
 
 
 @pytest.mark.django_db
@@ -93,11 +118,15 @@ def test_the_orm_and_sql_read_the_same_fields(kind: str) -> None:
         "solar": lambda: SolarSchedule.objects.create(event="sunset", latitude=52, longitude=13),
     }[kind]()
     ends = NOON + timedelta(days=900)
-    row = schedule(**{kind: rule}, one_off=True, start_time=NOON, expires=ends)
+    calendar = Calendar.objects.create(name="DE", weekdays=[6], country="DE")
+    calendar.dates.create(date=NOON.date(), reason="closed")
+    policy = {"calendar": calendar, "excluded_day": "next"}
+    row = schedule(**{kind: rule}, one_off=True, start_time=NOON, expires=ends, policy=policy)
     with lean_cursor() as cursor:
         sql = f"SELECT {RULE_COLUMNS} FROM django_celery_beat_periodictask t {RULE_JOINS}"  # noqa: S608
+        sql += " LEFT JOIN scheduling_policy y ON y.schedule_id = t.id"
         cursor.execute(f"{sql} WHERE t.id = %s", [row.pk])
-        by_sql = RuleFields(*cursor.fetchone())
+        by_sql = with_fields(Read, cursor.fetchall())[0].fields
     by_orm = fields_of(PeriodicTask.objects.get(pk=row.pk))
     assert by_sql.fingerprint() == by_orm.fingerprint()
     assert build_rule(by_sql, NOON) == build_rule(by_orm, NOON)
