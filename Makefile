@@ -12,7 +12,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
 	n=$$(( n < 3 ? 3 : n )); echo $$(( n > 8 ? 8 : n )))
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format setup bench manage shell lock clean reset
+.PHONY: help up test check format setup bench chaos manage shell lock clean reset
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="	" read -r name what; do \
@@ -39,6 +39,9 @@ setup: $(READY) ## Make .venv from requirements.lock
 
 bench: $(READY) ## Measure Truebeat beside what people use today (ARGS="..." to choose)
 	$(EMBEDDED) run --throwaway -- $(PY) -m bench $(ARGS)
+
+chaos: $(READY) ## Break everything at random and check what ran (ARGS="--seconds 600 --seed 7")
+	$(PY) -m chaos $(ARGS)
 
 manage: $(READY) ## Run manage.py with services up (ARGS="schedule list")
 	@$(EMBEDDED) run -- $(PY) manage.py $(ARGS)

@@ -1,0 +1,238 @@
+"""What is done to them. Each kind of fault is a function here that bears its name.
+
+A fault says what it did, or "" where there was nothing to do it to.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from random import Random
+
+import psycopg
+import redis
+
+from chaos.ground import LANES, Ground, Service, faketime
+from chaos.plan import KINDS, SKEWS, Fault
+from chaos.story import Done
+
+
+def commit(ground: Ground, fault: Fault) -> Done:
+    """Do a fault, to its end."""
+    began = time.time()
+    try:
+        what = ACTS[fault.kind](ground, fault, Random(fault.draw))
+    except (psycopg.OperationalError, redis.RedisError):
+        what = ""  # the service is down already
+    return Done(fault.kind, str(fault.target), began, time.time(), what)
+
+
+@contextmanager
+def _alone_with(service: Service) -> Iterator[Service]:
+    with service.lock:
+        yield service
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def _kill(service: Service, fault: Fault, *, group: bool) -> str:
+    with _alone_with(service):
+        if service.ended():
+            return ""
+        service.expect_end(fault.lasts)
+        service.signal(signal.SIGKILL, group=group)
+        return f"{service.name} {service.pid}"
+
+
+def kill_beat(ground: Ground, fault: Fault, random: Random) -> str:
+    return _kill(ground.beats[fault.target], fault, group=True)
+
+
+def kill_worker(ground: Ground, fault: Fault, random: Random) -> str:
+    return _kill(ground.workers[fault.target], fault, group=False)
+
+
+def kill_machine(ground: Ground, fault: Fault, random: Random) -> str:
+    return _kill(ground.workers[fault.target], fault, group=True)
+
+
+def kill_child(ground: Ground, fault: Fault, random: Random) -> str:
+    children = ground.workers[fault.target].children()
+    if not children:
+        return ""
+    pid = random.choice(children)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return f"{ground.workers[fault.target].name} {pid}"
+
+
+def stop_worker(ground: Ground, fault: Fault, random: Random) -> str:
+    service = ground.workers[fault.target]
+    with _alone_with(service):
+        if service.ended():
+            return ""
+        service.expect_end(fault.lasts)
+        service.signal(signal.SIGTERM, group=False)
+        return f"{service.name} {service.pid}"
+
+
+def _freeze(pid_of: Callable[[int], None], seconds: float) -> None:
+    pid_of(signal.SIGSTOP)
+    time.sleep(seconds)
+    pid_of(signal.SIGCONT)
+
+
+def _freeze_service(service: Service, fault: Fault) -> str:
+    with _alone_with(service):
+        if service.ended():
+            return ""
+        _freeze(lambda number: service.signal(number, group=True), fault.lasts)
+        return f"{service.name} {service.pid}"
+
+
+def freeze_beat(ground: Ground, fault: Fault, random: Random) -> str:
+    return _freeze_service(ground.beats[fault.target], fault)
+
+
+def freeze_worker(ground: Ground, fault: Fault, random: Random) -> str:
+    return _freeze_service(ground.workers[fault.target], fault)
+
+
+def freeze_child(ground: Ground, fault: Fault, random: Random) -> str:
+    children = ground.workers[fault.target].children()
+    if not children:
+        return ""
+    pid = random.choice(children)
+
+    def tell(number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    _freeze(tell, fault.lasts)
+    return f"{ground.workers[fault.target].name} {pid}"
+
+
+def skew_beat(ground: Ground, fault: Fault, random: Random) -> str:
+    """Start a beat anew with a clock that is off, or that is right again."""
+    if faketime() is None:
+        return ""
+    service = ground.beats[fault.target]
+    service.skew = random.choice(SKEWS)
+    return _kill(service, fault, group=True) and f"{service.name} by {service.skew} s"
+
+
+# --- Servers -------------------------------------------------------------------------------------
+
+
+def restart_redis(ground: Ground, fault: Fault, random: Random) -> str:
+    """Kill it; it comes back empty."""
+    with ground.servers["redis"]:
+        ground.redis_server.kill()
+        time.sleep(fault.lasts)
+        ground.redis_server.start()
+    return "killed"
+
+
+def freeze_redis(ground: Ground, fault: Fault, random: Random) -> str:
+    with ground.servers["redis"]:
+        _freeze(lambda number: os.kill(ground.redis_server.pid, number), fault.lasts)
+    return "frozen"
+
+
+def flush_redis(ground: Ground, fault: Fault, random: Random) -> str:
+    ground.redis.flushall()
+    return "flushed"
+
+
+def restart_postgres(ground: Ground, fault: Fault, random: Random) -> str:
+    with ground.servers["postgres"]:
+        ground.postgres.stop()
+        time.sleep(fault.lasts)
+        ground.postgres.start()
+    return "stopped"
+
+
+def crash_postgres(ground: Ground, fault: Fault, random: Random) -> str:
+    """Shut it down at once, as a crash would: it recovers from its log when it starts."""
+    with ground.servers["postgres"]:
+        os.kill(ground.postgres.pid, signal.SIGQUIT)
+        ground.postgres.stop()
+        time.sleep(fault.lasts)
+        ground.postgres.start()
+    return "crashed"
+
+
+TERMINATE = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < %s
+"""
+
+
+def terminate_backends(ground: Ground, fault: Fault, random: Random) -> str:
+    with ground.connect() as connection:
+        row = connection.execute(TERMINATE, [random.choice([0.2, 0.6, 1.0])]).fetchone()
+    return f"{row[0]} connections" if row else ""
+
+
+# --- Messages ------------------------------------------------------------------------------------
+
+
+def _messages(ground: Ground, random: Random) -> tuple[str, list[bytes]]:
+    """Return a lane that has messages, and some of them."""
+    lanes = [lane for lane in LANES if ground.redis.llen(lane)]
+    if not lanes:
+        return "", []
+    lane = random.choice(lanes)
+    there: list[bytes] = ground.redis.lrange(lane, 0, -1)  # type: ignore[assignment]
+    return lane, random.sample(there, min(len(there), random.randint(1, 20)))
+
+
+def double_hints(ground: Ground, fault: Fault, random: Random) -> str:
+    """Put copies of hints into their lists; where these are empty, of hints that were there."""
+    lane, found = _wait_for_messages(ground, random)
+    for _ in range(random.randint(1, 3)):
+        if found:
+            ground.redis.lpush(lane, *found)
+    return f"{len(found)} hints" if found else ""
+
+
+def drop_hints(ground: Ground, fault: Fault, random: Random) -> str:
+    """Take hints out of their lists, and forget which ones workers have taken."""
+    lane, found = _wait_for_messages(ground, random)
+    before = ground.redis.llen(lane) if lane else 0
+    for message in found:
+        ground.redis.lrem(lane, 1, message)  # type: ignore[arg-type]
+    ground.redis.delete("unacked", "unacked_index")
+    return f"up to {len(found)} of {before} hints" if found else ""
+
+
+def _wait_for_messages(ground: Ground, random: Random) -> tuple[str, list[bytes]]:
+    """Look until there are some: on a quiet system they stay for a millisecond."""
+    until = time.monotonic() + 1.0
+    while True:
+        lane, found = _messages(ground, random)
+        if found or time.monotonic() > until:
+            return lane, found
+
+
+GARBAGE = (
+    b"", b"garbage", b"{}", b"[1, 2", b"\xff\xfe\x00", b"null", b'{"body": 1}',
+    b'{"body": "e30=", "headers": {"task": "chaos.tasks.work", "id": "1", "run_attempt": "x"}}',
+)  # fmt: skip
+
+
+def garbage_hints(ground: Ground, fault: Fault, random: Random) -> str:
+    """Push what cannot be read, and hints that name another attempt or nobody's run."""
+    payloads = list(random.sample(GARBAGE, 3))
+    lane, found = _wait_for_messages(ground, random)
+    for message in found:
+        payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": 2'))
+        payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": -7'))
+        payloads.append(message[: len(message) // 2])
+    ground.redis.lpush(lane or LANES[2], *payloads)
+    return f"{len(payloads)} messages"
+
+
+ACTS: dict[str, Callable[[Ground, Fault, Random], str]] = {kind: globals()[kind] for kind in KINDS}

@@ -1,0 +1,195 @@
+"""Where it happens: throwaway Postgres and Redis, beats and workers, and a keeper of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import psycopg
+import redis
+
+from chaos import evidence
+from chaos.plan import BEATS, THREADED, WORKERS
+from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
+from config.embedded.server import popen_bound
+
+ROOT = Path(__file__).resolve().parent.parent
+QUEUE = "celery"
+LANES = [QUEUE, *(f"{QUEUE}\x06\x16{priority}" for priority in (3, 6, 9))]
+
+
+class Service:
+    """A beat or a worker. Its keeper starts it again, `back_in` seconds after it has ended."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path
+    ) -> None:
+        self.name = name
+        self.skew = 0  # seconds by which its clock is off
+        self.lock = threading.RLock()  # held while a fault works on it
+        self._command, self._env, self._log = command, env, log
+        self._back_at = 0.0
+        self._expected = True
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        return 0 if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        self._expected = False
+        with self._log.open("ab") as log:
+            self._process = popen_bound(
+                [sys.executable, "-W", "ignore", "-m", *self._command],
+                signal.SIGKILL,
+                cwd=ROOT,
+                env={**self._env, **skewed(self.skew)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def said(self, text: str) -> bool:
+        return self._log.exists() and text in self._log.read_text(errors="replace")
+
+    def expect_end(self, back_in: float) -> None:
+        """Note that it ends by our doing."""
+        self._expected, self._back_at = True, time.monotonic() + back_in
+
+    def signal(self, number: int, *, group: bool) -> None:
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    def children(self) -> list[int]:
+        with suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(self.pid).children()]
+        return []
+
+    def keep(self) -> bool:
+        """Start it if it has ended and its time has come; return whether its end was a surprise."""
+        if not self.ended():
+            return False
+        if self._expected and time.monotonic() < self._back_at:
+            return False
+        surprise = not self._expected
+        self.start()
+        return surprise
+
+    def end(self) -> None:
+        self.signal(signal.SIGCONT, group=True)
+        self.signal(signal.SIGKILL, group=True)
+        if self._process is not None:
+            self._process.wait(10)
+
+
+class Ground:
+    """The services of one seed, and what is asked of them from outside."""
+
+    def __init__(self, postgres: PostgresServer, redis_server: RedisServer, place: Path) -> None:
+        self.postgres, self.redis_server, self.place = postgres, redis_server, place
+        self.redis = redis.Redis.from_url(redis_server.url, socket_timeout=2)
+        self.servers = {"postgres": threading.RLock(), "redis": threading.RLock()}
+        self.beats: list[Service] = []
+        self.workers: list[Service] = []
+        self.surprises: list[str] = []
+        self._over = threading.Event()
+
+    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+        return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=2)
+
+    @property
+    def services(self) -> list[Service]:
+        return [*self.beats, *self.workers]
+
+    def keep(self) -> None:
+        """Start again what has ended, until it is over; the body of the keeper's thread."""
+        while not self._over.wait(0.1):
+            for service in self.services:
+                with service.lock:
+                    if service.keep():
+                        self.surprises.append(f"{service.name} at {time.time():.3f}")
+
+    def end(self) -> None:
+        self._over.set()
+        for service in self.services:
+            service.end()
+
+
+@contextmanager
+def prepared(place: Path, services: Path, lease: float) -> Iterator[Ground]:
+    """Start everything in `services`, migrated and listening; logs and evidence go to `place`."""
+    (place / "evidence").mkdir(parents=True)
+    (place / "logs").mkdir()
+    with ExitStack() as stack:
+        postgres = stack.enter_context(start_postgres(services / "postgres", durable=False))
+        redis_server = stack.enter_context(start_redis(services / "redis", durable=False))
+        ground = Ground(postgres, redis_server, place)
+        env = os.environ | environment(ground, lease)
+        migrate = [sys.executable, "manage.py", "migrate", "--noinput", "--verbosity", "0"]
+        subprocess.run(migrate, env=env, cwd=ROOT, check=True)
+        stack.callback(ground.end)
+        ground.beats += [_beat(number, env, place) for number in range(BEATS)]
+        ground.workers += [_worker(number, env, place) for number in range(WORKERS)]
+        yield ground
+
+
+def environment(ground: Ground, lease: float) -> dict[str, str]:
+    """Return the variables of all processes of a ground, this one's own among them."""
+    return {
+        "DATABASE_URL": ground.postgres.url,
+        "REDIS_URL": ground.redis_server.url,
+        "DJANGO_SETTINGS_MODULE": "chaos.settings",
+        "SECRET_KEY": "only-for-chaos-" + "0123456789" * 4,
+        "RUN_LEASE_SECONDS": str(lease),
+        "RETRY_BACKOFF_SECONDS": "0.5",
+        "CELERY_SKIP_CHECKS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PGOPTIONS": "",
+        evidence.PLACE: str(ground.place / "evidence"),
+    }
+
+
+def _beat(number: int, env: Mapping[str, str], place: Path) -> Service:
+    name = f"beat{number}"
+    return Service(name, ["celery", "-A", "config", "beat"], env, place / "logs" / f"{name}.log")
+
+
+def _worker(number: int, env: Mapping[str, str], place: Path) -> Service:
+    name = f"worker{number}"
+    pool = ["--pool", "threads", "-c", "6"] if number == THREADED else ["-c", "4"]
+    command = ["celery", "-A", "config", "worker", "-n", f"{name}@%h", *pool]
+    return Service(name, command, {**env, evidence.PROCESS: name}, place / "logs" / f"{name}.log")
+
+
+def skewed(seconds: int) -> dict[str, str]:
+    """Return the variables of a process whose clock is off; none where that cannot be done."""
+    library = faketime()
+    if not seconds or library is None:
+        return {}
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{seconds:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def faketime() -> Path | None:
+    """Return the library of the wheel libfaketime, which bends a process's clock; None without.
+
+    Found without importing it: the package's Python face starts the process anew.
+    """
+    wheel = find_spec("libfaketime")
+    if wheel is None or wheel.origin is None:
+        return None
+    library = Path(wheel.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    return library if library.exists() else None

@@ -1,0 +1,119 @@
+"""When rules fire, worked out a second time: by looking at every minute, and by arithmetic.
+
+Nothing here is the scheduler's code. Crontab fields are expanded by Celery's parser, time zones are
+Python's, the sun is ephem's. A plan's few minutes are short enough to try each of them; changes of
+clocks are not modelled (tests/scheduling/test_recurrence_dst.py does that).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import ephem
+from celery.schedules import crontab
+
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Every:
+    """An interval that counts from `anchor`; whether that is its first instant, too."""
+
+    seconds: int
+    anchor: datetime
+    with_anchor: bool
+
+
+@dataclass(frozen=True)
+class Cron:
+    """Fields in Celery's dialect, on the clocks of a zone."""
+
+    minute: str
+    hour: str
+    day_of_week: str
+    zone: str
+
+
+@dataclass(frozen=True)
+class Once:
+    """A single instant."""
+
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Noon:
+    """The sun's highest point at a longitude; known to a second, like all that ephem says."""
+
+    longitude: float
+
+
+Rule = Every | Cron | Once | Noon
+
+
+def slack(rule: Rule) -> timedelta:
+    """Return how far an instant of the scheduler's may lie from the oracle's."""
+    return timedelta(seconds=1) if isinstance(rule, Noon) else timedelta(0)
+
+
+def instants(rule: Rule, after: datetime, upto: datetime) -> list[datetime]:
+    """Return all instants with after < t <= upto, ascending."""
+    match rule:
+        case Every():
+            found = _every(rule, upto)
+        case Cron():
+            found = _cron(rule, after, upto)
+        case Once():
+            found = iter([rule.at])
+        case Noon():
+            found = _noons(rule, after, upto)
+    return [instant for instant in found if after < instant <= upto]
+
+
+def _every(rule: Every, upto: datetime) -> Iterator[datetime]:
+    step = timedelta(seconds=rule.seconds)
+    instant = rule.anchor if rule.with_anchor else rule.anchor + step
+    while instant <= upto:
+        yield instant
+        instant += step
+
+
+def _cron(rule: Cron, after: datetime, upto: datetime) -> Iterator[datetime]:
+    fields: Any = crontab(minute=rule.minute, hour=rule.hour, day_of_week=rule.day_of_week)
+    zone = ZoneInfo(rule.zone)
+    instant = after.replace(second=0, microsecond=0)
+    while instant <= upto:
+        shown = instant.astimezone(zone)
+        if (
+            shown.minute in fields.minute
+            and shown.hour in fields.hour
+            and shown.isoweekday() % 7 in fields.day_of_week
+        ):
+            yield instant
+        instant += MINUTE
+
+
+def _noons(rule: Noon, after: datetime, upto: datetime) -> Iterator[datetime]:
+    begin = after - DAY
+    while begin < upto:
+        instant = _noon_after(begin, rule.longitude)
+        yield instant
+        begin = instant + DAY / 2
+
+
+def _noon_after(instant: datetime, longitude: float) -> datetime:
+    sky: Any = ephem
+    observer = sky.Observer()
+    observer.lat, observer.lon, observer.pressure = "0", str(longitude), 0
+    noon: datetime = observer.next_transit(sky.Sun(), start=instant.replace(tzinfo=None)).datetime()
+    return noon.replace(microsecond=0, tzinfo=UTC)
+
+
+def noon_longitude(at: datetime) -> float:
+    """Return a longitude, to a millionth of a degree, where the sun is highest at about `at`."""
+    greenwich = _noon_after(at - DAY / 2, 0)
+    degrees = (greenwich - at).total_seconds() / 240
+    return round((degrees + 180) % 360 - 180, 6)

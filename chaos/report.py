@@ -1,0 +1,71 @@
+"""What is printed in the end: the faults, what became of the runs, how late they were."""
+
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from os import cpu_count, getloadavg
+
+from chaos.checker import Breach
+from chaos.story import Story
+
+
+def report(story: Story, breaches: list[Breach]) -> str:
+    return "\n".join(_lines(story, breaches))
+
+
+def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    load = ", ".join(f"{value:.1f}" for value in getloadavg())
+    yield f"seed {story.seed}, {story.seconds:g} s, {now}; {cpu_count()} cores, load {load},"
+    yield f"{platform.platform()}, Python {platform.python_version()}"
+    yield ""
+    done = Counter(fault.kind for fault in story.faults if fault.what)
+    idle = len(story.faults) - sum(done.values())
+    yield f"faults: {sum(done.values())} (and {idle} with nothing to do it to)"
+    yield from (f"  {kind:20} {count:6}" for kind, count in sorted(done.items()))
+    starts = [line for line in story.lines if line.what == "start"]
+    asked = f"{len(story.schedules)} schedules and {len(story.asked)} calls"
+    yield f"runs: {len(story.rows)}, of {asked}"
+    ends = Counter((_kind(row.token), row.state) for row in story.rows)
+    yield from (f"  {kind:10} {state:10} {n:6}" for (kind, state), n in sorted(ends.items()))
+    coalesced = sum(row.coalesced for row in story.rows)
+    repeats = len(starts) - len({line.run for line in starts})
+    lost = sum("lease ran out" in error["error"] for row in story.rows for error in row.errors)
+    errors = sum(len(row.errors) for row in story.rows)
+    yield f"starts: {len(starts)}, of which {repeats} are second ones or later"
+    yield f"failed attempts: {errors}, of which {lost} by a lost lease; coalesced: {coalesced}"
+    yield f"ended by themselves, and were started again: {len(story.ended_by_themselves)}"
+    yield _lateness(story)
+    yield f"all final {story.settled_in:.1f} s after the last fault"
+    yield ""
+    yield f"breaches: {len(breaches)}"
+    yield from (f"  {breach}" for breach in breaches[:50])
+
+
+def _lateness(story: Story) -> str:
+    """Compare first starts with the instants from which runs might start; held ones left out."""
+    waiting = {
+        schedule.id
+        for schedule in story.schedules
+        if schedule.overlap != "allow" or schedule.catch_up == "all"
+    }
+    first = dict[str, float]()
+    for line in story.lines:
+        first.setdefault(line.run, line.at)
+    late = sorted(
+        first[row.id] - row.run_at.timestamp()
+        for row in story.rows
+        if row.attempt == 1 and row.id in first and row.schedule_id not in waiting
+    )
+    if not late:
+        return "lateness: nothing started"
+    p50, p99 = late[len(late) // 2], late[int(len(late) * 0.99)]
+    return (
+        f"lateness of {len(late)} first attempts: p50 {p50 * 1000:.0f} ms, p99 {p99:.1f} s,"
+        f" max {late[-1]:.1f} s"
+    )
+
+
+def _kind(token: str) -> str:
+    return token.partition("-")[0]

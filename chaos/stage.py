@@ -1,0 +1,113 @@
+"""The play: everything a plan holds, at its second, and then the calm in which all must end."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from django.db import connection
+
+from chaos import faults
+from chaos.ground import Ground
+from chaos.plan import Plan
+from chaos.story import Done, Row, Story
+from chaos.users import Users, unfinished
+
+LEDGER = """
+SELECT r.id::text, r.schedule_id, r.origin, r.task, r.args::json->>0, r.due_at, r.run_at, r.state,
+    r.reason, r.attempt, r.failures, r.max_attempts, r.coalesced, r.created_at, r.finished_at,
+    r.expires_at, r.unique_key, r.errors::text, t.status, t.result
+  FROM scheduling_run r
+  LEFT JOIN django_celery_results_taskresult t ON t.task_id = r.id::text
+ ORDER BY r.id
+"""
+ERRORS = 17  # their column's place above; it is JSON
+
+
+class Stage:
+    """One plan on one ground."""
+
+    def __init__(self, ground: Ground, plan: Plan) -> None:
+        self._ground, self._plan = ground, plan
+        self._begun = 0.0
+        self._done: list[Future[Done]] = []
+        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="fault")
+
+    def play(self, settle: float) -> Story:
+        """Play it, wait up to `settle` seconds until all is final, and tell what happened."""
+        users = self._set_up()
+        threading.Thread(target=self._ground.keep, daemon=True).start()
+        self._begun = time.monotonic()
+        acting = threading.Thread(target=self._act, args=[users], daemon=True)
+        acting.start()
+        self._strike()
+        self._pool.shutdown()
+        acting.join()
+        calm = time.monotonic()
+        users.stop(within=settle)
+        while unfinished() and time.monotonic() < calm + settle:
+            time.sleep(0.1)
+        return Story(
+            self._plan.seed,
+            self._plan.seconds,
+            list(users.schedules.values()),
+            users.asked,
+            list(_rows()),
+            [done.result() for done in self._done],
+            self._ground.surprises,
+            settled_in=time.monotonic() - calm,
+        )
+
+    def _set_up(self) -> Users:
+        """Make the schedules, and start everything."""
+        for service in self._ground.services:
+            service.start()
+        users = Users(datetime.now(UTC))
+        for schedule in self._plan.schedules:
+            users.make(schedule)
+        for worker in self._ground.workers:
+            wait(partial(worker.said, " ready."), f"{worker.name} is not ready")
+        connection.close()  # it would not survive what follows
+        return users
+
+    def _act(self, users: Users) -> None:
+        """Do what users do, in order of time."""
+        acts: list[tuple[float, Callable[[Any], None], Any]] = [
+            *((edit.at, users.edit, edit) for edit in self._plan.edits),
+            *((call.at, users.call, call) for call in self._plan.calls),
+        ]
+        for at, act, what in sorted(acts, key=lambda each: each[0]):
+            self._wait_until(at)
+            act(what)
+        connection.close()
+
+    def _strike(self) -> None:
+        """Begin each fault at its second; those that last go on beside the next ones."""
+        for fault in self._plan.faults:
+            self._wait_until(fault.at)
+            self._done.append(self._pool.submit(faults.commit, self._ground, fault))
+
+    def _wait_until(self, second: float) -> None:
+        time.sleep(max(self._begun + second - time.monotonic(), 0))
+
+
+def wait(condition: Callable[[], bool], complaint: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(complaint)
+        time.sleep(0.1)
+
+
+def _rows() -> Iterator[Row]:
+    with connection.cursor() as cursor:
+        cursor.execute(LEDGER)
+        for row in cursor.fetchall():
+            columns = [
+                json.loads(value) if place == ERRORS else value for place, value in enumerate(row)
+            ]
+            yield Row(*columns)

@@ -1,0 +1,21 @@
+"""One seed, small, of what `make chaos` does at length."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = "--seed 7 --seconds 20 --schedules 40 --pace 1.2 --lease 3 --settle 50"
+
+
+@pytest.mark.chaos
+def test_a_short_seed_keeps_every_promise(tmp_path: Path) -> None:
+    played = subprocess.run(
+        [sys.executable, "-m", "chaos", *OPTIONS.split(), "--place", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    assert played.returncode == 0, played.stdout + played.stderr[-4000:]
+    assert "breaches: 0" in played.stdout
+    assert (tmp_path / "7" / "plan.json").exists()

@@ -1,0 +1,342 @@
+"""The checker, fed with stories in which one thing is wrong: it must say what."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos import story as stories
+from chaos.checker import check
+from chaos.evidence import Line
+from chaos.oracle import Every
+from chaos.report import report
+from chaos.story import Asked, Done, Phase, Row, Schedule, Story
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+LOST = {"attempt": 1, "error": "WorkerLostError: its lease ran out"}
+
+
+def second(count: float) -> datetime:
+    return NOON + timedelta(seconds=count)
+
+
+def schedule(**fields: Any) -> Schedule:
+    """A schedule that fires at 10, 20 and 30 seconds, and is stopped at 35."""
+    rule = Every(10, NOON, with_anchor=False)
+    values: dict[str, Any] = {
+        "id": 1, "name": "every-0", "catch_up": "latest", "catch_up_window": None,
+        "overlap": "allow", "spread": 0, "max_attempts": None,
+        "phases": [Phase(second(1), second(35), rule)],
+    }  # fmt: skip
+    return Schedule(**{**values, **fields})
+
+
+def row(name: str, due: float, **fields: Any) -> Row:
+    values: dict[str, Any] = {
+        "id": name, "schedule_id": 1, "origin": "schedule", "task": "chaos.tasks.work",
+        "token": "every-0", "due_at": second(due), "run_at": second(due), "state": "succeeded",
+        "reason": "", "attempt": 1, "failures": 0, "max_attempts": None, "coalesced": 0,
+        "created_at": second(due + 0.01), "finished_at": second(due + 1), "expires_at": None,
+        "unique_key": None, "errors": [], "result_status": "SUCCESS", "result": "1",
+    }  # fmt: skip
+    return Row(**{**values, **fields})
+
+
+def line(run: str, what: str, at: float, attempt: int = 1, **fields: Any) -> Line:
+    when = second(at).timestamp()
+    return replace(
+        Line(what, run, attempt, "every-0", NOON, when, "worker0", 7),
+        **fields,
+    )
+
+
+def good(**changes: Row) -> Story:
+    """Three occurrences, each with its run; `changes` replaces rows by their names."""
+    rows = {"a": row("a", 10), "b": row("b", 20), "c": row("c", 30)} | changes
+    lines = [
+        found
+        for each in rows.values()
+        for found in (
+            line(each.id, "start", (each.due_at - NOON).total_seconds() + 0.5, each.attempt),
+            line(each.id, "end", (each.due_at - NOON).total_seconds() + 0.9, each.attempt),
+        )
+        if each.state != "skipped"
+    ]
+    return Story(7, 30, [schedule()], rows=list(rows.values()), lines=lines)
+
+
+def laws(story: Story) -> list[str]:
+    return [breach.law for breach in check(story)]
+
+
+def told(story: Story) -> str:
+    return "\n".join(map(str, check(story)))
+
+
+def test_it_has_nothing_to_say_where_all_went_well() -> None:
+    assert check(good()) == []
+
+
+class TestWindows:
+    def test_a_missing_run_is_named(self) -> None:
+        story = good()
+        story.rows.pop(1)
+        story.lines = [line for line in story.lines if line.run != "b"]
+        assert told(story).startswith("missing: every-0: 1 without a run: 12:00:20.000000 before")
+
+    def test_a_missing_last_run_is_named(self) -> None:
+        story = good()
+        story.rows.pop()
+        story.lines = [line for line in story.lines if line.run != "c"]
+        assert "missing: every-0: 1 without a run: 12:00:30.000000 until" in told(story)
+
+    def test_a_run_that_stands_for_missed_ones_explains_them(self) -> None:
+        story = good(b=row("b", 20, coalesced=1, created_at=second(31)))
+        story.rows.pop()
+        story.lines = [line for line in story.lines if line.run != "c"]
+        assert check(story) == []
+
+    def test_what_is_counted_before_it_was_due_is_early(self) -> None:
+        story = good(b=row("b", 20, coalesced=1))
+        story.rows.pop()
+        story.lines = [line for line in story.lines if line.run != "c"]
+        assert laws(story) == ["early"]
+
+    def test_what_is_counted_and_has_a_run_too_is_doubled(self) -> None:
+        assert "doubled" in laws(good(b=row("b", 20, coalesced=1, created_at=second(31))))
+
+    def test_two_rows_of_one_instant_are_doubled(self) -> None:
+        assert "doubled" in laws(good(d=row("d", 20)))
+
+    def test_a_row_between_the_instants_is_unexplained(self) -> None:
+        assert "unexplained row" in laws(good(d=row("d", 25)))
+
+    def test_a_row_while_it_was_paused_is_unexplained(self) -> None:
+        story = good()
+        (phase,) = story.schedules[0].phases
+        story.schedules[0].phases = [
+            replace(phase, until=second(15)),
+            Phase(second(15), second(25), None),
+            replace(phase, since=second(25)),
+        ]
+        assert laws(story) == ["unexplained row"]
+
+    def test_what_was_due_before_an_edit_and_never_ran_is_missing(self) -> None:
+        story = good()
+        (phase,) = story.schedules[0].phases
+        story.schedules[0].phases = [
+            replace(phase, until=second(20)),
+            Phase(second(20), second(99), None),
+        ]
+        story.rows = story.rows[:1]
+        story.lines = [line for line in story.lines if line.run == "a"]
+        assert laws(story) == ["missing"]
+
+    def test_only_the_first_of_those_due_at_an_edit_was_planned(self) -> None:
+        story = good(a=row("a", 10, created_at=second(36)))
+        story.rows = story.rows[:1]
+        story.lines = [line for line in story.lines if line.run == "a"]
+        assert check(story) == []
+
+    def test_a_row_of_another_schedule_is_unexplained(self) -> None:
+        assert "unexplained row" in laws(good(d=row("d", 20, schedule_id=2)))
+
+
+class TestStarts:
+    def test_an_early_start_is_named(self) -> None:
+        story = good()
+        story.lines[0] = line("a", "start", 9.9)
+        assert (
+            told(story) == "early: run a (every-0, due 12:00:10.000000) started at 12:00:09.900000"
+        )
+
+    def test_a_start_before_its_spread_is_early(self) -> None:
+        story = good(a=row("a", 10, run_at=second(12)))
+        story.schedules[0].spread = 3
+        assert laws(story) == ["early"]
+
+    def test_a_spread_beyond_the_policy_is_named(self) -> None:
+        story = good(a=row("a", 10, run_at=second(10.2)))
+        assert laws(story) == ["early"]
+
+    def test_an_attempt_that_starts_twice_is_doubled(self) -> None:
+        story = good()
+        story.lines.append(line("a", "start", 10.7))
+        assert (
+            told(story) == "doubled: run a (every-0, due 12:00:10.000000): attempt 1 started twice"
+        )
+
+    def second_attempt(self, **fields: Any) -> Story:
+        story = good(a=row("a", 10, attempt=2, result="2", **fields))
+        story.lines.append(line("a", "start", 10.2))
+        return story
+
+    def test_a_second_attempt_that_nothing_explains_is_doubled(self) -> None:
+        found = told(self.second_attempt())
+        assert found.startswith("doubled: run a")
+        assert "nothing says what became of attempt 1" in found
+
+    def test_a_lost_lease_explains_a_second_attempt(self) -> None:
+        assert check(self.second_attempt(errors=[LOST], failures=1)) == []
+
+    def test_a_worker_that_was_told_to_stop_explains_a_second_attempt(self) -> None:
+        story = self.second_attempt()
+        at = second(10.3).timestamp()
+        story.faults = [Done("stop_worker", "0", at, at, "worker0")]
+        assert check(story) == []
+
+    def test_a_run_with_one_attempt_never_starts_twice(self) -> None:
+        story = self.second_attempt(errors=[LOST], failures=0, max_attempts=1)
+        assert "doubled" in laws(story)
+
+    def test_a_start_that_the_ledger_knows_nothing_of_is_named(self) -> None:
+        story = good()
+        story.lines.append(line("a", "start", 11, 2))
+        assert "fence" in laws(story)
+
+    def test_evidence_of_no_row_is_a_phantom(self) -> None:
+        story = good()
+        story.lines.append(line("z", "start", 11))
+        assert laws(story) == ["phantom"]
+
+
+class TestEnds:
+    @pytest.mark.parametrize("state", ["scheduled", "held", "queued", "running"])
+    def test_a_run_that_is_not_final_is_named(self, state: str) -> None:
+        found = told(good(b=row("b", 20, state=state, finished_at=None)))
+        assert found == f"not final: run b (every-0, due 12:00:20.000000) is {state}"
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"state": "failed", "failures": 2, "result_status": "FAILURE"},
+            {"state": "cancelled"},
+            {"state": "expired"},
+            {"state": "expired", "expires_at": second(50)},
+            {"state": "skipped", "reason": "overlap: an earlier run is unfinished"},
+            {"state": "skipped", "reason": "missed: noticed late"},
+            {"state": "skipped"},
+        ],
+        ids=str,
+    )
+    def test_an_end_that_nothing_explains_is_named(self, fields: dict[str, Any]) -> None:
+        assert "unexplained end" in laws(good(b=row("b", 20, **fields)))
+
+    def test_the_end_of_all_attempts_is_explained(self) -> None:
+        errors = [{"attempt": n, "error": "Deliberate: no"} for n in (1, 2, 3)]
+        failed = row("b", 20, state="failed", failures=3, attempt=3, errors=errors,
+                     result_status="FAILURE")  # fmt: skip
+        assert check(good(b=failed)) == []
+
+    def test_a_success_without_evidence_is_named(self) -> None:
+        story = good()
+        story.lines = [line for line in story.lines if (line.run, line.what) != ("b", "end")]
+        assert laws(story) == ["no evidence"]
+
+    def test_the_result_of_another_attempt_breaks_the_fence(self) -> None:
+        assert laws(good(b=row("b", 20, result="2"))) == ["fence"]
+
+    def test_an_error_that_no_fault_explains_is_named(self) -> None:
+        errors = [{"attempt": 1, "error": "OperationalError: the connection is closed"}]
+        story = good(b=row("b", 20, errors=errors, attempt=2, result="2"))
+        assert laws(story) == ["unexplained error"]
+
+    def test_a_beat_that_ended_by_itself_is_named(self) -> None:
+        story = good()
+        story.ended_by_themselves = ["worker2 at 1.0", "beat1 at 1.0"]
+        assert laws(story) == ["beat ended"]
+
+
+class TestOverlap:
+    def overlapping(self) -> Story:
+        story = good(a=row("a", 10, finished_at=second(25)))
+        story.schedules[0].overlap = "queue"
+        return story
+
+    def test_two_at_a_time_are_named(self) -> None:
+        assert laws(self.overlapping()) == ["overlap"]
+
+    def test_one_that_waited_is_not(self) -> None:
+        story = self.overlapping()
+        story.rows[1].finished_at = second(26)
+        story.lines = [
+            replace(each, at=each.at + 5) if each.run == "b" else each for each in story.lines
+        ]
+        assert check(story) == []
+
+    def test_one_that_was_skipped_for_nothing_is_named(self) -> None:
+        reason = "overlap: an earlier run is unfinished"
+        story = good(b=row("b", 40, state="skipped", reason=reason))
+        story.rows.pop()
+        story.schedules[0].overlap = "skip"
+        story.schedules[0].phases[0].until = second(45)
+        assert "unexplained end" in laws(story)
+
+
+class TestCalls:
+    def called(self, ended: str, rows: int, **fields: Any) -> Story:
+        asked = Asked("call-0", second(5).timestamp(), ended)
+        made = [
+            row(f"x{n}", 5, origin="adhoc", schedule_id=None, token="call-0", **fields)
+            for n in range(rows)
+        ]
+        lines = [line(each.id, what, 6) for each in made for what in ("start", "end")]
+        return Story(7, 30, [], [asked], made, lines=lines)
+
+    @pytest.mark.parametrize(
+        ("ended", "rows"),
+        [("committed", 1), ("rolled_back", 0), ("found", 0), ("unknown", 0), ("unknown", 1)],
+    )
+    def test_what_was_committed_and_nothing_else_has_a_run(self, ended: str, rows: int) -> None:
+        assert check(self.called(ended, rows)) == []
+
+    @pytest.mark.parametrize(
+        ("ended", "rows", "law"),
+        [
+            ("committed", 0, "missing"),
+            ("committed", 2, "missing"),
+            ("rolled_back", 1, "unexplained row"),
+            ("found", 1, "unexplained row"),
+            ("unknown", 2, "doubled"),
+        ],
+    )
+    def test_what_differs_is_named(self, ended: str, rows: int, law: str) -> None:
+        assert laws(self.called(ended, rows)) == [law]
+
+    def test_a_run_that_nobody_asked_for_is_named(self) -> None:
+        story = self.called("committed", 1)
+        story.asked = []
+        assert laws(story) == ["unexplained row"]
+
+    def test_a_start_before_the_time_that_was_asked_for_is_early(self) -> None:
+        story = self.called("committed", 1)
+        story.asked[0].not_before = second(7).timestamp()
+        assert "early" in laws(story)
+
+    def test_two_unfinished_runs_with_one_key_are_named(self) -> None:
+        story = self.called("committed", 1, unique_key="k")
+        story.asked.append(Asked("call-1", second(5).timestamp(), "committed"))
+        story.rows.append(replace(story.rows[0], id="y", token="call-1"))
+        story.rows[0].finished_at = second(9)
+        story.lines += [line("y", "start", 8), line("y", "end", 8.5)]
+        assert laws(story) == ["overlap"]
+
+
+def test_a_story_is_the_same_after_it_was_kept(tmp_path: Path) -> None:
+    story = good(b=row("b", 20, errors=[LOST]))
+    story.lines = []
+    story.schedules[0].phases.append(Phase(second(35), second(36), None))
+    stories.save(story, tmp_path)
+    (tmp_path / "evidence").mkdir()
+    assert stories.load(tmp_path) == story
+
+
+def test_the_report_counts_and_names() -> None:
+    story = good(b=row("b", 20, result="2"))
+    story.faults = [Done("kill_beat", "0", 0, 0, "beat0"), Done("kill_beat", "0", 0, 0, "")]
+    text = report(story, check(story))
+    assert "faults: 1 (and 1 with nothing to do it to)" in text
+    assert "every      succeeded       3" in text
+    assert "breaches: 1\n  fence: run b" in text
