@@ -11,7 +11,7 @@ from django.utils import timezone
 from scheduling.auditing import Moved
 from scheduling.backfilling import Extent, Progress
 from scheduling.editing import Edit
-from scheduling.models import Backfill, Policy, Run
+from scheduling.models import Backfill, FailureGroup, Policy, Run
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
 from scheduling.standing import Standing
@@ -153,6 +153,25 @@ def run_json(run: Run) -> dict[str, Any]:
         "started_at": instant_json(run.started_at),
         "finished_at": instant_json(run.finished_at),
         "errors": run.errors,
+    }
+
+
+def failure_json(group: FailureGroup) -> dict[str, Any]:
+    """Return a group of failures of one kind."""
+    return {
+        "id": str(group.pk),
+        "task": group.task,
+        "exception": group.exception,
+        "place": group.place,
+        "count": group.count,
+        "first_seen_at": instant_json(group.first_seen_at),
+        "last_seen_at": instant_json(group.last_seen_at),
+        "error": group.last_error,
+        "run": str(group.last_run_id),
+        "schedules": group.schedules,
+        "told_at": instant_json(group.told_at),
+        "resolved_at": instant_json(group.resolved_at),
+        "resolved_by": group.resolved_by,
     }
 
 

@@ -1,0 +1,248 @@
+"""Recurring failures: what fails, where and how often; to resolve and to open again."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from scheduling import clock
+from scheduling.admin.display import NOTHING, badge, block, breakable, instant_of, moment, when
+from scheduling.admin.filters import TaskFilter
+from scheduling.admin.object_actions import ObjectActions
+from scheduling.admin.paging import BoundedPaginator
+from scheduling.failure_groups import reopen, resolve
+from scheduling.models import FailureGroup, News, Run, Schedule
+
+NAMES_SHOWN = 3
+
+
+class StateFilter(admin.SimpleListFilter):
+    """Open ones unless something else is asked for: the others are done with."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("resolved", "resolved"), ("all", "all")]
+
+    def choices(self, changelist: ChangeList) -> Any:
+        first, *others = super().choices(changelist)
+        yield {**first, "display": "open"}
+        yield from others
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "all":
+            return queryset
+        return queryset.filter(resolved_at__isnull=self.value() != "resolved")
+
+
+class SeenFilter(admin.SimpleListFilter):
+    title = "last seen"
+    parameter_name = "seen"
+    WINDOWS = (
+        ("hour", "in the last hour", timedelta(hours=1)),
+        ("day", "in the last day", timedelta(days=1)),
+        ("week", "in the last 7 days", timedelta(days=7)),
+    )
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, words) for name, words, _ in self.WINDOWS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        back = {name: length for name, _, length in self.WINDOWS}.get(self.value() or "")
+        return queryset.filter(last_seen_at__gt=clock.now() - back) if back else queryset
+
+
+class FailureChangeList(ChangeList):
+    """Adds the instant at which the page was read."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        rows, now = list(self.result_list), clock.now()
+        for row in rows:
+            row.seen_now = now
+        self.result_list = rows
+
+
+@admin.register(FailureGroup)
+class FailureGroupAdmin(ObjectActions):
+    """Beat writes these; whoever has the right to change them may resolve and reopen."""
+
+    change_form_template = "admin/scheduling/run/change_form.html"
+    list_display = ("failure", "state", "count_", "last_seen", "first_seen", "hit", "last_run")
+    list_filter = (StateFilter, SeenFilter, TaskFilter)
+    list_per_page = 50
+    ordering = ("-last_seen_at", "pk")
+    sortable_by = ()
+    search_fields = ("exception__contains", "place__contains")
+    search_help_text = "A part of the exception's name or of the place. Upper and lower case count."
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    actions = ("resolve", "reopen")
+    buttons = ("resolve", "reopen")
+    fieldsets = (
+        (None, {"fields": (("task", "state"), ("exception", "place_"), "schedules_")}),
+        (
+            "How often",
+            {"fields": (("count_", "first_seen", "last_seen"), ("told", "not_told", "resolved"))},
+        ),
+        ("The last one", {"fields": ("error", "last_run", "attempts")}),
+    )
+
+    class Media:
+        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
+
+    # --- Who may do what --------------------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("scheduling.change_failuregroup")
+
+    # --- The list ---------------------------------------------------------------------------------
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return FailureChangeList
+
+    @admin.display(description="failure")
+    def failure(self, group: FailureGroup) -> SafeString:
+        return format_html(
+            '{}<br>{}<br><span class="quiet">{}</span>',
+            group.exception,
+            breakable(group.task),
+            breakable(group.place),
+        )
+
+    @admin.display(description="state")
+    def state(self, group: FailureGroup) -> SafeString:
+        if group.resolved_at is not None:
+            return badge("succeeded", "resolved")
+        news = f", {News(group.news).label}" if group.news else ""
+        return badge("failed", f"open{news}")
+
+    @admin.display(description="times")
+    def count_(self, group: FailureGroup) -> str:
+        return f"{group.count:,}"
+
+    @admin.display(description="last seen")
+    def last_seen(self, group: FailureGroup) -> SafeString | str:
+        return when(group.last_seen_at, _now(group))
+
+    @admin.display(description="first seen")
+    def first_seen(self, group: FailureGroup) -> SafeString | str:
+        return when(group.first_seen_at, _now(group))
+
+    @admin.display(description="schedules")
+    def hit(self, group: FailureGroup) -> str:
+        names = group.schedules
+        more = f" and {len(names) - NAMES_SHOWN} more" if names[NAMES_SHOWN:] else ""
+        return f"{', '.join(names[:NAMES_SHOWN])}{more}" or NOTHING
+
+    @admin.display(description="last run")
+    def last_run(self, group: FailureGroup) -> SafeString:
+        page = reverse("admin:scheduling_run_change", args=[group.last_run_id])
+        return format_html('<a href="{}"><code>…{}</code></a>', page, str(group.last_run_id)[-8:])
+
+    # --- The page of one --------------------------------------------------------------------------
+
+    @admin.display(description="place")
+    def place_(self, group: FailureGroup) -> str:
+        return group.place or "unknown: it left no traceback"
+
+    @admin.display(description="schedules")
+    def schedules_(self, group: FailureGroup) -> SafeString | str:
+        if not group.schedules:
+            return "none: runs that were enqueued"
+        found = Schedule.objects.filter(name__in=group.schedules).values_list("name", "pk")
+        pages = {name: reverse("admin:scheduling_schedule_change", args=[pk]) for name, pk in found}
+        links = (
+            format_html('<a href="{}">{}</a>', pages[name], name) if name in pages else name
+            for name in group.schedules
+        )
+        return format_html_join(", ", "{}", ((link,) for link in links))
+
+    @admin.display(description="told")
+    def told(self, group: FailureGroup) -> str:
+        return moment(group.told_at)
+
+    @admin.display(description="since then")
+    def not_told(self, group: FailureGroup) -> str:
+        return f"{group.count - group.told_count:,} times"
+
+    @admin.display(description="resolved")
+    def resolved(self, group: FailureGroup) -> str:
+        if group.resolved_at is None:
+            return "no"
+        return f"{moment(group.resolved_at)} by {group.resolved_by}"
+
+    @admin.display(description="error")
+    def error(self, group: FailureGroup) -> SafeString | str:
+        return block(group.last_error)
+
+    @admin.display(description="its attempts")
+    def attempts(self, group: FailureGroup) -> SafeString | str:
+        errors = Run.objects.filter(pk=group.last_run_id).values_list("errors", flat=True).first()
+        if not errors:
+            return "none: the run is gone"
+        shown = [
+            {
+                **error,
+                "started": moment(instant_of(error.get("started_at"))),
+                "ended": moment(instant_of(error.get("ended_at"))),
+                "text": block(error.get("traceback")) if error.get("traceback") else "",
+            }
+            for error in errors
+        ]
+        return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
+
+    # --- Actions ----------------------------------------------------------------------------------
+
+    def offers(self, obj: Any, name: str) -> bool:
+        return (obj.resolved_at is None) == (name == "resolve")
+
+    @admin.action(description="Resolve", permissions=["operate"])
+    def resolve(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        by = request.user.get_username()
+        done = self.for_each(
+            request, queryset, lambda group: "Resolved" if resolve([group.pk], by=by) else ""
+        )
+        self._say(request, done, "Resolved", "its next failure is told at once")
+
+    @admin.action(description="Reopen", permissions=["operate"])
+    def reopen(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        by = request.user.get_username()
+        done = self.for_each(
+            request, queryset, lambda group: "Reopened" if reopen([group.pk], by=by) else ""
+        )
+        self._say(request, done, "Reopened", "")
+
+    def _say(self, request: HttpRequest, done: int, did: str, then: str) -> None:
+        if not done:
+            self.message_user(request, "Nothing changed: they were already.", messages.WARNING)
+            return
+        count = "1 failure" if done == 1 else f"{done:,} failures"
+        more = f": {then}" if then else ""
+        self.message_user(request, f"{did} {count}{more}.", messages.SUCCESS)
+
+
+def _now(group: Any) -> datetime:
+    """Return the instant at which the page was read; the page of one group reads it here."""
+    if not hasattr(group, "seen_now"):
+        group.seen_now = clock.now()
+    seen: datetime = group.seen_now
+    return seen

@@ -1,0 +1,79 @@
+"""`manage.py failures`: what keeps failing; resolve it, or open it again."""
+
+from argparse import ArgumentParser
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+
+from scheduling import clock, failure_groups
+from scheduling.management import output, parsing
+from scheduling.management.command import LedgerCommand, user_name
+from scheduling.models import FailureGroup
+
+
+class Command(LedgerCommand):
+    """One subcommand for each thing that users do to recurring failures."""
+
+    help = "List recurring failures; resolve and reopen them."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+        listing = self.add_action(actions, "list", self.list, "show those that are open")
+        resolve = self.add_action(actions, "resolve", self.resolve, "say that it is mended")
+        reopen = self.add_action(actions, "reopen", self.reopen, "take that back")
+        listing.add_argument("--all", action="store_true", help="the resolved ones too")
+        listing.add_argument("--limit", type=parsing.count, default=50, metavar="N")
+        listing.add_argument("--json", action="store_true")
+        for parser in (resolve, reopen):
+            parser.add_argument("id", type=parsing.run_id, metavar="ID")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        options["act"](options, clock.now())
+
+    def list(self, options: dict[str, Any], now: datetime) -> None:
+        """Print the failures that were seen last."""
+        groups = FailureGroup.objects.order_by("-last_seen_at", "pk")
+        if not options["all"]:
+            groups = groups.filter(resolved_at__isnull=True)
+        found = list(groups[: options["limit"]])
+        if options["json"]:
+            self.say_lines(output.json_array(map(output.failure_json, found)))
+        elif found:
+            head = ("ID", "TIMES", "LAST", "FAILURE", "PLACE")
+            rows = (
+                (
+                    str(group.pk),
+                    str(group.count),
+                    output.clock(group.last_seen_at, now),
+                    f"{group.exception} in {group.task}",
+                    group.place or "-",
+                )
+                for group in found
+            )
+            self.say_lines(output.table(head, rows, flexible=(3, 4)))
+            self.say(f"Times are in {settings.TIME_ZONE}.")
+        else:
+            self.say("Nothing has failed." if options["all"] else "No failure is open.")
+
+    def resolve(self, options: dict[str, Any], now: datetime) -> None:
+        """Resolve one group and say what that means."""
+        group = self._group(options)
+        if not failure_groups.resolve([group.pk], by=user_name()):
+            self.note("It was resolved already: nothing was changed.")
+            return
+        self.say(f"resolved {group}: its next failure is told at once")
+
+    def reopen(self, options: dict[str, Any], now: datetime) -> None:
+        """Open one group again."""
+        group = self._group(options)
+        if not failure_groups.reopen([group.pk], by=user_name()):
+            self.note("It was open: nothing was changed.")
+            return
+        self.say(f"reopened {group}")
+
+    def _group(self, options: dict[str, Any]) -> FailureGroup:
+        group = FailureGroup.objects.filter(pk=options["id"]).first()
+        if group is None:
+            self.refuse(f"there is no failure {options['id']}: `failures list --all` shows them.")
+        return group
