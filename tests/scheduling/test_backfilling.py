@@ -344,6 +344,15 @@ class TestLettingGo:
         assert "Seq Scan on scheduling_run" not in plan
         assert "run_backfill_held" in plan
 
+    def test_it_reads_no_more_of_what_is_held_than_it_lets_go(self) -> None:
+        backfill = start(hourly())
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(backfill_pace.LET_GO_SETTINGS)
+            cursor.execute(f"EXPLAIN {backfill_pace.LET_GO}", [[backfill.pk]])
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+        assert "Sort" not in plan
+        assert "run_backfill_held" in plan
+
 
 @pytest.mark.django_db(transaction=True)
 class TestManyBeats:
