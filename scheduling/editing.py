@@ -19,12 +19,12 @@ from kombu.utils.json import loads
 from scheduling import clock, policies, recurrence
 from scheduling.errors import ScheduleError
 from scheduling.logs import event
-from scheduling.models import Schedule
+from scheduling.models import Policy, Schedule
 from scheduling.planning import MOMENT
 from scheduling.recurrence import Difference, Rule
 from scheduling.registry import check_call, queue_of
 from scheduling.rule_rows import Cron, Every, Once, column_of, row_of
-from scheduling.rules import build_rule, fields_of, rule_of
+from scheduling.rules import build_rule, fields_of, rule_of, same_rule
 from scheduling.schedules import refuse_if_code
 from scheduling.standing import plan_of, policy_of, standing
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = timedelta(days=30)
 RULES = ("crontab", "interval", "clocked", "solar")
+# Besides the rule itself: these can make one that never fires.
+DECIDES_WHEN = {"start_time", "calendar", "excluded_day"}
 # What else of a schedule's own row can be changed here; arguments are JSON texts.
 COLUMNS = ("args", "kwargs", "priority", "queue", "start_time", "description")
 
@@ -117,7 +119,7 @@ def occurrences_changed(
     if old == new and switches[0] == switches[1]:
         return None
     anchor = plan.anchor_at or plan.plan_from
-    counts_anew = new.is_interval and new.fingerprint() != old.fingerprint()
+    counts_anew = new.is_interval and not same_rule(new.fingerprint(), old.fingerprint())
     was = None if plan.done else _fires(before, anchor, now)
     will = _fires(after, now if counts_anew else anchor, now)
     return recurrence.difference(was, will, now, now + LOOK_AHEAD)
@@ -128,7 +130,7 @@ def _fires(schedule: PeriodicTask, anchor: datetime, now: datetime) -> Rule | No
     if not schedule.enabled:
         return None
     try:
-        rule = build_rule(fields_of(schedule), anchor)
+        rule = recurrence.working(build_rule(fields_of(schedule), anchor))
     except recurrence.RecurrenceError:
         return None
     once = schedule.one_off and fields_of(schedule).clocked_time is None
@@ -161,7 +163,10 @@ def _edited(
         for name, value in changed.items():
             setattr(edited, name, value)
         policies.check_columns(edited)
-        if rule is not None or "start_time" in changed:
+        treatment = policies.checked(policy or {})
+        if treatment:
+            edited.policy = _treated(edited, treatment)
+        if rule is not None or DECIDES_WHEN & {*changed, *treatment}:
             recurrence.check(rule_of(edited, anchor=now), now)
     except recurrence.RecurrenceError as error:
         raise ScheduleError(str(error)) from error
@@ -169,8 +174,14 @@ def _edited(
         check_call(edited.task, loads(edited.args or "[]"), loads(edited.kwargs or "{}"))
     if "queue" in changed:
         queue_of(edited.task, edited.queue or None)  # refuses one that does not exist
-    treatment = policies.checked(policy or {})
     return edited, changed, treatment
+
+
+def _treated(schedule: PeriodicTask, treatment: Mapping[str, Any]) -> Policy:
+    policy = copy.copy(policy_of(schedule))
+    for name, value in treatment.items():
+        setattr(policy, name, value)
+    return policy
 
 
 def _compared(

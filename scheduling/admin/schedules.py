@@ -200,6 +200,8 @@ class ScheduleAdmin(ScheduleActions):
         asked = isinstance(form, ScheduleForm) and form.is_bound and form.is_preview
         if not asked or not form.fits or not all(formset.is_valid() for formset in inlines):
             return None
+        for formset in inlines:
+            form.instance.policy = formset.forms[0].instance  # unsaved, as the form itself
         return preview_of(form.instance, clock.now())
 
     @admin.display(description="next runs")

@@ -1,5 +1,6 @@
 """The pages of schedules, through Django's test client, on real Postgres."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from django_celery_beat.models import (
 from pytest_django import DjangoAssertNumQueries
 
 from scheduling import schedules as core
-from scheduling.models import ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
+from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
 from tests.scheduling.admin_pages import grant, planned_run, texts
 
 pytestmark = pytest.mark.django_db
@@ -584,6 +585,14 @@ class TestThePreviewOfAChange:
     ) -> None:
         page = self.preview(admin_client, schedule, description="other")
         assert "every occurrence stays where it is" in page
+
+    def test_a_calendar_that_is_chosen_takes_its_days_out(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        weekends = Calendar.objects.create(name="weekends", weekdays=[5, 6])
+        page = self.preview(admin_client, schedule, **{"policy-0-calendar": weekends.pk})
+        assert re.search("it adds 0 occurrences, removes ([89]|10) and keeps 2[012]", page)
+        assert not Policy.objects.filter(schedule=schedule).exists()
 
     def test_a_schedule_that_is_disabled_loses_all(
         self, admin_client: Client, schedule: PeriodicTask

@@ -8,7 +8,7 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from scheduling import editing, planning, schedules
 from scheduling.errors import EnqueueError, ScheduleError
-from scheduling.models import ManagedBy, Plan, Policy, Schedule
+from scheduling.models import Calendar, ManagedBy, Plan, Policy, Schedule
 from scheduling.schedules import Cron, Every, Once
 from tests.scheduling.ledger import crontab, in_thread, interval, schedule, set_plan
 from tests.waiting import wait_for
@@ -94,6 +94,35 @@ class TestTheRule:
         found = edit(daily(), columns={"start_time": start}).occurrences
         assert found is not None
         assert (found.added, found.removed, found.kept) == (0, 10, 20)
+
+
+class TestItsDaysOff:
+    def test_a_calendar_takes_its_days_out(self) -> None:
+        weekends = Calendar.objects.create(name="weekends", weekdays=[5, 6])
+        row = daily()
+        found = preview(row, policy={"calendar": "weekends"}).occurrences
+        assert found is not None
+        assert (found.added, found.removed, found.kept) == (0, 10, 20)
+        edit(row, policy={"calendar": "weekends"})
+        treated = fresh(row)
+        assert treated.policy.calendar == weekends
+        back = preview(treated, policy={"calendar": None}).occurrences
+        assert back is not None
+        assert (back.added, back.removed) == (10, 0)
+
+    def test_a_calendar_does_not_make_an_interval_count_anew(self) -> None:
+        Calendar.objects.create(name="weekends", weekdays=[5, 6])
+        row = schedule(interval=interval(60))
+        set_plan(row, NOON + timedelta(minutes=30), anchor_at=NOON - timedelta(minutes=30))
+        found = preview(fresh(row), policy={"calendar": "weekends"}).occurrences
+        assert found is not None
+        assert (found.added, found.removed) == (0, 9 * 24 + 12)  # the last Sunday until noon
+
+    def test_one_that_leaves_nothing_is_refused(self) -> None:
+        Calendar.objects.create(name="sundays", weekdays=[6])
+        row = schedule(crontab=crontab("0", "6", day_of_week="0"))
+        with pytest.raises(ScheduleError, match="does not fire"):
+            edit(fresh(row), policy={"calendar": "sundays"})
 
 
 class TestTheRest:
