@@ -7,6 +7,10 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from scheduling import load_limits as load_limits  # `celery control` knows its command by this
+from scheduling.errors import EnqueueError
+from scheduling.ids import give_celery_sorted_ids
+
+give_celery_sorted_ids()
 
 
 class App(Celery):
@@ -37,6 +41,11 @@ class App(Celery):
         from scheduling.follow_ups import sender
         from scheduling.running import current
 
+        if options.get("unique_key") is not None and sender() is None:
+            raise EnqueueError(
+                f"task {name}: unique_key is an option of scheduling.jobs.enqueue, which can say"
+                f" whether there was such a run; not of apply_async and send_task."
+            )
         running = current()
         if sender() is None and running and options.get("task_id") == str(running.id):
             if not running.can_become_a_run:

@@ -66,6 +66,12 @@ class TestForLater:
         assert '"time_limit": 9' in made.options
         assert '"soft_time_limit": 8' in made.options
 
+    @pytest.mark.parametrize("delay", [{}, {"countdown": 1}])
+    def test_a_unique_key_is_refused_not_ignored(self, delay: dict[str, Any]) -> None:
+        with pytest.raises(EnqueueError, match="unique_key is an option of"):
+            add.apply_async((1, 2), **{"unique_key": "k", **delay})
+        assert not Run.objects.exists()
+
     def test_a_task_that_this_process_does_not_know_is_a_row_too(self) -> None:
         promised = current_app.send_task("elsewhere.task", (1,), {"a": 2}, countdown=5)
         assert (only_run().task, str(only_run().pk)) == ("elsewhere.task", promised.id)

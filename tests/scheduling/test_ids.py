@@ -1,8 +1,10 @@
 import threading
 import time
+from typing import Any
 from uuid import RFC_4122, UUID
 
 from scheduling.ids import uuid7
+from tests.jobs.tasks import add
 
 
 def test_an_id_is_a_uuid_of_version_7() -> None:
@@ -33,3 +35,14 @@ def test_threads_make_different_ids() -> None:
     for thread in threads:
         thread.join()
     assert len(set(ids)) == 8000
+
+
+def test_ids_that_celery_makes_sort_too() -> None:
+    before, made = uuid7(), list[UUID]()
+    first: Any = add.s(1, 2)
+    part = (first | add.s(3) | add.s(4)).freeze()
+    while part is not None:
+        made.append(UUID(part.id))
+        part = part.parent
+    assert len(made) == 3
+    assert all(one > before and one.version == 7 for one in made)
