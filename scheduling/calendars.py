@@ -14,6 +14,7 @@ from scheduling.errors import CalendarError
 from scheduling.logs import event
 from scheduling.models import Calendar, ExcludedDate
 from scheduling.recurrence import DaysOff
+from scheduling.sql import clean
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ def add(
         subdivision=subdivision,
     )
     days = sorted((dates or {}).items())
+    for text in (name, description, country, subdivision, *(reason for _, reason in days)):
+        if clean(text) != text:
+            raise CalendarError(f"{text!r} has characters that no text can hold.")
     rows = [ExcludedDate(calendar=calendar, date=day, reason=reason) for day, reason in days]
     if Calendar.objects.filter(name=name).exists():
         raise CalendarError(

@@ -9,11 +9,10 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django_celery_beat.models import PeriodicTask
 
-from scheduling.errors import ScheduleError
+from scheduling import calendars
+from scheduling.errors import CalendarError, ScheduleError
 from scheduling.models import Calendar, Policy
 from scheduling.sql import clean
-
-NAMES_COMPARED = 1000  # calendars looked through for one that was mistyped
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -82,13 +81,10 @@ def check_columns(row: models.Model) -> None:
 
 
 def _calendar(name: str) -> Calendar:
-    found = Calendar.objects.filter(name=name).first()
-    if found is None:
-        names = Calendar.objects.order_by("name").values_list("name", flat=True)
-        raise ScheduleError(
-            f"calendar: there is no calendar {name!r}: {_near(name, names[:NAMES_COMPARED])}"
-        )
-    return found
+    try:
+        return calendars.named(name)
+    except CalendarError as error:
+        raise ScheduleError(f"calendar: {error}") from None
 
 
 def _near(name: str, names: Any) -> str:

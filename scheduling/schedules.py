@@ -8,7 +8,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Unpack
 
 from django.db import IntegrityError, transaction
@@ -54,7 +54,7 @@ class NextOccurrence:
     """An occurrence to come: when it is due, when it may start (later by the spread), and where.
 
     `local` is `due_at` in the rule's time zone; `dst` and `missing` say what a change of clocks did
-    to it, as in `recurrence.Occurrence`.
+    to it, `moved_from` and `day_off` what its calendar did, as in `recurrence.Occurrence`.
     """
 
     due_at: datetime
@@ -62,6 +62,8 @@ class NextOccurrence:
     local: datetime
     dst: str
     missing: datetime | None = None
+    moved_from: date | None = None
+    day_off: str = ""
 
 
 def add(
@@ -109,6 +111,7 @@ def add(
     )
     check_columns(schedule)
     columns = policies.checked(policy)
+    schedule.policy = Policy(**columns)
     try:
         setattr(schedule, column_of(rule), row_of(rule, now))
         recurrence.check(rule_of(schedule, anchor=now), now)
@@ -220,7 +223,12 @@ def next_occurrences(
     except recurrence.RecurrenceError as error:
         raise ScheduleError(f"schedule {schedule.name!r}: {error}") from error
     offset = spread_offset(schedule.pk, policy_of(schedule).spread)
-    return [NextOccurrence(o.due_at, o.due_at + offset, o.local, o.dst, o.missing) for o in found]
+    return [
+        NextOccurrence(
+            o.due_at, o.due_at + offset, o.local, o.dst, o.missing, o.moved_from, o.day_off
+        )
+        for o in found
+    ]
 
 
 def paused(now: datetime) -> Q:

@@ -11,7 +11,8 @@ from django.utils import timezone
 from scheduling.auditing import Moved
 from scheduling.backfilling import Extent, Progress
 from scheduling.editing import Edit
-from scheduling.models import Backfill, FailureGroup, Policy, Run
+from scheduling.models import Backfill, Calendar, FailureGroup, Policy, Run
+from scheduling.recurrence import WEEKDAYS
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
 from scheduling.standing import Standing
@@ -95,13 +96,21 @@ def moved_json(moved: Moved) -> dict[str, Any]:
 
 
 def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
-    """Return the contract's shape of an occurrence to come."""
-    return {
+    """Return the contract's shape of an occurrence to come.
+
+    Where its calendar did something to it, `moved_from` says from which day, or `skipped` why.
+    """
+    shape = {
         "due_at": instant_json(occurrence.due_at),
         "run_at": instant_json(occurrence.run_at),
         "local": occurrence.local.isoformat(),
         "dst": occurrence.dst,
     }
+    if occurrence.moved_from:
+        shape["moved_from"] = occurrence.moved_from.isoformat()
+    if occurrence.day_off:
+        shape["skipped"] = occurrence.day_off
+    return shape
 
 
 def backfill_json(backfill: Backfill, progress: Progress) -> dict[str, Any]:
@@ -134,6 +143,39 @@ def extent_json(schedule: str, extent: Extent, backfill: Backfill | None) -> dic
         "left_out": extent.done,
         "left_to_beat": extent.pending,
     }
+
+
+def calendar_json(calendar: Calendar) -> dict[str, Any]:
+    """Return a calendar with its own dates; weekdays by their first three letters."""
+    return {
+        "name": calendar.name,
+        "description": calendar.description,
+        "weekdays": weekday_names(calendar.weekdays),
+        "country": calendar.country or None,
+        "subdivision": calendar.subdivision or None,
+        "dates": [
+            {"date": day.date.isoformat(), "reason": day.reason}
+            for day in sorted(calendar.dates.all(), key=lambda day: day.date)
+        ],
+        "schedules": calendar.policies.count(),
+    }
+
+
+def days_off_words(calendar: Calendar) -> str:
+    """Return a calendar's days off in a line: `sat, sun; holidays of DE-BY; 2 dates`."""
+    place = "-".join(filter(None, (calendar.country, calendar.subdivision)))
+    dates = len(calendar.dates.all())
+    parts = (
+        ", ".join(weekday_names(calendar.weekdays)),
+        f"holidays of {place}" if place else "",
+        f"{dates} date{'' if dates == 1 else 's'}" if dates else "",
+    )
+    return "; ".join(filter(None, parts)) or "none"
+
+
+def weekday_names(numbers: Iterable[int]) -> list[str]:
+    """Return weekdays as they are typed: sat, sun."""
+    return [WEEKDAYS[number][:3].lower() for number in sorted(numbers)]
 
 
 def run_json(run: Run) -> dict[str, Any]:

@@ -8,17 +8,20 @@ import json
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 from django.utils import timezone
+
+from scheduling.recurrence import WEEKDAYS
 
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+){unit[0]})?" for unit in UNITS), re.ASCII)
 # Nothing an instant is added to may leave datetime's years, so both ends are kept well inside.
 LONGEST = timedelta(days=36_500)
 LAST_YEAR = 9000
+FIRST_DATE, LAST_DATE = date(1900, 1, 1), date(2199, 12, 31)
 # What a smallint column holds.
 MOST = 32_767
 
@@ -93,6 +96,43 @@ def on_wall_clock(wall: datetime, zone: tzinfo) -> Moment:
         _jump_between(second, first, zone),
         f"{wall} does not exist in {zone}: the first instant after the jump was taken.",
     )
+
+
+def weekdays(text: str) -> list[int]:
+    """Read days of the week with commas between, such as sat,sun; Monday is 0."""
+    short = {name[:3].lower(): number for number, name in enumerate(WEEKDAYS)}
+    names = short | {name.lower(): number for number, name in enumerate(WEEKDAYS)}
+    words = [word.strip().lower() for word in text.split(",")]
+    if unknown := [word for word in words if word not in names]:
+        raise ArgumentTypeError(
+            f"{shown(unknown[0])} is not a day of the week: write {', '.join(short)}."
+        )
+    return sorted({names[word] for word in words})
+
+
+def dated(text: str) -> tuple[date, str]:
+    """Read a date, and after an equals sign the reason that it has."""
+    day, _, reason = text.partition("=")
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", day.strip(), re.ASCII):
+        raise ArgumentTypeError(_no_date(day))
+    try:
+        found = date.fromisoformat(day.strip())
+    except ValueError:
+        raise ArgumentTypeError(_no_date(day)) from None
+    if not FIRST_DATE <= found <= LAST_DATE:
+        raise ArgumentTypeError(f"{shown(day)} is out of range: rules are from 1900 to 2199.")
+    return found, reason.strip()
+
+
+def year(text: str) -> int:
+    """Read a year of the calendar."""
+    if not re.fullmatch(r"\d{4}", text.strip(), re.ASCII) or not 1900 <= int(text) < 2200:
+        raise ArgumentTypeError(f"{shown(text)} is not a year from 1900 to 2199.")
+    return int(text)
+
+
+def _no_date(text: str) -> str:
+    return f"{shown(text)} is not a date: write 2026-12-24, or 2026-12-24=reason."
 
 
 def json_array(text: str) -> list[Any]:

@@ -75,6 +75,10 @@ def occurrence_row(occurrence: NextOccurrence, policy: Policy, now: datetime) ->
     notes = CLOCK_CHANGES.get(occurrence.dst, "").format(
         missing=missing and f"{missing:%Y-%m-%d %H:%M}"
     )
+    if occurrence.moved_from:
+        notes = "; ".join(filter(None, (f"moved from {occurrence.moved_from:%a %Y-%m-%d}", notes)))
+    if occurrence.day_off:
+        notes = f"skipped: {occurrence.day_off}"
     late = occurrence.run_at != occurrence.due_at
     return (
         f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}",

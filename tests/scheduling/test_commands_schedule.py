@@ -176,7 +176,8 @@ class TestEdit:
         words = [word for option in options for word in (f"--{option}", "none")]
         answer = called("schedule", "edit", "nightly", *words)
         assert answer.code == 0, answer.err
-        assert len(answer.lines) == len(options) + 1
+        assert len(answer.lines) == len(options) + 2
+        assert "every occurrence stays" in answer.lines[-2]  # the calendar has no day off
         (schedule,) = listed()
         left = {name: schedule["policy"][name.replace("-", "_")] for name in options[:7]}
         assert set(left.values()) == {None, 0, ""}
