@@ -27,7 +27,7 @@ WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 RAISE = f"""
 UPDATE scheduling_run r SET priority = %(to)s, queued_at = NULL,
     state = CASE r.state WHEN 'queued' THEN 'scheduled' ELSE r.state END
-  FROM chosen WHERE r.id = chosen.id AND r.state IN ({WAITING_SQL})
+ WHERE r.id = ANY (ARRAY(SELECT id FROM chosen)) AND r.state IN ({WAITING_SQL})
 RETURNING r.id, r.task, r.deadline
 """  # noqa: S608 (constants only)
 

@@ -338,6 +338,7 @@ def test_no_look_reads_the_backlog() -> None:
         for query in captured.captured_queries:
             cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query['sql']}")
             (plan,) = cursor.fetchone()[0]
+            assert "'Seq Scan'" not in str(plan)
             assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 150
 
 
