@@ -16,7 +16,7 @@ from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.planning import MOMENT, spread_offset
 from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
-from scheduling.rules import RuleFields, build_rule
+from scheduling.rules import RuleFields, as_planned, build_rule
 from scheduling.sql import clean
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
@@ -48,7 +48,15 @@ class Due(NamedTuple):
     spread: timedelta
     deadline_after: timedelta | None
     expire_seconds: int | None
+    # Of a plan that was edited: the rule that made it due, and until when it counted.
+    rule: str
+    replaced_at: datetime
     fields: RuleFields
+
+    @property
+    def until(self) -> datetime:
+        """Up to when its occurrences are to be dealt with."""
+        return min(self.now, self.replaced_at) if self.needs_plan else self.now
 
 
 class Unfinished(NamedTuple):
@@ -98,8 +106,12 @@ def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
         return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
     if problem := decode_error(plan.args, plan.kwargs):
         return _quarantined(plan, problem)
+    if plan.needs_plan:
+        plan = _before_the_edit(plan)
     try:
         runs, next_due, last_due = _catch_up(plan, unfinished)
+        if plan.needs_plan and next_due is not None and next_due > plan.until:
+            next_due = None  # that is the new rule's to say
         done = plan.one_off and not _comes_again(plan)
     except Exception as exception:
         return _quarantined(plan, f"{type(exception).__name__}: {exception}")
@@ -116,27 +128,46 @@ def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
     return [run], Moved(plan.schedule_id, None, due, 1, reason, done=plan.one_off)
 
 
+def _before_the_edit(plan: Due) -> Due:
+    """Return an edited plan with the rule that made it due; with none where that is not known.
+
+    Whether it was a one-off before is not known either: one that an edit has given another rule is
+    fired for the instant that was planned alone, and still has its new one before it.
+    """
+    fields = as_planned(plan.rule, plan.fields)
+    try:
+        build_rule(fields or plan.fields, plan.anchor_at)
+    except recurrence.RecurrenceError:
+        fields = None
+    if fields is None:
+        return plan._replace(rule="")
+    if plan.one_off and fields != plan.fields:
+        return plan._replace(fields=fields, rule="", one_off=False)
+    return plan._replace(fields=fields)
+
+
 def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime | None, datetime]:
     """Return the runs for what is due, the next instant, and the last one that was dealt with."""
-    due, now = plan.next_due_at, plan.now
+    due, until = plan.next_due_at, plan.until
     late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
-    if plan.needs_plan or (plan.one_off and not _comes_again(plan)):
+    unknown = plan.needs_plan and not plan.rule
+    if unknown or (plan.one_off and not _comes_again(plan)):
         # What comes after it is not this rule's to say.
         return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
     rule = build_rule(plan.fields, plan.anchor_at)
     if late:
         return _skip_late(plan, rule)
     following = recurrence.next_after(rule, due)
-    if plan.catch_up == CatchUp.ALL and ((following and following <= now) or unfinished.held):
+    if plan.catch_up == CatchUp.ALL and ((following and following <= until) or unfinished.held):
         return _one_for_each(plan, rule, unfinished)
-    if following is None or following > now:
+    if following is None or following > until:
         return [_run(plan, due)], following, due
     if plan.catch_up == CatchUp.NONE:
         runs = _run_for_each(plan, rule)
         return runs, recurrence.next_after(rule, runs[-1].due_at), runs[-1].due_at
     if _day_off(plan, due):
         return _skip_days_off(plan, rule)
-    latest = stands_for = recurrence.latest_between(rule, due, now) or due
+    latest = stands_for = recurrence.latest_between(rule, due, until) or due
     working = rule
     if plan.fields.days_off:  # one run stands for all that was to run
         working = recurrence.working(rule)
@@ -167,7 +198,7 @@ def _skip_days_off(
     plan: Due, rule: recurrence.Rule
 ) -> tuple[list[NewRun], datetime | None, datetime]:
     # What was missed on the same days off is counted on this row; what was to run comes next.
-    due, upto, working = plan.next_due_at, plan.now, recurrence.working(rule)
+    due, upto, working = plan.next_due_at, plan.until, recurrence.working(rule)
     if recurrence.fires_between(working, due, upto) and (
         first := recurrence.next_after(working, due)
     ):
@@ -188,7 +219,7 @@ def _skipped_as_late(plan: Due, coalesced: int = 0) -> NewRun:
 
 def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime | None, datetime]:
     # The rest that is late too is counted on this row; what is still in time comes next.
-    due, in_time = plan.next_due_at, _in_time_since(plan)
+    due, in_time = plan.next_due_at, min(_in_time_since(plan), plan.until)
     missed = recurrence.count_between(rule, due, in_time)
     last = recurrence.latest_between(rule, due, in_time) or due
     return [_skipped_as_late(plan, missed)], recurrence.next_after(rule, last), last
@@ -197,12 +228,12 @@ def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime
 def _one_for_each(
     plan: Due, rule: recurrence.Rule, unfinished: Unfinished
 ) -> tuple[list[NewRun], datetime | None, datetime]:
-    due, now = plan.next_due_at, plan.now
-    oldest = now - plan.catch_up_window if plan.catch_up_window is not None else due
+    due, window = plan.next_due_at, plan.catch_up_window
+    oldest = plan.now - window if window is not None else due
     if due < oldest:
-        reason, last = "missed: before the catch-up window", oldest
+        reason, last = "missed: before the catch-up window", min(oldest, plan.until)
     elif unfinished.all >= CATCH_UP_MAX:
-        reason, last = f"missed: {unfinished.all} runs of this schedule wait already", now
+        reason, last = f"missed: {unfinished.all} runs of this schedule wait already", plan.until
     else:
         runs = _run_for_each(plan, rule)
         last = runs[-1].due_at
@@ -215,7 +246,7 @@ def _one_for_each(
 
 def _run_for_each(plan: Due, rule: recurrence.Rule) -> list[NewRun]:
     """Return a run for the due instant and for each that has passed since, up to CATCH_UP_STEP."""
-    missed = recurrence.occurrences_between(rule, plan.next_due_at, plan.now)
+    missed = recurrence.occurrences_between(rule, plan.next_due_at, plan.until)
     instants = islice(chain([plan.next_due_at], missed), CATCH_UP_STEP)
     return [_run(plan, instant) for instant in instants]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -59,6 +60,39 @@ def same_rule(one: str, other: str) -> bool:
     Where it is the same, an interval keeps its anchor.
     """
     return one.split(CALENDAR)[0] == other.split(CALENDAR)[0]
+
+
+def as_planned(fingerprint: str, fields: RuleFields) -> RuleFields | None:
+    """Return the fields that a fingerprint was made of; None where it cannot be told.
+
+    Its end is not in there, nor are its days off, where it has a calendar: they are those of
+    `fields`.
+    """
+    treated = CALENDAR in fingerprint
+    texts = [text or None for text in fingerprint.split(CALENDAR)[0].split("|")[:13]]
+    if len(texts) < 13:
+        return None
+    try:
+        read = RuleFields(*texts)  # type: ignore[arg-type]
+        return fields._replace(
+            **read._asdict()
+            | {
+                "every": None if texts[6] is None else int(texts[6]),
+                "clocked_time": _instant(texts[8]),
+                "latitude": None if texts[10] is None else Decimal(texts[10]),
+                "longitude": None if texts[11] is None else Decimal(texts[11]),
+                "start_time": _instant(texts[12]),
+                "expires": fields.expires,
+                "days_off": fields.days_off if treated else None,
+                "excluded_day": fields.excluded_day if treated else None,
+            }
+        )
+    except (ValueError, ArithmeticError):
+        return None
+
+
+def _instant(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def saturated(column: str) -> str:

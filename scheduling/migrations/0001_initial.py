@@ -216,6 +216,7 @@ class Migration(migrations.Migration):
                     "plan_from",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
+                ("replaced_at", models.DateTimeField(null=True)),
                 ("anchor_at", models.DateTimeField(null=True)),
                 ("last_due_at", models.DateTimeField(null=True)),
                 ("fired_count", models.PositiveBigIntegerField(db_default=0, default=0)),

@@ -17,7 +17,8 @@ LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM scheduling_plan
       WHERE schedule_id = ANY(schedule_ids) ORDER BY schedule_id FOR NO KEY UPDATE;
-    UPDATE scheduling_plan SET needs_plan = true, plan_from = clock_timestamp()
+    UPDATE scheduling_plan SET needs_plan = true, plan_from = clock_timestamp(),
+        replaced_at = CASE WHEN needs_plan THEN replaced_at ELSE clock_timestamp() END
       WHERE schedule_id = ANY(schedule_ids);
 END $$;
 """

@@ -120,6 +120,8 @@ class Plan(models.Model):
     needs_plan = models.BooleanField(default=True, db_default=True)
     # The instant of the last edit that changed when it fires; the next plan counts from here.
     plan_from = models.DateTimeField(db_default=Now())
+    # The first edit since it was planned: until then, what came due did so by `rule`.
+    replaced_at = models.DateTimeField(null=True)
     anchor_at = models.DateTimeField(null=True)
     last_due_at = models.DateTimeField(null=True)
     fired_count = models.PositiveBigIntegerField(default=0, db_default=0)

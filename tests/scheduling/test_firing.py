@@ -7,7 +7,7 @@ import pytest
 from celery import current_app
 from django.conf import settings as django_settings
 from django.db import connection, transaction
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 
 from scheduling import clock, firing, planning
 from scheduling.deciding import (
@@ -53,7 +53,8 @@ def due(next_due_at: datetime, fields: RuleFields = HOURLY, **columns: Any) -> D
         "needs_plan": False, "plan_from": LONG_AGO, "last_due_at": None, "anchor_at": None,
         "one_off": False, "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
         "priority": None, "catch_up": "latest", "catch_up_window": None, "overlap": "allow",
-        "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "fields": fields,
+        "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "rule": "",
+        "replaced_at": LONG_AGO, "fields": fields,
     }  # fmt: skip
     return Due(**{**values, **columns})
 
@@ -187,6 +188,66 @@ class TestCatchUp:
         plan = due(at(8), catch_up="none", needs_plan=True, plan_from=at(11))
         (only,), _ = decide(plan, NONE_LEFT)
         assert only.state == State.SKIPPED
+
+
+class TestAnEditDuringAnOutage:
+    """What came due before the edit did so by the old rule, which the plan still has."""
+
+    def edited(self, first: datetime, fields: RuleFields = MINUTELY, **columns: Any) -> Due:
+        """Return an hourly plan due since `first` that was given another rule at 11:30."""
+        old = {"rule": HOURLY.fingerprint(), "replaced_at": at(11, 30), "plan_from": at(11, 45)}
+        return due(first, fields, needs_plan=True, **{**old, **columns})
+
+    def test_latest_counts_what_the_old_rule_missed_until_then(self) -> None:
+        (only,), moved = decide(self.edited(at(8)), NONE_LEFT)
+        assert (only.due_at, only.coalesced) == (at(8), 3)
+        assert moved == Moved(7, None, at(11), 1)
+
+    def test_all_makes_a_run_of_each_until_then(self) -> None:
+        runs, moved = decide(self.edited(at(8), catch_up="all"), NONE_LEFT)
+        assert [run.due_at for run in runs] == [at(8), at(9), at(10), at(11)]
+        assert moved == Moved(7, None, at(11), 4)
+
+    def test_all_goes_on_with_the_old_rule_in_the_next_step(self) -> None:
+        first = at(11, 30) - timedelta(minutes=300)
+        plan = self.edited(first, HOURLY, catch_up="all", rule=MINUTELY.fingerprint())
+        runs, moved = decide(plan, NONE_LEFT)
+        assert len(runs) == CATCH_UP_STEP
+        assert moved.next_due_at == first + timedelta(minutes=CATCH_UP_STEP)
+
+    def test_none_counts_what_is_late(self) -> None:
+        (only,), moved = decide(self.edited(at(8), catch_up="none"), NONE_LEFT)
+        assert (only.state, only.coalesced) == (State.SKIPPED, 3)
+        assert moved == Moved(7, None, at(11), 1)
+
+    def test_a_window_that_begins_after_the_edit_leaves_nothing_to_run(self) -> None:
+        window = timedelta(minutes=10)
+        (only,), moved = decide(
+            self.edited(at(8), catch_up="all", catch_up_window=window), NONE_LEFT
+        )
+        assert (only.state, only.coalesced) == (State.SKIPPED, 3)
+        assert moved.next_due_at is None
+
+    def test_an_interval_counts_from_its_old_anchor(self) -> None:
+        old = RuleFields(every=90, period="minutes").fingerprint()
+        (only,), _ = decide(self.edited(at(8), rule=old, anchor_at=at(8)), NONE_LEFT)
+        assert only.coalesced == 2
+
+    @pytest.mark.parametrize("rule", ["", "what", "|" * 12, "61|*|*|*|*|UTC|||||||"])
+    def test_a_rule_that_is_not_known_is_fired_for_its_instant_alone(self, rule: str) -> None:
+        (only,), moved = decide(self.edited(at(8), rule=rule), NONE_LEFT)
+        assert (only.state, only.coalesced) == (State.SCHEDULED, 0)
+        assert moved == Moved(7, None, at(8), 1)
+
+    def test_one_that_became_a_one_off_still_has_its_new_instant_before_it(self) -> None:
+        once = RuleFields(clocked_time=at(18))
+        (only,), moved = decide(self.edited(at(8), once, one_off=True), NONE_LEFT)
+        assert (only.due_at, moved.done) == (at(8), False)
+
+    def test_a_one_off_whose_rule_stayed_is_done(self) -> None:
+        plan = self.edited(at(8), HOURLY, one_off=True)
+        (only,), moved = decide(plan, NONE_LEFT)
+        assert (only.coalesced, moved.done) == (0, True)
 
 
 class TestOverlap:
@@ -618,3 +679,39 @@ class TestValuesThatPythonCannotHold:
         Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - timedelta(hours=1))
         firing.fire_due(LONG_AGO)
         assert runs_of(row)[0].coalesced == 2**31 - 1
+
+
+@pytest.mark.django_db
+def test_what_was_missed_before_an_edit_is_counted_by_the_rule_of_then() -> None:
+    row = schedule(crontab=crontab("0"))
+    planning.plan_changed()
+    begun = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+    Plan.objects.filter(schedule=row).update(next_due_at=begun, plan_from=LONG_AGO)
+    CrontabSchedule.objects.filter(pk=row.crontab_id).update(minute="*")
+    first_edit = plan_of(row).replaced_at
+    CrontabSchedule.objects.filter(pk=row.crontab_id).update(minute="30")
+    assert plan_of(row).replaced_at == first_edit
+    firing.fire_due(LONG_AGO)
+    (made,) = runs_of(row)
+    assert (made.due_at, made.coalesced) == (begun, 5)
+    planning.plan_changed()
+    following = plan_of(row).next_due_at
+    assert following is not None
+    assert following.minute == 30
+    PeriodicTask.objects.filter(pk=row.pk).update(enabled=False)
+    assert plan_of(row).replaced_at != first_edit
+
+
+@pytest.mark.django_db
+def test_an_overdue_schedule_that_becomes_a_one_off_fires_then_too() -> None:
+    row = schedule(crontab=crontab("0"))
+    planning.plan_changed()
+    Plan.objects.filter(schedule=row).update(
+        next_due_at=clock.now() - timedelta(hours=1), plan_from=LONG_AGO
+    )
+    later = ClockedSchedule.objects.create(clocked_time=clock.now() + timedelta(hours=1))
+    PeriodicTask.objects.filter(pk=row.pk).update(crontab=None, clocked=later, one_off=True)
+    firing.fire_due(LONG_AGO)
+    planning.plan_changed()
+    assert len(runs_of(row)) == 1
+    assert plan_of(row).next_due_at == later.clocked_time

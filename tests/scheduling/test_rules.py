@@ -14,6 +14,7 @@ from scheduling.rules import (
     RULE_COLUMNS,
     RULE_JOINS,
     RuleFields,
+    as_planned,
     build_rule,
     fields_of,
     rule_of,
@@ -141,3 +142,25 @@ def test_a_schedules_rule_counts_from_its_plans_anchor() -> None:
     assert recurrence.next_after(rule_of(row, NOON - timedelta(days=1)), NOON) == (
         NOON + timedelta(days=6)
     )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        RuleFields("0", "6", "*", "*", "1-5", "Europe/Berlin"),
+        RuleFields("0,30", "*/2", "1", "jan", "mon,fri", "UTC", start_time=NOON),
+        RuleFields(every=90, period="seconds"),
+        RuleFields(clocked_time=NOON.replace(microsecond=7)),
+        RuleFields(event="sunset", latitude=Decimal("52.000000"), longitude=Decimal("-13.5")),
+        RuleFields(),
+    ],
+)
+def test_a_fingerprint_says_what_the_rule_was(fields: RuleFields) -> None:
+    end = NOON + timedelta(days=1)
+    edited = RuleFields("1", "2", "3", "4", "5", "UTC", expires=end)
+    assert as_planned(fields.fingerprint(), edited) == fields._replace(expires=end)
+
+
+@pytest.mark.parametrize("text", ["", "x", "|" * 11, "||||||x|||||||", "||||||||then||||"])
+def test_a_text_that_is_no_fingerprint_says_nothing(text: str) -> None:
+    assert as_planned(text, RuleFields()) is None
