@@ -6,9 +6,27 @@ million rows: nothing counts a whole table, and no form lists one.
 
 from django.contrib import admin
 
-from scheduling.admin import backfills, failures, old_addresses, results, rules, runs, schedules
+from scheduling.admin import (
+    backfills,
+    calendars,
+    failures,
+    old_addresses,
+    results,
+    rules,
+    runs,
+    schedules,
+)
 
-__all__ = ["backfills", "failures", "old_addresses", "results", "rules", "runs", "schedules"]
+__all__ = [
+    "backfills",
+    "calendars",
+    "failures",
+    "old_addresses",
+    "results",
+    "rules",
+    "runs",
+    "schedules",
+]
 
 admin.site.site_title = "Truebeat"
 admin.site.site_header = "Truebeat"

@@ -4,18 +4,42 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
+from django.forms import BaseInlineFormSet
 from django.http import HttpRequest
+from django_celery_beat.models import PeriodicTask
 
+from scheduling import clock, recurrence
 from scheduling.admin.display import moment
 from scheduling.models import Policy, Schedule
+from scheduling.rules import rule_of
 
 DURATION = "hours:minutes:seconds, such as 00:15:00; days go before it, as in “2 00:00:00”"
+
+
+class PolicyFormSet(BaseInlineFormSet[Policy, PeriodicTask, Any]):
+    """Refuses a calendar that leaves nothing of the schedule's rule."""
+
+    def clean(self) -> None:
+        super().clean()
+        schedule: Any = self.instance
+        if not schedule.enabled or schedule.scheduler is None or any(self.errors):
+            return
+        now = clock.now()
+        for form in self.forms:
+            if form.instance.calendar is None:
+                continue
+            schedule.policy = form.instance
+            try:
+                recurrence.check(rule_of(schedule, anchor=now), now)
+            except recurrence.RecurrenceError as error:
+                form.add_error("calendar", str(error))
 
 
 class PolicyInline(admin.StackedInline[Policy, Schedule]):
     """How the schedule is treated. Whoever may change the schedule may change this."""
 
     model = Policy
+    formset = PolicyFormSet
     verbose_name = verbose_name_plural = "how it is treated (its policy)"
     extra = max_num = 1
     can_delete = False

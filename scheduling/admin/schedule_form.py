@@ -1,5 +1,6 @@
 """The form of a schedule: what is refused, and in which words."""
 
+import copy
 from typing import Any, ClassVar
 
 from django import forms
@@ -7,7 +8,7 @@ from kombu.utils.json import loads
 
 from scheduling import clock, recurrence
 from scheduling.errors import EnqueueError
-from scheduling.models import Priority, Schedule
+from scheduling.models import Policy, Priority, Schedule
 from scheduling.registry import check_call, decode_error, get_job, job_names, queue_of
 from scheduling.rules import rule_of
 
@@ -156,9 +157,10 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             self.add_error(field, str(error))
 
     def _check_rule(self) -> None:
-        now = clock.now()
+        now, bare = clock.now(), copy.copy(self.instance)
+        bare.policy = Policy()  # its calendar may change too: PolicyFormSet looks at both
         try:
-            recurrence.check(rule_of(self.instance, anchor=now), now)
+            recurrence.check(rule_of(bare, anchor=now), now)
         except recurrence.RecurrenceError as error:
             field = next((name for name in RULES if self.cleaned_data.get(name)), None)
             self.add_error(field, str(error))

@@ -220,6 +220,7 @@ class ScheduleAdmin(ScheduleActions):
             "times": times,
             "elsewhere": any(time["here"] for time in times),
             "marks": any(time["mark"] for time in times),
+            "calendar": any(time["calendar"] for time in times),
             "spread": any(occurrence.run_at != occurrence.due_at for occurrence in found),
             "unless": "" if kind == "succeeded" else words,
         }
@@ -279,4 +280,11 @@ def _shown(occurrence: core.NextOccurrence) -> dict[str, str]:
         "here": here if here not in there else "",
         "run_at": moment(occurrence.run_at),
         "mark": DST[occurrence.dst].format(missing=missing),
+        "calendar": _calendar_words(occurrence),
     }
+
+
+def _calendar_words(occurrence: core.NextOccurrence) -> str:
+    if occurrence.moved_from:
+        return f"moved from {occurrence.moved_from:%a %Y-%m-%d}"
+    return f"skipped: {occurrence.day_off}" if occurrence.day_off else ""
