@@ -20,8 +20,8 @@ from scheduling.models import WAITING, Priority
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-AGED_BATCH = 100  # runs of one queue that age by a step at once, see `raise_for_age`
-AGE_EVERY = timedelta(seconds=10)  # seconds between looks for old ones, at most
+AGED_BATCH = 100  # see `raise_for_age`
+AGE_EVERY = timedelta(seconds=10)  # between looks for old ones, at most
 WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 
 RAISE = f"""
@@ -93,8 +93,8 @@ def raise_for_age(limit: int = AGED_BATCH) -> int:
     """Raise runs that have waited long since `run_at` by one step, never to the front.
 
     What is low becomes medium after AGE_AFTER, what is medium becomes high after twice that. Only
-    the `limit` oldest of each queue do at a time: enough that each has its turn, too few for a
-    great backlog of low ones to become a backlog of high ones.
+    the `limit` oldest of each queue do at a time, and of what lies in Redis: enough that each has
+    its turn, too few for a great backlog of low ones to become a backlog of high ones.
 
     Returns:
         How many were raised.
