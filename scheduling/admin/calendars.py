@@ -19,6 +19,10 @@ from scheduling.recurrence import WEEKDAYS
 USERS_SHOWN = 20
 # A form with more fields than Django takes could not be sent.
 DATES_EDITED = 250
+TOO_MANY = (
+    '<p class="tb-note">{} single dates are more than this form can take: change them in code '
+    "(ExcludedDate) or by SQL.</p>"
+)
 
 
 class CalendarForm(forms.ModelForm[Calendar]):
@@ -158,11 +162,12 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
             return "Shown once it is saved."
         year = timezone.localtime(clock.now()).year
         try:
-            return format_html_join(
-                "", "{}", ((_year(calendar, number),) for number in (year, year + 1))
-            )
+            years = [_year(calendar, number) for number in (year, year + 1)]
         except recurrence.RecurrenceError as error:
             return str(error)
+        many = calendar.date_count > DATES_EDITED
+        note = format_html(TOO_MANY, f"{calendar.date_count:,}") if many else ""
+        return format_html("{}{}{}", note, *years)
 
 
 def _year(calendar: Calendar, year: int) -> SafeString:

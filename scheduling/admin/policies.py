@@ -62,7 +62,10 @@ class PolicyInline(admin.StackedInline[Policy, Schedule]):
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name in HELP:
             kwargs["help_text"] = HELP[db_field.name]
-        return super().formfield_for_dbfield(db_field, request, **kwargs)
+        field: Any = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if db_field.name == "calendar":
+            field.widget.can_delete_related = False  # others may follow it too
+        return field
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self._of_the_schedule("view", request, obj)

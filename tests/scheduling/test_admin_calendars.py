@@ -119,6 +119,7 @@ class TestCalendars:
         )
         page = admin_client.get(address(german)).content.decode()
         assert "dates-TOTAL_FORMS" not in page
+        assert "2,001 single dates are more than this form can take" in page
 
     def test_a_country_that_is_no_longer_known_is_shown(self, admin_client: Client) -> None:
         odd = Calendar.objects.create(name="odd", country="XX")
