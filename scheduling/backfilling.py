@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Count
+from django.db.models import Count, Exists, OuterRef
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import loads
@@ -195,6 +195,12 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
         closed, told = closed + more[0], told + more[1]
     event(logger, "backfill_cancelled", backfill=backfill_id, cancelled=closed, told=told, by=by)
     return progress(backfill)
+
+
+def going_on(schedule: PeriodicTask) -> list[Backfill]:
+    """Return the schedule's backfills that have unfinished runs."""
+    left = Run.objects.filter(backfill_id=OuterRef("pk"), state__in=UNFINISHED)
+    return list(Backfill.objects.filter(Exists(left), schedule_id=schedule.pk).order_by("pk"))
 
 
 def progress(backfill: Backfill) -> Progress:

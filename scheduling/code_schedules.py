@@ -72,10 +72,10 @@ def _write(name: str, entry: Mapping[str, Any]) -> str | None:
         )
     changed = {field: value for field, value in wanted.items() if getattr(found, field) != value}
     treatment = policies.differences(treated, policy)
-    if changed:
-        PeriodicTask.objects.filter(pk=found.pk).update(**changed)
     if treatment:
         policies.write(found, {column: policy[column] for column in treatment})
+    if changed:
+        PeriodicTask.objects.filter(pk=found.pk).update(**changed)
     words = [*sorted(changed), *(f"policy {column}" for column in sorted(treatment))]
     return f"~ {name}: {', '.join(words)}" if words else None
 

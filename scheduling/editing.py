@@ -206,7 +206,8 @@ def _write(edited: PeriodicTask, changed: Mapping[str, Any], treatment: Mapping[
     for value in changed.values():
         if isinstance(value, Model) and value.pk is None:
             value.save()
-    if changed:
-        Schedule.objects.filter(pk=edited.pk).update(**changed, date_changed=clock.now())
+    # The policy first: whoever pauses the schedule at this moment locks it, then the plan.
     if treatment:
         policies.write(edited, treatment)
+    if changed:
+        Schedule.objects.filter(pk=edited.pk).update(**changed, date_changed=clock.now())

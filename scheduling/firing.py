@@ -43,7 +43,7 @@ SELECT statement_timestamp(), p.schedule_id, p.next_due_at, p.needs_plan, p.plan
     COALESCE(t.headers, ''), t.queue, t.priority,
     COALESCE(y.catch_up, 'latest'), {bounded("y.catch_up_window")}, COALESCE(y.overlap, 'allow'),
     COALESCE({bounded("y.spread")}, interval '0'), {bounded("y.deadline_after")}, t.expire_seconds,
-    CASE WHEN p.needs_plan THEN p.rule ELSE '' END, COALESCE(p.replaced_at, p.plan_from),
+    CASE WHEN p.needs_plan THEN p.rule ELSE '' END, LEAST(p.replaced_at, p.plan_from),
     {RULE_COLUMNS}
   FROM due p
   JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id

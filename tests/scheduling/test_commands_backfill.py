@@ -151,3 +151,9 @@ class TestCancelling:
         answer = called("backfill", "cancel", str(made.pk))
         assert "1 running" in answer.out
         assert "1 of its runs are at work" in answer.err
+
+    def test_removing_the_schedule_says_that_its_backfill_goes_on(self) -> None:
+        made = started()
+        answer = called("schedule", "remove", "nightly")
+        assert f"`backfill cancel {made.pk}` ends it" in answer.err
+        assert "9 cancelled" in called("backfill", "cancel", str(made.pk)).out

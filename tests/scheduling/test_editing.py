@@ -10,7 +10,15 @@ from scheduling import editing, planning, schedules
 from scheduling.errors import EnqueueError, ScheduleError
 from scheduling.models import Calendar, ManagedBy, Plan, Policy, Schedule
 from scheduling.schedules import Cron, Every, Once
-from tests.scheduling.ledger import crontab, in_thread, interval, schedule, set_plan
+from tests.scheduling.ledger import (
+    crontab,
+    in_thread,
+    interval,
+    is_blocked,
+    schedule,
+    second_connection,
+    set_plan,
+)
 from tests.waiting import wait_for
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -200,3 +208,23 @@ def test_two_edits_at_once_come_one_after_the_other() -> None:
     for one in both:
         one.result(5)
     assert (fresh(row).crontab.hour, fresh(row).policy.overlap) == ("7", "skip")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_edit_and_a_pause_at_once_do_not_wait_for_each_other_for_ever() -> None:
+    row = daily(policy={"owner": "ann"})
+    with second_connection() as pausing:
+        pausing.execute(
+            "UPDATE scheduling_policy SET owner = 'ben' WHERE schedule_id = %s", [row.pk]
+        )
+        editing_it = in_thread(
+            lambda: edit(row, Cron("0 7 * * *", "UTC"), policy={"overlap": "skip"})
+        )
+        assert wait_for(is_blocked)
+        pausing.execute(
+            "UPDATE scheduling_policy SET paused_at = now() WHERE schedule_id = %s", [row.pk]
+        )
+        pausing.commit()
+    assert editing_it.result(5)
+    policy = fresh(row).policy
+    assert (policy.owner, policy.overlap, policy.paused_at is None) == ("ben", "skip", False)

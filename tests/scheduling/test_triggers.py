@@ -331,3 +331,29 @@ class TestLongEdits:
         due = plan_of(row).next_due_at
         assert due is not None
         assert due.hour == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_pauses_of_many_schedules_at_once_lock_their_plans_in_one_order() -> None:
+    rows = [planned(name=f"s{n}", policy={}) for n in range(40)]
+    ids = [row.pk for row in rows]
+
+    def pause(half: list[int]) -> int:
+        return sum(
+            Policy.objects.filter(pk__in=half).update(paused_at=moment)
+            for moment in [clock.now(), None] * 10
+        )
+
+    def edit(chosen: list[int]) -> int:
+        return sum(
+            PeriodicTask.objects.filter(pk__in=chosen).update(start_time=moment)
+            for moment in [LONG_AGO, None] * 10
+        )
+
+    at_work = [
+        in_thread(lambda: pause(ids[:20])),
+        in_thread(lambda: pause(ids[20:])),
+        in_thread(lambda: edit(ids[::-1])),
+    ]
+    assert [one.result(30) for one in at_work] == [400, 400, 800]
+    assert all(asked(row) for row in rows)

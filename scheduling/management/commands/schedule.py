@@ -190,6 +190,8 @@ class Command(LedgerCommand):
         unfinished = own.filter(state__in=UNFINISHED).count()
         if unfinished:
             self.note(f"unfinished runs that go on: {unfinished} (`run cancel ID` ends one).")
+        for backfill in backfilling.going_on(schedule):
+            self.note(f"a backfill goes on (`backfill cancel {backfill.pk}` ends it).")
 
     def audit(self, options: dict[str, Any], now: datetime) -> None:
         """Print the schedules whose next instant an upgrade has moved; have all planned anew."""
