@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from chaos.report import report
 
 def main() -> int:
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     place = options.check or options.place / str(options.seed)
     if not options.check:
         _play(options, place)

@@ -50,6 +50,11 @@ def kill_beat(ground: Ground, fault: Fault, random: Random) -> str:
     return _kill(ground.beats[fault.target], fault, group=True)
 
 
+def kill_beats(ground: Ground, fault: Fault, random: Random) -> str:
+    """Kill all beats: what comes due meanwhile is for catch-up to decide."""
+    return ", ".join(filter(None, (_kill(beat, fault, group=True) for beat in ground.beats)))
+
+
 def kill_worker(ground: Ground, fault: Fault, random: Random) -> str:
     return _kill(ground.workers[fault.target], fault, group=False)
 

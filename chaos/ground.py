@@ -115,9 +115,13 @@ class Ground:
         """Start again what has ended, until it is over; the body of the keeper's thread."""
         while not self._over.wait(0.1):
             for service in self.services:
-                with service.lock:
+                if not service.lock.acquire(blocking=False):
+                    continue  # it is frozen just now
+                try:
                     if service.keep():
                         self.surprises.append(f"{service.name} at {time.time():.3f}")
+                finally:
+                    service.lock.release()
 
     def end(self) -> None:
         self._over.set()
@@ -166,7 +170,7 @@ def _beat(number: int, env: Mapping[str, str], place: Path) -> Service:
 
 def _worker(number: int, env: Mapping[str, str], place: Path) -> Service:
     name = f"worker{number}"
-    pool = ["--pool", "threads", "-c", "6"] if number == THREADED else ["-c", "4"]
+    pool = ["--pool", "threads", "-c", "10"] if number == THREADED else ["-c", "6"]
     command = ["celery", "-A", "config", "worker", "-n", f"{name}@%h", *pool]
     return Service(name, command, {**env, evidence.PROCESS: name}, place / "logs" / f"{name}.log")
 

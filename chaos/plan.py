@@ -19,7 +19,8 @@ THREADED = 2  # the number of the worker that runs jobs in threads
 
 # Kind of fault: how often it is drawn, and for how long it lasts, from and to: seconds, or leases.
 KINDS: dict[str, tuple[int, float, float]] = {
-    "kill_beat": (8, 0, 4),
+    "kill_beat": (6, 0, 4),
+    "kill_beats": (3, 2, 7),  # all of them
     "kill_worker": (6, 0, 4),  # the parent alone
     "kill_machine": (4, 0, 6),  # a worker with its children
     "kill_child": (8, 0, 0),
@@ -164,7 +165,7 @@ def _schedule(random: Random, number: int, seconds: float, lease: float) -> Plan
         )  # fmt: skip
     step = random.choice([2, 3, 5, 5, 7, 10, 10, 15, 20, 30])
     overlap = random.choice(["allow", "allow", "skip", "queue", "replace"])
-    if overlap != "allow" and random.random() < 0.5:
+    if overlap != "allow" and random.random() < 0.25:
         task, argument = "work", round(min(step, 8) * random.uniform(0.3, 1.2), 2)
     if catch_up == "all":  # one at a time: it must be able to keep up
         step, argument = max(step, 5), min(argument, 2)
@@ -188,7 +189,7 @@ def _work(random: Random, lease: float) -> tuple[str, float]:
     if task != "work":
         return task, random.choice([1, 1, 2, 3])
     quick = random.choice([0, 0, 0, 0.02, 0.1, 0.3])
-    return task, round(random.uniform(0.5, 1.5) * lease if random.random() < 0.04 else quick, 2)
+    return task, round(random.uniform(0.5, 1.5) * lease if random.random() < 0.02 else quick, 2)
 
 
 def _edits(random: Random, schedules: list[Planned], seconds: float) -> list[Edit]:
