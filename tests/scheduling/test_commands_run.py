@@ -221,6 +221,10 @@ class TestReplayOfMany:
         assert answer.out.startswith("replayed 2 runs")
         assert answer.err == "1 run more: --limit N takes more at once.\n"
 
+    def test_a_schedule_that_was_never_there_is_an_error(self) -> None:
+        line = refusal("run", "replay", "--schedule", "nightly")
+        assert "there is no schedule 'nightly'" in line
+
     def test_a_unique_key_in_use_is_told_of(self) -> None:
         made(state=State.FAILED, unique_key="k")
         enqueue(SWEEP, unique_key="k")

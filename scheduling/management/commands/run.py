@@ -112,6 +112,8 @@ class Command(LedgerCommand):
 
     def _replay_all(self, selection: Selection, options: dict[str, Any]) -> None:
         found = replaying.find(selection.runs())
+        if not found.runs and selection.schedule is not None:
+            schedules.named(selection.schedule)  # as in `list`
         wanted = found.runs if options["again"] else found.runs - found.replayed
         if found.replayed:
             does = "replayed once more" if options["again"] else "left out (--again replays them)"
