@@ -1,8 +1,8 @@
 """Failures of one kind: counted by beat in their group, and looked after by people.
 
-A failed run notes its failure in the statement that ends it. Beat settles what was noted before it
-fires anything: it pauses schedules that failed too often, counts each failure in its group, and
-marks what their owners are to be told. Whatever row somebody holds meanwhile is left for later.
+A failed run notes its failure in the statement that ends it. Beat settles what was noted, before
+it fires anything: it counts each failure in its group, marks what the owners are to be told, and
+pauses what the end of the run could not. Whatever row somebody holds meanwhile is left for later.
 """
 
 import logging
@@ -57,7 +57,7 @@ def _settle(low: datetime, limit: int) -> int:
         return 0
     now = clock.now()
     paused, held = streaks.pause_where_due(taken, now)
-    for each in paused:
+    for each in (*paused, *streaks.told_of_no_pause(taken)):
         alerts.tell_of_pause(each)
     ready = [
         failure

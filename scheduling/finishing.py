@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
 from django.conf import settings
 from django.db import connection, transaction
 
-from scheduling import follow_ups
+from scheduling import follow_ups, streaks
 from scheduling.doorbell import ring_on_commit
 from scheduling.errors import SchedulingError
 from scheduling.failures import NOTE, described
@@ -169,7 +169,7 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         written then. Calling it twice does no harm.
     """
     try:
-        held = _end(run_id, attempt, outcome)
+        held = (_fail if outcome.state == State.FAILED else _end)(run_id, attempt, outcome)
     except FollowUpError as error:
         return finish(run_id, attempt, _unfollowable(error))
     if held:
@@ -183,6 +183,15 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     event(logger, "fence_lost", level=logging.WARNING, run=run_id, attempt=attempt,
           wanted=outcome.state.value, reason=outcome.reason)  # fmt: skip
     return False
+
+
+def _fail(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
+    """End the run as failed, and pause its schedule where that was one failure too many."""
+    with transaction.atomic():
+        held = _end(run_id, attempt, outcome)
+        if held:
+            streaks.pause_if_due(run_id)
+    return held
 
 
 def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:

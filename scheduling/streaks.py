@@ -4,17 +4,24 @@ Of the runs that have ended those count that succeeded or failed: one that was s
 expired says nothing. Backfills are no part of their schedule's streak.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.db import OperationalError, connection, transaction
 
 from scheduling import schedules
+from scheduling.errors import SchedulingError
+from scheduling.logs import event
 from scheduling.models import Failure, Plan, Policy, State
+
+logger = logging.getLogger(__name__)
 
 BY = "truebeat"  # who pauses
 LOCK_NOT_AVAILABLE = "55P03"
+LIMIT_LOCKS = "SET LOCAL lock_timeout = '100ms'"
 
 # By their end, among the last ones by when they were due or made, which is what has an index: so
 # many runs may overtake one another, and it is still exact.
@@ -77,6 +84,32 @@ def of_task(task: str, length: int) -> bool:
     return _all_failed(LAST_OF_TASK, length, task=task)
 
 
+def pause_if_due(run_id: UUID) -> None:
+    """Pause the schedule of a run that has failed if its policy says so; in that end's transaction.
+
+    Where somebody holds the policy or the plan, beat does it a moment later.
+    """
+    watched = Policy.objects.filter(pause_after_failures__isnull=False).values("pk")
+    failure = Failure.objects.filter(run_id=run_id, schedule_id__in=watched).first()
+    if failure is None:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(LIMIT_LOCKS)
+    paused, _ = pause_where_due([failure], failure.noted_at)
+    if paused:
+        Failure.objects.filter(pk=failure.pk).update(paused=True)
+
+
+def told_of_no_pause(failures: Sequence[Failure]) -> list[Paused]:
+    """Return the pauses that ends of runs have made and whose owners are not told; once."""
+    straws = {failure.schedule_id: failure for failure in failures if failure.paused}
+    if not straws:
+        return []
+    Failure.objects.filter(pk__in=[failure.pk for failure in straws.values()]).update(paused=False)
+    policies = Policy.objects.filter(pk__in=list(straws), paused_by=BY).select_related("schedule")
+    return [Paused(policy, policy.pause_reason, straws[policy.pk]) for policy in policies]
+
+
 def pause_where_due(
     failures: Sequence[Failure], now: datetime
 ) -> tuple[list[Paused], Collection[int]]:
@@ -97,6 +130,8 @@ def pause_where_due(
             if not is_lock_timeout(error):
                 raise
             held.add(key)
+        except SchedulingError as error:
+            event(logger, "pause_refused", level=logging.ERROR, schedule=key, error=error)
         else:
             paused += [done] if done else []
     return paused, held

@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from scheduling import clock
-from scheduling.admin.display import NOTHING, badge, block, breakable, instant_of, moment, when
+from scheduling.admin.display import NOTHING, ago, badge, block, breakable, instant_of, moment
 from scheduling.admin.filters import TaskFilter
 from scheduling.admin.object_actions import ObjectActions
 from scheduling.admin.paging import BoundedPaginator
@@ -92,9 +92,9 @@ class FailureGroupAdmin(ObjectActions):
         (None, {"fields": (("task", "state"), ("exception", "place_"), "schedules_")}),
         (
             "How often",
-            {"fields": (("count_", "first_seen", "last_seen"), ("told", "not_told", "resolved"))},
+            {"fields": (("count_", "first_at", "last_at"), ("told", "not_told", "resolved"))},
         ),
-        ("The last one", {"fields": ("error", "last_run", "attempts")}),
+        ("The last one", {"fields": ("error", "run", "attempts")}),
     )
 
     class Media:
@@ -141,11 +141,11 @@ class FailureGroupAdmin(ObjectActions):
 
     @admin.display(description="last seen")
     def last_seen(self, group: FailureGroup) -> SafeString | str:
-        return when(group.last_seen_at, _now(group))
+        return ago(group.last_seen_at, _now(group))
 
     @admin.display(description="first seen")
     def first_seen(self, group: FailureGroup) -> SafeString | str:
-        return when(group.first_seen_at, _now(group))
+        return ago(group.first_seen_at, _now(group))
 
     @admin.display(description="schedules")
     def hit(self, group: FailureGroup) -> str:
@@ -175,6 +175,19 @@ class FailureGroupAdmin(ObjectActions):
             for name in group.schedules
         )
         return format_html_join(", ", "{}", ((link,) for link in links))
+
+    @admin.display(description="first seen")
+    def first_at(self, group: FailureGroup) -> str:
+        return moment(group.first_seen_at)
+
+    @admin.display(description="last seen")
+    def last_at(self, group: FailureGroup) -> str:
+        return moment(group.last_seen_at)
+
+    @admin.display(description="run")
+    def run(self, group: FailureGroup) -> SafeString:
+        page = reverse("admin:scheduling_run_change", args=[group.last_run_id])
+        return format_html('<a href="{}">{}</a>', page, group.last_run_id)
 
     @admin.display(description="told")
     def told(self, group: FailureGroup) -> str:

@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
             name="Failure",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("run_id", models.UUIDField()),
+                ("run_id", models.UUIDField(unique=True)),
                 ("schedule_id", models.IntegerField(null=True)),
                 ("schedule_name", models.CharField(max_length=200)),
                 ("task", models.CharField(max_length=200)),
@@ -131,6 +131,7 @@ class Migration(migrations.Migration):
                 ("place", models.CharField(max_length=300)),
                 ("error", models.TextField()),
                 ("noted_at", models.DateTimeField()),
+                ("paused", models.BooleanField(db_default=False, default=False)),
             ],
             options={
                 "indexes": [models.Index(fields=["noted_at"], name="failure_noted")],

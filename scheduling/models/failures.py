@@ -15,7 +15,7 @@ class Failure(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    run_id = models.UUIDField()
+    run_id = models.UUIDField(unique=True)
     schedule_id = models.IntegerField(null=True)
     schedule_name = models.CharField(max_length=200)
     task = models.CharField(max_length=200)
@@ -23,6 +23,8 @@ class Failure(models.Model):
     place = models.CharField(max_length=300)
     error = models.TextField()
     noted_at = models.DateTimeField()
+    # It was the last straw: its owner is to be told that its schedule is paused.
+    paused = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         indexes = (models.Index(fields=["noted_at"], name="failure_noted"),)

@@ -24,8 +24,9 @@ def test_it_says_when_nothing_has_failed() -> None:
 
 def test_it_lists_what_is_open() -> None:
     group = failed()
-    head, row, _ = called("failures", "list").lines
-    assert head.split() == ["ID", "TIMES", "LAST", "FAILURE", "PLACE"]
+    head, row, error, _ = called("failures", "list").lines
+    assert head.split() == ["ID", "TIMES", "LAST", "TASK"]
+    assert error == r"  ValueError: \x1b[31mred"
     assert row.split()[:2] == [str(group.pk), "1"]
     (entry,) = json.loads(called("failures", "list", "--json").out)
     assert (entry["exception"], entry["count"], entry["schedules"]) == (
@@ -38,10 +39,10 @@ def test_what_is_resolved_is_left_out_until_it_is_reopened() -> None:
     assert called("failures", "resolve", str(group.pk)).code == 0
     assert "already" in called("failures", "resolve", str(group.pk)).err
     assert called("failures", "list").lines == ["No failure is open."]
-    assert len(called("failures", "list", "--all").lines) == 3
+    assert len(called("failures", "list", "--all").lines) == 4
     assert called("failures", "reopen", str(group.pk)).code == 0
     assert "was open" in called("failures", "reopen", str(group.pk)).err
-    assert len(called("failures", "list").lines) == 3
+    assert len(called("failures", "list").lines) == 4
 
 
 @pytest.mark.parametrize("action", ["resolve", "reopen"])

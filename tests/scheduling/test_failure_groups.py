@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import redis
-from django.db import connection
+from django.db import connection, transaction
 from django_celery_beat.models import PeriodicTask
 from pytest_django import Settings
 
@@ -274,12 +274,12 @@ class TestPausing:
     def row(self) -> PeriodicTask:
         return schedule(policy={"pause_after_failures": 2, "owner": "ben@example.org"})
 
-    def test_so_many_failures_in_a_row_pause_it(self, row: PeriodicTask) -> None:
+    def test_so_many_failures_in_a_row_pause_it_with_the_end_of_the_last(
+        self, row: PeriodicTask
+    ) -> None:
         fail(row)
-        settle()
         assert not paused(row)
         fail(row, "ValueError: the last \0 straw")
-        settle()
         policy = Policy.objects.get(schedule=row)
         assert paused(row)
         assert policy.paused_by == "truebeat"
@@ -288,10 +288,18 @@ class TestPausing:
         )
         assert Plan.objects.get(schedule=row).needs_plan, "the trigger sees it, like a user's pause"
 
-    def test_its_owner_is_told(self, row: PeriodicTask) -> None:
+    def test_a_transaction_that_goes_back_pauses_nothing(self, row: PeriodicTask) -> None:
+        fail(row)
+        with transaction.atomic():
+            fail(row)
+            assert paused(row)
+            transaction.set_rollback(True)
+        assert not paused(row)
+
+    def test_its_owner_is_told_once(self, row: PeriodicTask) -> None:
         fail(row)
         fail(row)
-        settle()
+        assert [settle(), settle()] == [2, 0]
         (sent,) = Run.objects.filter(task=alerts.TELL)
         assert "ben@example.org" in sent.args
         assert "nightly is paused" in sent.args
@@ -385,9 +393,11 @@ class TestPausing:
         self, row: PeriodicTask, redis_client: redis.Redis
     ) -> None:
         fail(row)
+        due = clock.now() + timedelta(milliseconds=200)
+        set_plan(row, due)
         fail(row)
-        set_plan(row, clock.now())
         before = Run.objects.count()
+        wait_for(lambda: clock.now() > due)
         make().run_once()
         assert paused(row)
         assert Run.objects.exclude(task__in=alerts.OWN_TASKS).count() == before
@@ -416,20 +426,49 @@ class TestPausingBesideOthers:
     def row(self) -> PeriodicTask:
         return schedule(policy={"pause_after_failures": 2})
 
-    def test_a_policy_that_somebody_holds_is_asked_again(self, row: PeriodicTask) -> None:
+    def test_a_policy_that_somebody_holds_stops_no_run_and_is_asked_again(
+        self, row: PeriodicTask
+    ) -> None:
         fail(row)
-        fail(row)
-        fail()
         with second_connection() as other:
             other.execute("UPDATE scheduling_policy SET owner = ''")
+            in_thread(lambda: fail(row)).result(5)
+            fail()
             assert settle() == 1, "the others do not wait for it"
             assert not is_blocked()
+        assert not paused(row)
         assert settle() == 2
         assert paused(row)
+        assert Run.objects.filter(task=alerts.TELL).count() == 1
+
+    def test_a_plan_that_a_beat_holds_stops_no_run_either(self, row: PeriodicTask) -> None:
+        fail(row)
+        with second_connection() as other:
+            other.execute("SELECT 1 FROM scheduling_plan FOR NO KEY UPDATE")
+            in_thread(lambda: fail(row)).result(5)
+            assert not paused(row)
+        settle()
+        assert paused(row)
+
+    def test_the_last_of_several_that_end_at_the_same_moment_pauses_it(
+        self, row: PeriodicTask
+    ) -> None:
+        """Each waits for the others' ends before it counts: two that do not see each other would
+        both say that there is one failure."""
+        for _ in range(5):
+            Run.objects.all().delete()
+            Failure.objects.all().delete()
+            schedules.resume(row, by="ann")
+            ends = [in_thread(lambda: fail(row)) for _ in range(2)]
+            for end in ends:
+                end.result(10)
+            assert paused(row)
 
     def test_two_beats_pause_it_once(self, row: PeriodicTask) -> None:
+        Policy.objects.filter(schedule=row).update(pause_after_failures=None)
         for _ in range(40):
             fail(row)
+        Policy.objects.filter(schedule=row).update(pause_after_failures=2)
         beats = [in_thread(lambda: sum(settle(3) for _ in range(30))) for _ in range(3)]
         for beat in beats:
             beat.result(60)

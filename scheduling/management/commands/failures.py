@@ -1,6 +1,7 @@
 """`manage.py failures`: what keeps failing; resolve it, or open it again."""
 
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,8 @@ from scheduling import clock, failure_groups
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FailureGroup
+
+ERROR_SHOWN = 60  # characters of the last error
 
 
 class Command(LedgerCommand):
@@ -40,18 +43,9 @@ class Command(LedgerCommand):
         if options["json"]:
             self.say_lines(output.json_array(map(output.failure_json, found)))
         elif found:
-            head = ("ID", "TIMES", "LAST", "FAILURE", "PLACE")
-            rows = (
-                (
-                    str(group.pk),
-                    str(group.count),
-                    output.clock(group.last_seen_at, now),
-                    f"{group.exception} in {group.task}",
-                    group.place or "-",
-                )
-                for group in found
-            )
-            self.say_lines(output.table(head, rows, flexible=(3, 4)))
+            head = ("ID", "TIMES", "LAST", "TASK")
+            rows = (row for group in found for row in _rows(group, now))
+            self.say_lines(output.table(head, rows, flexible=(3,)))
             self.say(f"Times are in {settings.TIME_ZONE}.")
         else:
             self.say("Nothing has failed." if options["all"] else "No failure is open.")
@@ -77,3 +71,11 @@ class Command(LedgerCommand):
         if group is None:
             self.refuse(f"there is no failure {options['id']}: `failures list --all` shows them.")
         return group
+
+
+def _rows(group: FailureGroup, now: datetime) -> Iterator[tuple[str, ...] | str]:
+    """Yield a group's row and, below it, its last error and where it is."""
+    last = output.clock(group.last_seen_at, now)
+    yield (str(group.pk), str(group.count), last, group.task)
+    where = f"  at {group.place}" if group.place else ""
+    yield f"  {output.fitted(group.last_error, ERROR_SHOWN).rstrip()}{where}"
