@@ -6,6 +6,7 @@ the package does not know have no holidays.
 
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
@@ -25,9 +26,11 @@ def public_holidays(country: str, subdivision: str, year: int) -> Mapping[date, 
     """
     check_country(country, subdivision)
     language = _ENGLISH if _ENGLISH in _languages().get(country, ()) else None
-    found = _package().country_holidays(
-        country, subdiv=subdivision or None, years=year, language=language
-    )
+    with warnings.catch_warnings():  # of years that it knows in part
+        warnings.simplefilter("ignore", UserWarning)
+        found = _package().country_holidays(
+            country, subdiv=subdivision or None, years=year, language=language
+        )
     return dict(found)
 
 
