@@ -10,10 +10,19 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
-from scheduling import backfilling, calendars, clock, firing, planning, recurrence, schedules
+from scheduling import (
+    auditing,
+    backfilling,
+    calendars,
+    clock,
+    firing,
+    planning,
+    recurrence,
+    schedules,
+)
 from scheduling.deciding import Due, Unfinished, decide
 from scheduling.errors import CalendarError
-from scheduling.models import Calendar, ExcludedDate, Policy, Run, State
+from scheduling.models import Calendar, ExcludedDate, Plan, Policy, Run, State
 from scheduling.planning import Changed, plan
 from scheduling.rules import RuleFields
 from tests.scheduling.ledger import (
@@ -567,3 +576,13 @@ class TestFiring:
         row = schedules.named(following().name)
         asked = backfilling.extent(row, NOON, MONDAY + DAY, now=NEXT_YEAR)
         assert list(asked.instants) == [MONDAY_9]
+
+    def test_an_audit_looks_at_plans_that_other_holidays_made(self) -> None:
+        days = calendar(country="DE")
+        row = schedule(crontab=crontab("0", "9"), policy={"calendar": days})
+        planning.plan_changed()
+        assert not [batch for batch in auditing.audit() if row.pk in batch.schedule_ids]
+        older = f"{planning.rule_version()}/holidays 0.1"
+        Plan.objects.filter(pk=row.pk).update(rule_version=older, next_due_at=NEXT_YEAR)
+        (moved,) = [moved for batch in auditing.audit() for moved in batch.moved]
+        assert (moved.schedule_id, moved.planned, moved.version) == (row.pk, NEXT_YEAR, older)
