@@ -163,7 +163,7 @@ class Scheduler(beat.Scheduler):
             planned = planning.plan_changed() if look.to_plan else 0
             due = bool(planned) or (next_due is not None and next_due <= 0)
             fired = self._fire(room, herd=herd) if due else 0
-            published = dispatch.publish(self._broker)
+            published = dispatch.publish(self._broker, others=room)
             room, herd = dict(published.room), fired >= planning.BATCH
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full or time.monotonic() >= busy_until:

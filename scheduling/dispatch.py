@@ -6,7 +6,7 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -55,7 +55,7 @@ SELECT id, attempt, task, queue, priority, options FROM queued ORDER BY run_at, 
 class Published(NamedTuple):
     """What one `publish` did: hints pushed, and seconds until the next waiting run may start.
 
-    `room` has the lanes in which nothing waits any more, and how many hints each can still take.
+    `room` is how many hints each lane can still take: none where runs may still wait.
     """
 
     hints: int
@@ -63,19 +63,22 @@ class Published(NamedTuple):
     room: Mapping[Lane, int]
 
 
-def publish(broker: Broker, limit: int = BATCH) -> Published:
-    """Queue and push up to `limit` runs of each lane that has room in its window."""
+def publish(broker: Broker, limit: int = BATCH, others: Iterable[Lane] = ()) -> Published:
+    """Queue and push up to `limit` runs of each lane that has room in its window.
+
+    The room of the `others`, where nothing may wait, is told as well.
+    """
     waiting = _waiting_lanes()
     due = [lane for lane, seconds in waiting.items() if seconds <= 0]
     pushed, room = 0, dict[Lane, int]()
-    if due:
-        lengths = broker.lengths(due)  # fails where Redis is away, before anything is queued
+    if lanes := {*due, *others}:
+        lengths = broker.lengths(lanes)  # fails where Redis is away, before anything is queued
+        room = {lane: _room(lane, lengths[lane]) for lane in lanes}
         for lane in due:
-            space = _room(lane, lengths[lane])
-            hints = _queue(lane, min(limit, space))
+            hints = _queue(lane, min(limit, room[lane]))
             pushed += push(broker, hints)
-            if len(hints) < min(limit, space):
-                room[lane] = space - len(hints)
+            drained = len(hints) < min(limit, room[lane])
+            room[lane] = room[lane] - len(hints) if drained else 0
     later = [seconds for seconds in waiting.values() if seconds > 0]
     return Published(pushed, min(later, default=None), room)
 

@@ -15,7 +15,7 @@ from scheduling.firing import BATCH, Fired, fire_due
 from scheduling.hints import Broker, Lane
 
 HANDS = 2
-BATCHES = 8  # of each hand in one turn, after which beat's other steps get theirs
+BATCHES = 16  # of each hand in one turn, after which beat's other steps get theirs
 
 
 def fire_batch(broker: Broker, low: datetime, room: dict[Lane, int]) -> list[Fired]:

@@ -67,6 +67,15 @@ class TestPublish:
         assert state_of(later) == State.SCHEDULED
         assert redis_client.dbsize() == 0
 
+    def test_it_tells_the_room_of_the_lanes_it_has_emptied_and_of_others(
+        self, broker: Broker, settings: Settings
+    ) -> None:
+        settings.QUEUE_WINDOW = 3
+        for queue in ("emptied", "full", "full", "full", "full"):
+            run(queue=queue)
+        emptied, full, other = (Lane(queue, 6) for queue in ("emptied", "full", "other"))
+        assert publish(broker, others=[other]).room == {emptied: 2, full: 0, other: 3}
+
     @pytest.mark.parametrize("state", [state for state in State if state != State.SCHEDULED])
     def test_no_other_state_is_published(self, broker: Broker, state: State) -> None:
         made = run(state)
