@@ -51,6 +51,12 @@ gone AS (
 SELECT count(*), max(finished_at) FROM gone
 """  # noqa: S608
 
+# A backfill goes with the last of its runs.
+DELETE_BACKFILLS = """
+DELETE FROM scheduling_backfill b WHERE created_at < %(before)s
+   AND NOT EXISTS (SELECT 1 FROM scheduling_run r WHERE r.backfill_id = b.id)
+"""
+
 # A task id may be any text; a run's is a UUID.
 DELETE_RESULTS = """
 WITH old AS MATERIALIZED (
@@ -94,6 +100,9 @@ def prune(now: datetime, periods: Mapping[State, timedelta], limit: int = BATCH)
         for count in _batches(state, _before(now, period), limit):
             deleted[state] += count
     deleted = +deleted  # without the zeros
+    if periods:
+        with connection.cursor() as cursor:
+            cursor.execute(DELETE_BACKFILLS, {"before": _before(now, min(periods.values()))})
     if deleted:
         event(logger, "runs_pruned", runs=deleted.total(), **dict(deleted))
     return deleted

@@ -20,6 +20,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from scheduling import schedules as core
 from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
+from scheduling.policies import POLICIES
 from tests.scheduling.admin_pages import grant, planned_run, texts
 
 pytestmark = pytest.mark.django_db
@@ -559,6 +560,39 @@ class TestOldAddresses:
         assert "Truebeat" in page
         assert reverse("admin:scheduling_schedule_changelist") in page
         assert reverse("admin:django_celery_beat_periodictask_changelist") not in page
+
+
+class TestItsPolicy:
+    def test_every_policy_can_be_changed_there(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        office = Calendar.objects.create(name="office", weekdays=[5, 6])
+        asked = {
+            "catch_up": "all", "catch_up_window": "2 00:00:00", "overlap": "queue",
+            "spread": "00:05:00", "max_attempts": "5", "deadline_after": "01:00:00",
+            "calendar": office.pk, "excluded_day": "next", "pause_after_failures": "3",
+            "owner": "ben@example.org",
+        }  # fmt: skip
+        assert set(asked) == set(POLICIES)
+        policy = {f"policy-0-{name}": value for name, value in asked.items()}
+        admin_client.post(page_of(schedule), form(schedule, **policy))
+        made = Policy.objects.get(schedule=schedule)
+        assert {name: getattr(made, name) for name in POLICIES} == {
+            "catch_up": "all", "catch_up_window": timedelta(days=2), "overlap": "queue",
+            "spread": timedelta(minutes=5), "max_attempts": 5,
+            "deadline_after": timedelta(hours=1), "calendar": office, "excluded_day": "next",
+            "pause_after_failures": 3, "owner": "ben@example.org",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["catch_up_window", "spread", "deadline_after"])
+    @pytest.mark.parametrize("length", ["-00:00:01", "36501 00:00:00", "soon"])
+    def test_a_length_that_cannot_be_is_refused_beside_its_field(
+        self, admin_client: Client, schedule: PeriodicTask, name: str, length: str
+    ) -> None:
+        data = form(schedule, **{f"policy-0-{name}": length})
+        page = admin_client.post(page_of(schedule), data).content.decode()
+        assert "errornote" in page
+        assert not Policy.objects.filter(schedule=schedule).exists()
 
 
 class TestThePreviewOfAChange:

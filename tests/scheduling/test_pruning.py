@@ -14,7 +14,7 @@ from scheduling import clock
 from scheduling.enqueueing import replay
 from scheduling.firing import fire_due
 from scheduling.ids import uuid7
-from scheduling.models import FINAL, UNFINISHED, Origin, Plan, Run, State
+from scheduling.models import FINAL, UNFINISHED, Backfill, Origin, Plan, Run, State
 from scheduling.pruning import count_old, kept_for, prune, prune_results
 from scheduling.tasks import prune as prune_job
 from tests.scheduling.ledger import (
@@ -100,6 +100,20 @@ class TestWhatGoes:
     def test_a_period_beyond_all_history_is_no_error(self) -> None:
         ended()
         assert not prune(clock.now(), {State.SUCCEEDED: timedelta.max}).total()
+
+    def test_a_backfill_goes_with_the_last_of_its_runs(self) -> None:
+        def backfill(*runs: Run) -> Backfill:
+            made = Backfill.objects.create(
+                schedule_id=7, schedule_name="x", since=LONG_AGO, until=LONG_AGO, run_count=1
+            )
+            Backfill.objects.filter(pk=made.pk).update(created_at=days_ago(3))
+            Run.objects.filter(pk__in=[one.pk for one in runs]).update(backfill_id=made.pk)
+            return made
+
+        over, going_on = backfill(ended(days=2)), backfill(ended(days=2), run())
+        prune(clock.now(), ALL_OLDER_THAN_A_DAY)
+        assert list(Backfill.objects.all()) == [going_on]
+        assert over != going_on
 
 
 class TestWhatStays:
