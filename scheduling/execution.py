@@ -154,13 +154,16 @@ def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claim
 
 
 def _drop_unclean_connection() -> None:
-    """Close a connection on which a job began a transaction that it never ended."""
+    """Close a connection on which a job began a transaction that it never ended, or a lost one."""
     raw = connection.connection
     if raw is None or connection.in_atomic_block:
         return
-    if raw.info.transaction_status != TransactionStatus.IDLE:
+    status = raw.info.transaction_status
+    if status == TransactionStatus.IDLE:
+        return
+    if status != TransactionStatus.UNKNOWN:  # that is lost, which is no job's fault
         event(logger, "connection_left_open", level=logging.ERROR)
-        connection.close()
+    connection.close()
 
 
 def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -> Claimed | None:

@@ -345,6 +345,17 @@ class TestEndings:
         hint(made)
         assert fresh(made).state == State.FAILED
 
+    def test_a_connection_that_was_lost_is_replaced_and_blames_no_job(
+        self, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    ) -> None:
+        made = of(tasks.write, str(tmp_path / "f"))
+        connection.ensure_connection()
+        assert connection.connection is not None
+        connection.connection.close()
+        hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+        assert "connection_left_open" not in caplog.text
+
     def test_what_was_asked_for_one_run_is_not_the_next_ones(self, tmp_path: Path) -> None:
         for attempts in (2, 1):
             hint(of(tasks.autoretry, str(tmp_path / "f"), 9, max_attempts=attempts))
