@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer-runs", type=int, default=1, help="how often its peers are")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="when Truebeat is given up")  # fmt: skip
-    parser.add_argument("--peer-limit", type=float, default=30, metavar="SECONDS",
+    parser.add_argument("--peer-limit", type=float, default=20, metavar="SECONDS",
                         help="when a peer is given up")  # fmt: skip
     parser.add_argument("--stored", type=int, nargs="+", metavar="N",
                         help="schedules stored, for each bench that stores many; several sizes may"

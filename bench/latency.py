@@ -17,7 +17,7 @@ WARM_UP = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calls", type=int, default=200, metavar="N",
+    parser.add_argument("--calls", type=int, default=100, metavar="N",
                         help="calls on an idle system, one after the other")  # fmt: skip
 
 

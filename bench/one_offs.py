@@ -39,9 +39,9 @@ class Watched(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--one-offs", type=int, default=10_000, metavar="N",
+    parser.add_argument("--one-offs", type=int, default=5_000, metavar="N",
                         help="runs that are asked for ahead")  # fmt: skip
-    parser.add_argument("--one-offs-for", type=float, default=20, metavar="SECONDS",
+    parser.add_argument("--one-offs-for", type=float, default=10, metavar="SECONDS",
                         help="the time over which they are due")  # fmt: skip
     parser.add_argument("--peer-one-offs", type=int, default=5_000, metavar="N",
                         help="how many of the peer, at the same rate")  # fmt: skip

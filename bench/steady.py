@@ -12,12 +12,12 @@ from bench.peers import DATABASE_SCHEDULER, REDBEAT, TRUEBEAT, Peer
 from bench.report import Sample, Table, load, row
 from bench.streams import Lateness, Watched, expected, lateness, streaming, told, watch
 
-SIZES = [1_000_000, 10_000]
+SIZES = [200_000, 10_000]
 GRACE = 5  # seconds after the stream's end at which what has not come counts as missed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=20,
+    parser.add_argument("--seconds", type=float, default=10,
                         help="how long a stream is watched")  # fmt: skip
     parser.add_argument("--rate", type=int, default=1000, metavar="N",
                         help="schedules due each second, for Truebeat")  # fmt: skip

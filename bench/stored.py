@@ -16,7 +16,7 @@ from bench.report import Row, Sample, Table, row
 from bench.schedules import Stock, store
 
 PEERS = (TRUEBEAT, DATABASE_SCHEDULER)
-SIZES = [10, 1_000_000]
+SIZES = [10, 200_000]
 MONTH, DAY = 30 * 86400, 86400
 
 OVERDUE = """
@@ -29,7 +29,7 @@ UPDATE scheduling_plan p SET next_due_at = now(), anchor_at = t.start_time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--idle", type=float, default=10, metavar="SECONDS",
+    parser.add_argument("--idle", type=float, default=5, metavar="SECONDS",
                         help="how long each idle beat is watched")  # fmt: skip
 
 

@@ -148,7 +148,7 @@ class Stream(NamedTuple):
 def streaming(ground: Ground, peer: Peer, size: int, rate: int) -> Iterator[Stream]:
     """Store `size` schedules of which `rate` are due each second; yield when they have begun to."""
     lead = ground.options.lead + (0 if peer.own else size / 1000)
-    loading = 2 + size / 12_000
+    loading = 2 + size / 18_000
     due = ground.now() + loading + lead
     stock = Stock(size, every=max(size // rate, 1), due=due, step=1 / rate)
     store(ground, peer, stock)

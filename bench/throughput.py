@@ -47,7 +47,7 @@ class Done(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--noops", type=int, default=5_000, metavar="N",
+    parser.add_argument("--noops", type=int, default=3_000, metavar="N",
                         help="runs that wait for one worker")  # fmt: skip
     parser.add_argument("--concurrency", type=int, default=4, metavar="N",
                         help="children of each worker")  # fmt: skip
