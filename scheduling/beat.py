@@ -38,6 +38,8 @@ SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
+COPY_BATCH = 200  # schedules at a time
+COPY_PAUSE = 0.05  # seconds between batches, where nothing is due
 PULSE_EVERY = 5.0  # seconds between heartbeats
 RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
@@ -117,6 +119,7 @@ class Scheduler(beat.Scheduler):
         self._age_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
+        self._to_copy: set[int] = set()
         self._name = heartbeats.new_name("beat")
         self._pulse_at = 0.0
         self._fired_in_all = 0
@@ -175,7 +178,7 @@ class Scheduler(beat.Scheduler):
         self._behind = False
         if full or planned or fired or published.hints or raised:
             return 0.0
-        waits = [SLEEP_MAX, next_due, published.next_in]
+        waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
         return max(min(wait for wait in waits if wait is not None), 0.0)
 
     def _look(self) -> Look:
@@ -240,10 +243,13 @@ class Scheduler(beat.Scheduler):
             self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
 
     def _copy_last_runs(self) -> None:
-        if self._last_fired and time.monotonic() >= self._copy_at:
-            ids, self._last_fired = self._last_fired, set()
-            copy_last_runs(ids)
+        """Copy a few at a time: a minute's fired ones at once would keep what is due waiting."""
+        if self._last_fired and not self._to_copy and time.monotonic() >= self._copy_at:
+            self._to_copy, self._last_fired = self._last_fired, set()
             self._copy_at = time.monotonic() + COPY_EVERY
+        if self._to_copy:
+            count = min(COPY_BATCH, len(self._to_copy))
+            copy_last_runs([self._to_copy.pop() for _ in range(count)])
 
     def _pulse(self, look: Look) -> None:
         if time.monotonic() >= self._pulse_at:

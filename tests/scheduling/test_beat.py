@@ -10,7 +10,7 @@ from celery import current_app
 from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
-from django_celery_beat.models import ClockedSchedule
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from pytest_django import Settings
 
 from config.embedded import RedisServer
@@ -165,6 +165,22 @@ class TestATick:
         settle(scheduler)
         row.refresh_from_db()
         assert row.total_run_count == 1
+
+    def test_last_runs_are_copied_a_few_at_a_time(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [schedule(name=f"s{number}") for number in range(5)]
+        settle(scheduler)
+        for row in rows:
+            set_plan(row, clock.now() - timedelta(seconds=1))
+        monkeypatch.setattr(beat, "COPY_BATCH", 2)
+        monkeypatch.setattr(scheduler, "_copy_at", 0.0)
+        copied = []
+        for _ in range(4):
+            scheduler.run_once()
+            copied.append(PeriodicTask.objects.filter(total_run_count=1).count())
+        assert copied == [2, 4, 5, 5]
+        assert scheduler._copy_at > time.monotonic()
 
     def test_a_ring_ends_its_sleep(self, scheduler: Scheduler) -> None:
         settle(scheduler)
