@@ -19,7 +19,8 @@ def prune() -> dict[str, int]:
     return {state.value: count for state, count in deleted.items()}
 
 
-@shared_task(base=Job)
+# While one run of it is unfinished beat makes no other: it is tried for as long as it takes.
+@shared_task(base=Job, max_attempts=1000)
 def alert() -> int:
     """Write a message to each owner of failures that are news, and a run that sends it."""
     return alerts.write_messages()

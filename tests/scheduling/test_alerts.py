@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from pytest_django import Settings
 
 from scheduling import addresses, alerts, clock
+from scheduling.checks import check_alerts_to
 from scheduling.jobs import PermanentError
 from scheduling.models import FailureGroup, News, Policy, Run, State
 from scheduling.tasks import alert, tell
@@ -238,6 +239,13 @@ class TestOwners:
 
     def test_each_is_told_once(self) -> None:
         assert addresses.split(f" {ANN},{ANN} , {BEN}\n") == [ANN, BEN]
+
+
+def test_a_check_says_who_cannot_be_told(settings: Settings) -> None:
+    assert check_alerts_to(None) == []
+    settings.ALERTS_TO = [TEAM, "the team"]
+    (error,) = check_alerts_to(None)
+    assert "'the' is no mail address" in error.msg
 
 
 def test_its_own_failures_make_no_news() -> None:
