@@ -26,7 +26,7 @@ from scheduling.registry import check_call, queue_of
 from scheduling.rule_rows import Cron, Every, Once, column_of, row_of
 from scheduling.rules import build_rule, fields_of, rule_of, same_rule
 from scheduling.schedules import refuse_if_code
-from scheduling.standing import plan_of, policy_of, standing
+from scheduling.standing import plan_of, policy_of, standing, with_rows
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def edit(
         locked = Schedule.objects.select_for_update(no_key=True, of=("self",))
         if not locked.filter(pk=schedule.pk).exists():
             raise ScheduleError(f"schedule {schedule.name!r} has been removed meanwhile.")
+        schedule = with_rows().get(pk=schedule.pk)  # as the edit before this one has left it
         edited, changed, treatment = _edited(schedule, rule, columns, policy, now)
         made = _compared(schedule, edited, changed, treatment, now)
         _write(edited, changed, treatment)

@@ -159,6 +159,11 @@ class TestTheSystemCheck:
         planning.plan_changed()
         assert "scheduling.W002" not in self.warnings()
 
+    def test_a_plan_that_no_version_could_make_is_no_reason_to_warn(self) -> None:
+        row = planned_by_an_old_version()
+        Plan.objects.filter(schedule=row).update(rule_version="", error="country 'XX'")
+        assert "scheduling.W002" not in self.warnings()
+
     def test_it_costs_one_statement_that_ends_at_the_first_such_plan(self) -> None:
         planned_by_an_old_version()
         with connection.execute_wrapper(self._only_exists):

@@ -183,6 +183,13 @@ class TestEdit:
         assert set(left.values()) == {None, 0, ""}
         assert PeriodicTask.objects.get(name="nightly").queue is None
 
+    def test_it_says_that_none_of_them_runs_while_it_is_paused(self) -> None:
+        added()
+        called("schedule", "pause", "nightly")
+        answer = called("schedule", "edit", "nightly", "--cron", "0 7 * * *", "--dry-run")
+        assert "adds 30, removes 30" in answer.out
+        assert f"paused by {user_name()} until it is resumed" in answer.err
+
     def test_what_is_so_already_is_said(self) -> None:
         added()
         answer = called("schedule", "edit", "nightly", "--cron", "0 6 * * *")

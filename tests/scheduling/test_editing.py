@@ -197,6 +197,15 @@ class TestTheRest:
             edit(row, policy={"overlap": "skip"})
 
 
+def test_an_edit_starts_from_what_the_one_before_it_has_left() -> None:
+    row = daily()
+    read_before = fresh(row)
+    edit(row, Cron("0 7 * * *", "UTC"))
+    back = edit(read_before, Cron("0 6 * * *", "UTC"))
+    assert back.rule == ("0 7 * * * UTC", "0 6 * * * UTC")
+    assert fresh(row).crontab.hour == "6"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_two_edits_at_once_come_one_after_the_other() -> None:
     row = daily()

@@ -97,6 +97,8 @@ class Command(LedgerCommand):
             self.say(f"{schedule.name!r} is so already: nothing to change.")
             return
         self.say_lines(map(output.printable, words.edit_lines(edit, now)))
+        if edit.occurrences and (warning := words.will_not_run(standing(schedule), now)):
+            self.note(warning)
         if options["dry_run"]:
             self.say("Nothing was written: this was a dry run.")
         else:
