@@ -227,10 +227,19 @@ class Scheduler(beat.Scheduler):
         return raised
 
     def _settle_failures(self, look: Look) -> int:
-        """Settle what has failed, before anything fires; return whether there may be more."""
-        settled = failure_groups.settle(self._low) if look.failed else 0
-        if look.news:
-            alerts.call()
+        """Settle what has failed, before anything fires; return whether there may be more.
+
+        Whatever is wrong with it, schedules go on.
+        """
+        settled = 0
+        try:
+            settled = failure_groups.settle(self._low) if look.failed else 0
+            if look.news:
+                alerts.call()
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            logger.exception("failures_not_settled")
         full = settled >= failure_groups.BATCH
         self._behind |= full
         return int(full)

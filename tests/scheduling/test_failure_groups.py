@@ -402,6 +402,19 @@ class TestPausing:
         assert paused(row)
         assert Run.objects.exclude(task__in=alerts.OWN_TASKS).count() == before
 
+    def test_a_failure_that_cannot_be_counted_stops_no_schedule(
+        self, row: PeriodicTask, redis_client: redis.Redis
+    ) -> None:
+        fail(task="poison")
+        set_plan(row, clock.now())
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "ALTER TABLE scheduling_failuregroup ADD CONSTRAINT p CHECK (task <> 'poison')"
+            )
+        make().run_once()
+        assert Run.objects.filter(schedule_id=row.pk).count() == 1
+        assert Failure.objects.count() == 1
+
     def test_of_a_million_runs_only_the_last_are_read(self, row: PeriodicTask) -> None:
         with connection.cursor() as cursor:
             cursor.execute(
