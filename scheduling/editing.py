@@ -132,6 +132,7 @@ def _fires(schedule: PeriodicTask, anchor: datetime, now: datetime) -> Rule | No
         return None
     try:
         rule = recurrence.working(build_rule(fields_of(schedule), anchor))
+        recurrence.next_after(rule, now)  # some can be built and not be evaluated
     except recurrence.RecurrenceError:
         return None
     once = schedule.one_off and fields_of(schedule).clocked_time is None

@@ -126,6 +126,13 @@ class TestItsDaysOff:
         assert found is not None
         assert (found.added, found.removed) == (0, 9 * 24 + 12)  # the last Sunday until noon
 
+    def test_one_of_a_country_that_nobody_knows_can_be_taken_back(self) -> None:
+        unknown = Calendar.objects.create(name="unknown", country="XX")
+        row = daily(policy={"calendar": unknown})
+        found = edit(row, policy={"calendar": None}).occurrences
+        assert found is not None
+        assert (found.added, found.removed) == (30, 0)
+
     def test_one_that_leaves_nothing_is_refused(self) -> None:
         Calendar.objects.create(name="sundays", weekdays=[6])
         row = schedule(crontab=crontab("0", "6", day_of_week="0"))
