@@ -44,6 +44,7 @@ def check(story: Story) -> list[Breach]:
     found = [
         *_windows(story),
         *_calls(story),
+        *_follow_ups(story, evidence),
         *_alone(story, evidence),
         *(Breach("phantom", f"run {run} has no row") for run in evidence.keys() - rows.keys()),
         *(Breach("beat ended", at) for at in story.ended_by_themselves if at.startswith("beat")),
@@ -127,7 +128,7 @@ def _missing(schedule: Schedule, expected: list[datetime], where: str) -> Iterat
 
 
 def _calls(story: Story) -> Iterator[Breach]:
-    rows = Counter(row.token for row in story.rows if row.origin == "adhoc")
+    rows = Counter(row.token for row in story.rows if row.origin != "schedule")
     for asked in story.asked:
         count = rows.pop(asked.token, 0)
         if asked.ended == "committed" and count != 1:
@@ -136,8 +137,41 @@ def _calls(story: Story) -> Iterator[Breach]:
             yield Breach("unexplained row", f"{asked.token} was {asked.ended} and has {count} runs")
         elif count > 1:
             yield Breach("doubled", f"{asked.token} has {count} runs")
-    for token in rows:
+        if asked.then == "chord" and rows.pop(f"{asked.token}/other", 0) != count:
+            yield Breach(
+                "missing", f"{asked.token} has {count} runs, and the rest of its chord not"
+            )
+    followers = {f"{asked.token}/{name}" for asked in story.asked for name in FOLLOWERS[asked.then]}
+    for token in rows.keys() - followers:
         yield Breach("unexplained row", f"nobody asked for {token}")
+
+
+# What may follow a call, by what came `then`.
+FOLLOWERS = {"": (), "link": ("link", "error"), "chord": ("body",)}
+
+
+def _follow_ups(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach]:
+    """What an end sets off is there once, if and only if it ended so; and starts after it."""
+    by_token = defaultdict[str, list[Row]](list)
+    for row in story.rows:
+        by_token[row.token].append(row)
+    for asked in (asked for asked in story.asked if asked.then):
+        first = by_token[asked.token] + by_token[f"{asked.token}/other"]
+        good = bool(first) and all(row.state == "succeeded" for row in first)
+        expected = {"link": good, "error": bool(first) and not good, "body": good}
+        for name in FOLLOWERS[asked.then]:
+            found = by_token[f"{asked.token}/{name}"]
+            if len(found) != expected[name]:
+                states = ", ".join(f"{_named(row)} is {row.state}" for row in first)
+                yield Breach("follow-up", f"{name} has {len(found)} runs: {states}")
+            ended = max((_end(row) for row in first), default=0.0)
+            for row in found:
+                if any(line.at < ended - CLOCK for line in evidence[row.id]):
+                    yield Breach("early", f"{_named(row)} began before what it follows had ended")
+
+
+def _end(row: Row) -> float:
+    return row.finished_at.timestamp() if row.finished_at else 0.0
 
 
 # --- Every run is final, for a reason ------------------------------------------------------------

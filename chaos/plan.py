@@ -84,7 +84,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class Call:
-    """At second `at`: a call of `enqueue`, or of `apply_async` with a countdown."""
+    """At second `at`: a call of `enqueue`, or of `apply_async` with a countdown.
+
+    `then` is link, for a call with a link and an errback, or chord, for a chord of two and a body.
+    """
 
     at: float
     token: str
@@ -92,6 +95,7 @@ class Call:
     argument: float
     after: float = 0
     by_celery: bool = False
+    then: str = ""
     priority: str = "medium"
     max_attempts: int | None = None
     expires: float | None = None
@@ -225,6 +229,7 @@ def _calls(random: Random, seconds: float, lease: float) -> list[Call]:
                 argument,
                 after=random.choice([0, 0, round(random.uniform(0.1, 20), 3)]),
                 by_celery=random.random() < 0.2,
+                then=random.choice([*[""] * 8, "link", "chord"]),
                 priority=random.choice(["front", "high", "medium", "medium", "low"]),
                 max_attempts=random.choice([None, None, 1, 1, 2, 5]),
                 expires=random.choice([None] * 9 + [5.0]),

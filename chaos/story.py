@@ -47,6 +47,7 @@ class Asked:
     max_attempts: int | None = None
     unique_key: str | None = None
     cancelled: bool = False
+    then: str = ""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from celery import current_app
+from celery import chord, current_app
 from django.db import Error, connection, transaction
 from django_celery_beat.models import (
     ClockedSchedule,
@@ -18,6 +18,7 @@ from django_celery_beat.models import (
 from chaos.oracle import Cron, Every, Noon, Once, Rule, noon_longitude
 from chaos.plan import Call, Edit, Planned
 from chaos.story import Asked, Phase, Schedule
+from chaos.tasks import work
 from scheduling import schedules
 from scheduling.errors import SchedulingError
 from scheduling.jobs import enqueue
@@ -138,8 +139,9 @@ class Users:
     def call(self, call: Call) -> None:
         """Enqueue, and note what became of it."""
         asked = Asked(
-            call.token, time.time() + call.after, "unknown", call.max_attempts, call.unique_key
-        )
+            call.token, time.time() + call.after, "unknown", call.max_attempts, call.unique_key,
+            then=call.then,
+        )  # fmt: skip
         self.asked.append(asked)
         try:
             asked.ended = self._called(call, asked)
@@ -151,6 +153,10 @@ class Users:
     def _called(self, call: Call, asked: Asked) -> str:
         args = (call.token, call.argument)
         name = f"chaos.tasks.{call.task}"
+        if call.then:
+            asked.max_attempts = asked.unique_key = None
+            self._send_canvas(call, current_app.tasks[name])
+            return "committed"
         if call.by_celery and call.after:
             asked.max_attempts = asked.unique_key = None
             current_app.tasks[name].apply_async(args, countdown=call.after)
@@ -176,6 +182,22 @@ class Users:
             except Error:
                 connection.close()
         return "committed" if run.created else "found"
+
+    def _send_canvas(self, call: Call, job: Any) -> None:
+        """Send what others follow, as a user of Celery would."""
+
+        def part(name: str) -> Any:
+            return work.si(f"{call.token}/{name}", 0.0)
+
+        with transaction.atomic():
+            first = job.si(call.token, call.argument)
+            if call.then == "link":
+                options = {"link": part("link"), "link_error": part("error")}
+                first.apply_async(countdown=call.after, **options)
+            else:
+                chord([first, part("other")], part("body")).apply_async(countdown=call.after)
+            if call.rolled_back:
+                raise _RollBack
 
 
 class _RollBack(Exception):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -322,6 +322,53 @@ class TestCalls:
         story.rows[0].finished_at = second(9)
         story.lines += [line("y", "start", 8), line("y", "end", 8.5)]
         assert laws(story) == ["overlap"]
+
+
+class TestFollowUps:
+    def followed(self, then: str, *followers: str, **fields: Any) -> Story:
+        asked = Asked("call-0", second(5).timestamp(), "committed", then=then)
+        names = ["", "/other"] if then == "chord" else [""]
+        made = [
+            row(f"x{name}", 5, origin=origin, schedule_id=None, token=f"call-0{name}", **changed)
+            for name, origin, changed in [
+                *((name, "adhoc", fields) for name in names),
+                *((f"/{name}", "follow_up", {"finished_at": second(9)}) for name in followers),
+            ]
+        ]
+        lines = [
+            line(each.id, what, 6 + (each.origin == "follow_up"))
+            for each in made
+            for what in ("start", "end")
+        ]
+        return Story(7, 30, [], [asked], made, lines=lines)
+
+    FAILED: ClassVar[dict[str, Any]] = {
+        "state": "failed", "failures": 3, "attempt": 3, "result_status": "FAILURE",
+    }  # fmt: skip
+
+    def test_what_follows_is_there_once(self) -> None:
+        assert check(self.followed("link", "link")) == []
+        assert check(self.followed("chord", "body")) == []
+        assert check(self.followed("link", "error", **self.FAILED)) == []
+        assert check(self.followed("chord", **self.FAILED)) == []
+
+    @pytest.mark.parametrize(
+        ("then", "followers"),
+        [("link", []), ("link", ["error"]), ("link", ["link", "link"]), ("chord", [])],
+    )
+    def test_what_does_not_follow_a_success_is_named(self, then: str, followers: list[str]) -> None:
+        assert "follow-up" in laws(self.followed(then, *followers))
+
+    @pytest.mark.parametrize(("then", "follower"), [("link", "link"), ("chord", "body")])
+    def test_what_follows_a_failure_as_if_it_were_none_is_named(
+        self, then: str, follower: str
+    ) -> None:
+        assert "follow-up" in laws(self.followed(then, follower, **self.FAILED))
+
+    def test_what_begins_before_the_end_that_it_follows_is_early(self) -> None:
+        story = self.followed("link", "link")
+        story.rows[0].finished_at = second(8)
+        assert laws(story) == ["early"]
 
 
 def test_a_story_is_the_same_after_it_was_kept(tmp_path: Path) -> None:
