@@ -120,6 +120,8 @@ if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
 if not REDIS_URL.startswith(("redis://", "rediss://")):
     refuse("REDIS_URL must begin with redis:// or rediss://.")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
+# Statements that every run needs are planned once for each connection.
+PREPARED_STATEMENTS = env.bool("PREPARED_STATEMENTS", default=True)
 DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
 
 # --- E-mail ---------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from scheduling.models import State
 from scheduling.outcomes import died, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
 from scheduling.running import Again, Claimed, Execution, entered
+from scheduling.sql import prepared_cursor
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
@@ -154,14 +155,19 @@ def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claim
 
 
 def _drop_unclean_connection() -> None:
-    """Close a connection on which a job began a transaction that it never ended, or a lost one."""
+    """Close a connection that is old or lost, or on which a job left a transaction open.
+
+    Whether it works is not asked, for that would be a statement more for each run: what is done
+    with it is tried again on another (`patiently`).
+    """
     raw = connection.connection
     if raw is None or connection.in_atomic_block:
         return
     status = raw.info.transaction_status
-    if status == TransactionStatus.IDLE:
+    old = connection.close_at is not None and time.monotonic() >= connection.close_at
+    if status == TransactionStatus.IDLE and not old:
         return
-    if status != TransactionStatus.UNKNOWN:  # that is lost, which is no job's fault
+    if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):  # UNKNOWN: it is lost
         event(logger, "connection_left_open", level=logging.ERROR)
     connection.close()
 
@@ -179,9 +185,8 @@ def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -
         "lease": settings.RUN_LEASE,
         "claim_id": claim_id or uuid7(),
     }
-    with connection.cursor() as cursor:
-        cursor.execute(CLAIM, parameters)
-        row = cursor.fetchone()
+    with prepared_cursor() as cursor:
+        row = cursor.execute(CLAIM, parameters, prepare=True).fetchone()
     return Claimed(*row) if row else None
 
 

@@ -27,7 +27,7 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.registry import attempts_allowed
-from scheduling.sql import clean
+from scheduling.sql import clean, prepared_cursor
 
 if TYPE_CHECKING:
     from scheduling.results import Backend, StoredResult
@@ -82,6 +82,7 @@ class Outcome:
     place: str = ""
 
 
+# `CASE state`, lest Postgres look through all that runs, in the index of that, for this one id.
 MOVE = """
 UPDATE scheduling_run SET
     state = %(state)s, reason = %(reason)s, lease_expires_at = NULL,
@@ -94,7 +95,7 @@ UPDATE scheduling_run SET
 MOVE_TO_FINAL = (
     MOVE
     + """ finished_at = clock_timestamp()
- WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+ WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s END
    AND (%(followed)s OR follow_ups = '')
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, true AS final
@@ -111,8 +112,8 @@ MOVE_TO_SCHEDULED = (
     queue = COALESCE(%(queue)s, queue), follow_ups = COALESCE(%(follow_ups)s, follow_ups),
     expires_at = COALESCE(%(expires)s::timestamptz,
                           clock_timestamp() + %(expires_in)s::interval, expires_at)
- WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running' AND cancel_requested_by = ''
-   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+ WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s END
+   AND cancel_requested_by = '' AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, false AS final
 """
 )
@@ -266,9 +267,9 @@ def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") 
         parameters = {**parameters, **_columns(result)}
         recorded = f", recorded AS ({RECORD})"
     sql = f"WITH done AS ({move}), released AS ({RELEASE}){noted}{recorded} {MOVED}"
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
-        moved, others_may_go = cursor.fetchone()
+    with prepared_cursor() as cursor:
+        cursor.execute(sql, parameters, prepare=True)
+        moved, others_may_go = cursor.fetchone() or (0, False)
     if others_may_go:
         ring_on_commit()
     return int(moved)

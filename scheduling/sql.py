@@ -4,12 +4,14 @@ psycopg writes a list as an array value by value in Python, and Django reads eve
 Python; over a batch of 500 rows that costs more than Postgres itself.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import connection
 from psycopg.pq import Format
 
@@ -23,6 +25,22 @@ def lean_cursor() -> Iterator[Any]:
         loader: Any = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
         cursor.cursor.adapters.register_loader(TIMESTAMPTZ, loader)
         yield cursor
+
+
+@contextmanager
+def prepared_cursor() -> Iterator["psycopg.Cursor[Any]"]:
+    """A cursor for statements that Postgres is to plan once, and not for every run.
+
+    `execute(sql, parameters, prepare=True)`; parameters are bound by the server, so where a type
+    cannot be told from its place the SQL needs a cast. Errors are Django's. A plan that was
+    made for a small table lasts as long as the connection, or until the table is analysed.
+    """
+    with connection.cursor() as cursor:  # connects, and refuses a broken transaction
+        raw: psycopg.Connection[Any] = cursor.cursor.connection
+    if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
+        raw.prepare_threshold = sys.maxsize
+    with connection.wrap_database_errors, psycopg.Cursor(raw) as prepared:
+        yield prepared
 
 
 def arrays(rows: Sequence[tuple[object, ...]], width: int) -> list[str]:

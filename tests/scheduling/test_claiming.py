@@ -40,7 +40,7 @@ def fresh(made: Run) -> Run:
 
 def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Proxy) -> None:
     made = run(State.QUEUED, max_attempts=1)
-    proxy.lose_the_answer_to(b"claim_id")
+    proxy.lose_the_answer_to(made.pk.bytes)
     claimed = execution._claim_on_a_clean_connection(made.pk, 1, made.task)
     assert claimed is not None
     assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
@@ -51,7 +51,7 @@ def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Pro
 
 def test_a_claim_that_nobody_heard_of_is_committed(proxy: Proxy) -> None:
     made = run(State.QUEUED)
-    proxy.lose_the_answer_to(b"claim_id")
+    proxy.lose_the_answer_to(made.pk.bytes)
     with pytest.raises(OperationalError):
         claim(made.pk, 1, made.task)
     connection.close()
