@@ -21,7 +21,7 @@ from uuid import UUID
 import psycopg
 import redis
 
-from bench.ground import LANES, Ground
+from bench.ground import LANES, BenchError, Ground
 from bench.peers import Peer, beat
 from bench.processes import Cpu, Process
 from bench.report import percentile
@@ -148,10 +148,12 @@ class Stream(NamedTuple):
 def streaming(ground: Ground, peer: Peer, size: int, rate: int) -> Iterator[Stream]:
     """Store `size` schedules of which `rate` are due each second; yield when they have begun to."""
     lead = ground.options.lead + (0 if peer.own else size / 1000)
-    loading = 2 + size / 18_000
+    loading = 2 + size / 10_000
     due = ground.now() + loading + lead
     stock = Stock(size, every=max(size // rate, 1), due=due, step=1 / rate)
     store(ground, peer, stock)
+    if ground.now() > due - lead:
+        raise BenchError(f"loading {size:,} schedules took too long here: measure fewer, or later.")
     with ground.without_triggers(off=not peer.own), Taker(ground, peer) as taker:
         time.sleep(max(due - lead - ground.now(), 0))
         with beat(peer, ground) as process:
