@@ -22,6 +22,13 @@ class App(Celery):
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("scheduling.workers:LeaseKeeper")
 
+    def _task_from_fun(self, fun: Any, *args: Any, **options: Any) -> Any:
+        """Make a task (see Celery's), and let it answer to its old names too."""
+        task: Any = super()._task_from_fun(fun, *args, **options)
+        for alias in getattr(task, "aliases", ()):
+            self._tasks.setdefault(alias, task)  # type: ignore[attr-defined]
+        return task
+
     def send_task(  # type: ignore[override]
         self,
         name: str,

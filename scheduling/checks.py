@@ -14,7 +14,7 @@ from django.db import DatabaseError
 from scheduling import addresses, auditing
 from scheduling.models import UNFINISHED, Run, Schedule
 from scheduling.planning import rule_version
-from scheduling.registry import job_names
+from scheduling.registry import job_names, known_names
 
 EXPECTED = {
     "CELERY_BEAT_SCHEDULER": "scheduling.beat:Scheduler",
@@ -95,7 +95,7 @@ def check_tasks_are_known(
     """Schedules and waiting runs whose task no module of this project defines (`--database`)."""
     if not databases or "default" not in databases:
         return []
-    known = [*job_names(), "celery.backend_cleanup"]
+    known = [*known_names(), "celery.backend_cleanup"]
     schedules = Schedule.objects.filter(enabled=True).exclude(task__in=known)
     runs = Run.objects.filter(state__in=UNFINISHED).exclude(task__in=known)
     try:
@@ -106,7 +106,7 @@ def check_tasks_are_known(
         return [
             checks.Warning(
                 f"There are {what} of task {task!r}, which is unknown here.",
-                hint="Define it, give it back its old name, or remove them.",
+                hint="Define it, give the renamed one `aliases`, or remove them.",
                 id="scheduling.W001",
             )
             for what, tasks in unknown.items()

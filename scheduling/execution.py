@@ -69,7 +69,9 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
 
 def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
-    claimed = _claim_on_a_clean_connection(run_id, attempt, job.name)
+    asked = str(request.get("task"))
+    name = asked if asked in job.aliases else job.name  # the row has the name it was made with
+    claimed = _claim_on_a_clean_connection(run_id, attempt, name)
     if claimed is None:
         event(logger, "hint_dropped", level=logging.DEBUG, run=task_id, attempt=attempt)
         return NOTHING_DONE

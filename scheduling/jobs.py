@@ -1,5 +1,6 @@
 """The public face for code that has work to do: enqueue it, and know about it from inside."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -29,11 +30,13 @@ class Job(DjangoTask[..., Any]):
 
     `max_attempts` (an option of the decorator) is how many attempts may fail before a run has
     failed; settings.DEFAULT_MAX_ATTEMPTS where neither it nor Celery's `autoretry_for` is given.
+    `aliases` are names that the task had: schedules and runs that still hold one run it.
     """
 
     abstract = True
     Request = "scheduling.workers:HintRequest"
     max_attempts: int | None = None
+    aliases: Sequence[str] = ()
 
     @property
     def __trace__(self) -> Any:

@@ -35,6 +35,11 @@ def _discover() -> None:
 
 def job_names() -> list[str]:
     """Return the names of all jobs of this project, sorted; Celery's own tasks are left out."""
+    return sorted(name for name in known_names() if current_app.tasks[name].name == name)
+
+
+def known_names() -> list[str]:
+    """Return the names that jobs of this project answer to: their own, and their aliases."""
     _discover()
     return sorted(name for name in current_app.tasks if not name.startswith("celery."))
 

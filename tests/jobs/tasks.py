@@ -9,7 +9,7 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
 from django.db import connection, transaction
 
-from scheduling.jobs import PermanentError, RunCancelled, current_run
+from scheduling.jobs import Job, PermanentError, RunCancelled, current_run
 from tests.jobs import canvas
 
 __all__ = ["canvas"]  # Celery finds only what this module imports
@@ -60,6 +60,11 @@ def sleep_on(path: str, seconds: float, stubborn: bool) -> None:
             raise
         time.sleep(seconds)
     note(path, "end")
+
+
+@shared_task(base=Job, aliases=["tests.jobs.tasks.former"])
+def renamed(path: str) -> None:
+    note(path, "renamed")
 
 
 @shared_task

@@ -190,3 +190,12 @@ def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
     run = run_of(long)
     assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
     assert (clock.now() - begun).total_seconds() < 25
+
+
+def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidence: Path) -> None:
+    system.beat()
+    system.ready_worker(1)
+    run_id = enqueue("tests.jobs.tasks.renamed", (str(evidence),)).id
+    Run.objects.filter(pk=run_id).update(task="tests.jobs.tasks.former")
+    wait_for(all_final, timeout=20)
+    assert (run_of(run_id).state, lines(evidence)) == (State.SUCCEEDED, ["renamed"])
