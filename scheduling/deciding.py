@@ -4,9 +4,10 @@ Pure: a due plan and how many of its runs are unfinished go in, rows to write co
 reads the one and writes the other.
 """
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 from uuid import UUID
 
 from kombu.utils.json import dumps, loads
@@ -84,6 +85,13 @@ class NewRun(NamedTuple):
     expires_at: datetime | None
 
 
+class Fate(TypedDict):
+    """What an overlap makes of a run: these fields of it."""
+
+    state: str
+    reason: str
+
+
 class Moved(NamedTuple):
     """Where a plan stands afterwards; in WRITE's order."""
 
@@ -102,7 +110,7 @@ def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
     anew. One that was due before the edit is fired as it was planned. What cannot be evaluated is
     recorded as skipped, and its schedule put in quarantine: it must not stop the others.
     """
-    if plan.needs_plan and plan.next_due_at > plan.plan_from:
+    if plan.needs_plan and plan.next_due_at > plan.replaced_at:  # the first edit's, of several
         return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
     if problem := decode_error(plan.args, plan.kwargs):
         return _quarantined(plan, problem)
@@ -264,24 +272,34 @@ def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
 
 
 def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:
-    """Return the runs as the overlap policy lets them start."""
-    if plan.overlap == Overlap.ALLOW or not unfinished.all:
-        return runs
+    """Return the runs as the overlap policy lets them start; those made together overlap too."""
     starting = [run for run in runs if run.state == State.SCHEDULED]
-    if not starting:
+    if plan.overlap == Overlap.ALLOW or len(starting) + unfinished.all < 2:
         return runs
-    if plan.overlap == Overlap.REPLACE:
-        state, reason = (State.HELD, "") if unfinished.running else (State.SCHEDULED, "")
-    elif plan.overlap == Overlap.QUEUE and not unfinished.held:
-        state, reason = State.HELD, ""
-    elif plan.overlap == Overlap.QUEUE:
-        state, reason = State.SKIPPED, "overlap: one run waits already for an unfinished one"
-    else:
-        state, reason = State.SKIPPED, "overlap: an earlier run is unfinished"
-    return [
-        run._replace(state=state, reason=reason) if run.state == State.SCHEDULED else run
-        for run in runs
-    ]
+    fates = iter(_fates(plan.overlap, unfinished, starting))
+    return [run._replace(**next(fates)) if run.state == State.SCHEDULED else run for run in runs]
+
+
+def _fates(overlap: str, unfinished: Unfinished, starting: list[NewRun]) -> Iterator[Fate]:
+    """Yield what becomes of each run that would start, oldest first."""
+    if overlap == Overlap.REPLACE:
+        reason = f"overlap: replaced by the run due {starting[-1].due_at.isoformat()}"
+        yield from [Fate(state=State.SKIPPED, reason=reason)] * (len(starting) - 1)
+        yield Fate(state=State.HELD if unfinished.running else State.SCHEDULED, reason="")
+        return
+    begun, held = unfinished.all > 0, unfinished.held > 0
+    for _ in starting:
+        if not begun:
+            begun = True
+            yield Fate(state=State.SCHEDULED, reason="")
+        elif overlap == Overlap.QUEUE and not held:
+            held = True
+            yield Fate(state=State.HELD, reason="")
+        elif overlap == Overlap.QUEUE:
+            reason = "overlap: one run waits already for an unfinished one"
+            yield Fate(state=State.SKIPPED, reason=reason)
+        else:
+            yield Fate(state=State.SKIPPED, reason="overlap: an earlier run is unfinished")
 
 
 def _run(

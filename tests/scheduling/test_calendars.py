@@ -361,8 +361,8 @@ def due(next_due_at: datetime, now: datetime, fields: RuleFields = DAILY, **colu
         "plan_from": LONG_AGO, "last_due_at": None, "anchor_at": None, "one_off": False,
         "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None, "priority": None,
         "catch_up": "latest", "catch_up_window": None, "overlap": "allow", "spread": timedelta(0),
-        "deadline_after": None, "expire_seconds": None, "rule": "", "replaced_at": LONG_AGO,
-        "fields": fields,
+        "deadline_after": None, "expire_seconds": None, "rule": "",
+        "replaced_at": columns.get("plan_from", LONG_AGO), "fields": fields,
     }  # fmt: skip
     return Due(**{**values, **columns})
 

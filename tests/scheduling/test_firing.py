@@ -54,7 +54,7 @@ def due(next_due_at: datetime, fields: RuleFields = HOURLY, **columns: Any) -> D
         "one_off": False, "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
         "priority": None, "catch_up": "latest", "catch_up_window": None, "overlap": "allow",
         "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "rule": "",
-        "replaced_at": LONG_AGO, "fields": fields,
+        "replaced_at": columns.get("plan_from", LONG_AGO), "fields": fields,
     }  # fmt: skip
     return Due(**{**values, **columns})
 
@@ -275,6 +275,31 @@ class TestOverlap:
         assert bool(only.reason) == bool(reason)
         assert moved.next_due_at == at(13)
 
+    @pytest.mark.parametrize(
+        ("overlap", "unfinished", "states"),
+        [
+            ("allow", NONE_LEFT, ["scheduled", "scheduled", "scheduled"]),
+            ("skip", NONE_LEFT, ["scheduled", "skipped", "skipped"]),
+            ("skip", Unfinished(all=1), ["skipped", "skipped", "skipped"]),
+            ("queue", NONE_LEFT, ["scheduled", "held", "skipped"]),
+            ("queue", Unfinished(running=1, all=1), ["held", "skipped", "skipped"]),
+            ("queue", Unfinished(held=1, all=2), ["skipped", "skipped", "skipped"]),
+            ("replace", NONE_LEFT, ["skipped", "skipped", "scheduled"]),
+            ("replace", Unfinished(all=1), ["skipped", "skipped", "scheduled"]),
+            ("replace", Unfinished(running=1, all=1), ["skipped", "skipped", "held"]),
+        ],
+    )
+    def test_runs_that_are_made_together_overlap_too(
+        self, overlap: str, unfinished: Unfinished, states: list[str]
+    ) -> None:
+        hours = timedelta(hours=3)
+        plan = due(at(10), catch_up="none", catch_up_window=hours, overlap=overlap)
+        runs, moved = decide(plan, unfinished)
+        assert [run.due_at for run in runs] == [at(10), at(11), at(12)]
+        assert [run.state for run in runs] == states
+        assert all(run.reason for run in runs if run.state == State.SKIPPED)
+        assert (moved.next_due_at, moved.last_due_at) == (at(13), at(12))
+
     def test_what_catch_up_makes_up_for_is_not_skipped_for_overlapping_itself(self) -> None:
         runs, _ = decide(due(at(10), catch_up="all", overlap="skip"), NONE_LEFT)
         assert (dues(runs), dues(runs, State.HELD)) == ([at(10)], [at(11), NOON])
@@ -287,6 +312,10 @@ class TestOverlap:
 class TestEdits:
     def test_an_instant_replaced_before_it_came_due_becomes_nothing(self) -> None:
         plan = due(NOON, needs_plan=True, plan_from=at(11))
+        assert decide(plan, NONE_LEFT) == ([], Moved(7, None, None, 0))
+
+    def test_an_instant_that_an_edit_replaced_is_not_brought_back_by_a_second_edit(self) -> None:
+        plan = due(at(11, 30), needs_plan=True, replaced_at=at(11), plan_from=at(11, 45))
         assert decide(plan, NONE_LEFT) == ([], Moved(7, None, None, 0))
 
     def test_one_that_was_due_before_the_edit_fires(self) -> None:
@@ -715,3 +744,22 @@ def test_an_overdue_schedule_that_becomes_a_one_off_fires_then_too() -> None:
     planning.plan_changed()
     assert len(runs_of(row)) == 1
     assert plan_of(row).next_due_at == later.clocked_time
+
+
+@pytest.mark.django_db
+def test_what_a_pause_replaced_is_not_fired_by_the_resuming_that_no_beat_saw_come() -> None:
+    row = schedule(policy={})
+    planning.plan_changed()
+    now = clock.now()
+    Policy.objects.update(paused_at=now - timedelta(seconds=10))
+    # As it would stand if the pause were ten seconds old, and beat had been away since.
+    Plan.objects.update(
+        next_due_at=now - timedelta(seconds=5), replaced_at=now - timedelta(seconds=10)
+    )
+    Policy.objects.update(paused_at=None)
+    firing.fire_due(LONG_AGO)
+    assert runs_of(row) == []
+    planning.plan_changed()
+    following = plan_of(row).next_due_at
+    assert following is not None
+    assert following > now
