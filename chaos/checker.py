@@ -211,7 +211,7 @@ def _unexplained(row: Row, schedule: Schedule | None, asked: Asked | None) -> st
     overlap = schedule.overlap if schedule else ""
     if row.state == "skipped":
         if row.reason.startswith("overlap"):
-            return "" if overlap in ("skip", "queue") else f"but overlap is {overlap}"
+            return f"but overlap is {overlap}" if overlap in ("", "allow") else ""
         late = schedule and schedule.catch_up in ("all", "none")
         return "" if row.reason.startswith("missed") and late else f"why? {row.reason!r}"
     if row.coalesced and schedule and schedule.catch_up == "all":
