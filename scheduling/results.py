@@ -19,6 +19,9 @@ from scheduling import clock, execution, pruning, waiting
 from scheduling.follow_ups import send_errbacks, sender
 from scheduling.running import current
 
+# Columns of django-celery-results that are narrower than what they hold may well be.
+WIDTHS = {"worker": 100}
+
 
 @dataclass(frozen=True)
 class StoredResult:
@@ -145,7 +148,7 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             content_type=content_type,
             content_encoding=content_encoding,
             **{
-                name: extended[name]
+                name: extended[name] and str(extended[name])[: WIDTHS.get(name)]
                 for name in (
                     "task_name",
                     "task_args",

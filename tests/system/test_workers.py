@@ -199,3 +199,13 @@ def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidenc
     Run.objects.filter(pk=run_id).update(task="tests.jobs.tasks.former")
     wait_for(all_final, timeout=20)
     assert (run_of(run_id).state, lines(evidence)) == (State.SUCCEEDED, ["renamed"])
+
+
+def test_a_worker_with_a_very_long_name_can_write_its_results(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    system.ready_worker(1, "-n", f"{'w' * 180}@%h")
+    run_id = enqueue(tasks.write, (str(evidence), "ran")).id
+    wait_for(all_final, timeout=20)
+    assert (run_of(run_id).state, run_of(run_id).reason) == (State.SUCCEEDED, "")
