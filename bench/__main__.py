@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from types import ModuleType
 
@@ -41,6 +42,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.benches) - set(BENCHES):
         parser.error(f"no bench is called {', '.join(unknown)}.")
+    # A bench that is told to stop ends its processes and drops its database.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with prepared(options) as ground:
             os.environ.update(ground.env)
