@@ -162,7 +162,7 @@ def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list
     if too_long and not very_old:
         return []
     # The list before the rows: a hint that is pushed or taken in between must not look lost.
-    there = set() if too_long else broker.ids_in(lane) | broker.ids_on_their_way()
+    there = set() if too_long else broker.ids_in(lane)
     age = LOST_BY_AGE if too_long else LOST_AFTER
     parameters: dict[str, Any] = {**lane._asdict(), "age": age}
     with connection.cursor() as cursor:

@@ -36,6 +36,7 @@ from scheduling.outcomes import died, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
 from scheduling.running import Again, Claimed, Execution, entered
 from scheduling.sql import prepared_cursor
+from scheduling.transport import ATTEMPT
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 Tracer = Callable[..., Any]
 T = TypeVar("T")
 
-# The header of a hint that names the attempt it may start; its presence makes a message a hint.
-ATTEMPT = "run_attempt"
 NO_RUN = UUID(int=0)
 UNGUARDED = nullcontext()
 NOTHING_DONE = trace_ok_t(None, None, 0.0, None)

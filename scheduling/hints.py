@@ -21,8 +21,8 @@ from celery import current_app
 from django.conf import settings
 from kombu.utils.json import dumps, loads
 
-from scheduling.execution import ATTEMPT
 from scheduling.logs import event
+from scheduling.transport import ATTEMPT
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ class Broker:
         self._redis = redis.Redis.from_url(
             settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2
         )
-        # When each hint that a worker has taken was first seen there, by this process's own watch.
-        self._taken: dict[bytes, float] = {}
 
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
         """Return how many messages lie in each lane, other people's plain ones included."""
@@ -85,19 +83,6 @@ class Broker:
         payloads = self._redis.lrange(list_key(lane), 0, -1)
         return set(_ids(payloads))  # type: ignore[arg-type]
 
-    def ids_on_their_way(self) -> set[UUID]:
-        """Return the ids of the messages that a worker has taken, and not yet given to a child.
-
-        One seen there for two leases (a minute) does not count: its worker may be dead. Redis has
-        the time at which it was taken too, but by the worker's clock.
-        """
-        now = time.monotonic()
-        there: Any = self._redis.zrange("unacked_index", 0, -1)
-        self._taken = {tag: self._taken.get(tag, now) for tag in there}
-        patience = 2 * settings.RUN_LEASE.total_seconds()
-        tags = [tag for tag, seen in self._taken.items() if now - seen < patience]
-        return set(_ids(filter(None, self._redis.hmget("unacked", tags)))) if tags else set()  # type: ignore[arg-type]
-
 
 def _length(lane: Lane, found: Any) -> int:
     """Return a list's length; what is no list at all has no room, and stops no other lane."""
@@ -111,8 +96,7 @@ def _length(lane: Lane, found: Any) -> int:
 
 def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
     for payload in payloads:
-        # An unacked message is JSON within JSON.
-        found = RUN_ID.search(payload.replace(b'\\"', b'"'))
+        found = RUN_ID.search(payload)
         if found:
             yield UUID(found[1].decode())
 

@@ -1,15 +1,71 @@
-"""kombu's Redis transport, with a valve, which one unreadable message does not bring down."""
+"""kombu's Redis transport, with a valve, and with less ado about hints.
+
+One unreadable message does not bring it down.
+"""
 
 import logging
 from queue import Empty
 from typing import Any
 
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 
 from scheduling import intake
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
+
+
+# The header of a hint that names the attempt it may start; its presence makes a message a hint.
+ATTEMPT = "run_attempt"
+
+
+class QoS(redis.QoS):
+    """Keeps in Redis what plain messages a worker has taken, and of hints nothing.
+
+    kombu writes down each message that it hands out, and strikes it out again: two round trips,
+    half of what the worker's parent does for a run. They save a message whose worker dies. A hint
+    that is lost costs nothing: the ledger knows the run, and beat sends another.
+    """
+
+    channel: Any
+    _delivered: Any
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        keep = virtual.QoS if ATTEMPT in message.headers else redis.QoS
+        keep.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        (virtual.QoS if self._hint(delivery_tag) else redis.QoS).ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        hint = self._hint(delivery_tag)
+        if hint is None:
+            super().reject(delivery_tag, requeue)
+            return
+        if requeue:
+            self._put_back(hint)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what this worker has taken and not begun: at its end, or a connection's."""
+        self._flush()  # type: ignore[attr-defined]
+        for delivery_tag in list(self._delivered):
+            if hint := self._hint(delivery_tag):
+                self._put_back(hint)
+                del self._delivered[delivery_tag]
+        super().restore_unacked(client)
+
+    def _hint(self, delivery_tag: str) -> Any:
+        """Return the message of that tag if it is a hint; None if it is not, or not here."""
+        message = self._delivered.get(delivery_tag)
+        return message if message is not None and ATTEMPT in message.headers else None
+
+    def _put_back(self, message: Any) -> None:
+        where = message.delivery_info
+        with self.channel.conn_or_acquire() as client:
+            self.channel._do_restore_message(
+                message._raw, where["exchange"], where["routing_key"], client
+            )
 
 
 class Poller(redis.MultiChannelPoller):
@@ -27,6 +83,8 @@ class Channel(redis.Channel):
     could stop every worker with one word. What it said is not needed: a hint that was mangled is
     sent again.
     """
+
+    QoS = QoS
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not intake.closed():

@@ -13,8 +13,8 @@ from celery.signals import worker_process_init, worker_shutdown, worker_shutting
 from celery.worker.request import Request
 
 from scheduling import execution
-from scheduling.execution import ATTEMPT
 from scheduling.ids import uuid7
+from scheduling.transport import ATTEMPT
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
 from scheduling.workers.watch import Watch

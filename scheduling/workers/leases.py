@@ -8,9 +8,9 @@ from django.conf import settings
 from django.db import connection
 
 from scheduling import execution
-from scheduling.execution import ATTEMPT
 from scheduling.models import Run
 from scheduling.running import run_id_of
+from scheduling.transport import ATTEMPT
 
 RENEW = """
 UPDATE scheduling_run SET lease_expires_at = clock_timestamp() + %(lease)s::interval

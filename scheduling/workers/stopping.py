@@ -18,12 +18,12 @@ from typing import Any
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
 from scheduling import execution
-from scheduling.execution import ATTEMPT
 from scheduling.finishing import finish, handed_back
 from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.outcomes import RunCancelled
 from scheduling.running import current
+from scheduling.transport import ATTEMPT
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import active_requests
 

@@ -18,12 +18,13 @@ from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
 from scheduling import clock, execution, firing
-from scheduling.execution import ATTEMPT, NOTHING_DONE
+from scheduling.execution import NOTHING_DONE
 from scheduling.ids import uuid7
 from scheduling.jobs import CurrentRun, Job, PermanentError, current_run
 from scheduling.models import FINAL, Origin, Run, State
 from scheduling.outcomes import backoff
 from scheduling.running import current
+from scheduling.transport import ATTEMPT
 from tests.jobs import tasks
 from tests.scheduling.child import deliver, forget_tracers, hint
 from tests.scheduling.ledger import NOON, run

@@ -10,11 +10,11 @@ from celery.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from django.conf import settings as project
 from django.db import transaction
 
-from scheduling.execution import ATTEMPT
 from scheduling.failures import described, group_id, place_of, type_of
 from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.models import Failure, State
 from scheduling.outcomes import refused
+from scheduling.transport import ATTEMPT
 from tests.jobs import tasks
 from tests.scheduling.ledger import ADD, run
 

@@ -1,7 +1,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,15 +8,13 @@ import pytest
 import redis
 from celery import current_app
 from kombu import Queue
-from pytest_django import Settings
 
-from scheduling.execution import ATTEMPT
 from scheduling.hints import Broker, Hint, Lane, list_key, message
 from scheduling.ids import uuid7
 from scheduling.models import Priority
+from scheduling.transport import ATTEMPT
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import ADD
-from tests.waiting import WaitFor
 
 
 @pytest.fixture
@@ -126,37 +123,6 @@ class TestTheBroker:
         broker.push([ours])
         assert broker.ids_in(Lane("celery", 6)) == {ours.id, UUID(plain.id)}
         assert broker.ids_in(Lane("celery", 0)) == set()
-
-    def test_it_finds_the_ids_that_a_worker_has_taken(self, consumer: Any, broker: Broker) -> None:
-        ours = hint(queue="probe")
-        broker.push([ours])
-        got = consumer.get(no_ack=False)
-        assert broker.ids_in(Lane("probe", 6)) == set()
-        assert broker.ids_on_their_way() == {ours.id}
-        got.ack()
-        assert broker.ids_on_their_way() == set()
-
-    def test_one_that_was_taken_two_leases_ago_does_not_count(
-        self, consumer: Any, broker: Broker, settings: Settings, wait_for: WaitFor
-    ) -> None:
-        ours = hint(queue="probe")
-        broker.push([ours])
-        got = consumer.get(no_ack=False)
-        assert broker.ids_on_their_way() == {ours.id}
-        settings.RUN_LEASE = timedelta(seconds=0.1)
-        wait_for(lambda: broker.ids_on_their_way() == set())
-        got.ack()
-
-    def test_the_clock_of_the_worker_that_took_it_says_nothing(
-        self, consumer: Any, redis_client: redis.Redis, broker: Broker
-    ) -> None:
-        ours = hint(queue="probe")
-        broker.push([ours])
-        got = consumer.get(no_ack=False)
-        for hours in (-1, 2):
-            redis_client.zincrby("unacked_index", 3600 * hours, got.delivery_tag)
-            assert broker.ids_on_their_way() == {ours.id}
-        got.ack()
 
     def test_what_others_leave_in_a_list_is_no_trouble(
         self, redis_client: redis.Redis, broker: Broker

@@ -9,10 +9,10 @@ from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 
 from scheduling import execution
-from scheduling.execution import ATTEMPT
 from scheduling.finishing import Outcome, finish
 from scheduling.ids import uuid7
 from scheduling.models import State
+from scheduling.transport import ATTEMPT
 from tests.scheduling.ledger import ADD, run
 
 pytestmark = pytest.mark.django_db

@@ -112,7 +112,6 @@ def test_with_kills_every_delivery_is_made_and_marked_once(
     second, _ = system.ready_worker(1), system.ready_worker(1)
     wait_for(lambda: len(sent_to()) >= min(15, len(expected)), timeout=30)
     second.kill()
-    # A hint that it had taken, and not yet given to its child, counts as on its way for two leases.
     wait_for(lambda: len(sent_to()) == len(expected) and all_final(), timeout=60)
     assert Counter(sent_to()) == Counter(expected)
     mails = mails_in(tmp_path / "mail")
