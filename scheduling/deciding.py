@@ -33,7 +33,6 @@ class Due(NamedTuple):
     schedule_id: int
     next_due_at: datetime
     needs_plan: bool
-    plan_from: datetime
     last_due_at: datetime | None
     anchor_at: datetime | None
     one_off: bool

@@ -37,8 +37,8 @@ WITH due AS MATERIALIZED (
     SELECT * FROM scheduling_plan
      WHERE next_due_at <= statement_timestamp() AND next_due_at > %(low)s
      ORDER BY next_due_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
-SELECT statement_timestamp(), p.schedule_id, p.next_due_at, p.needs_plan, p.plan_from,
-    p.last_due_at, p.anchor_at, t.one_off, t.task,
+SELECT statement_timestamp(), p.schedule_id, p.next_due_at, p.needs_plan, p.last_due_at,
+    p.anchor_at, t.one_off, t.task,
     COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{{}}'),
     COALESCE(t.headers, ''), t.queue, t.priority,
     COALESCE(y.catch_up, 'latest'), {bounded("y.catch_up_window")}, COALESCE(y.overlap, 'allow'),

@@ -358,11 +358,11 @@ DAILY = MINUTELY._replace(minute="0", hour="9")
 def due(next_due_at: datetime, now: datetime, fields: RuleFields = DAILY, **columns: Any) -> Due:
     values: dict[str, Any] = {
         "now": now, "schedule_id": 7, "next_due_at": next_due_at, "needs_plan": False,
-        "plan_from": LONG_AGO, "last_due_at": None, "anchor_at": None, "one_off": False,
+        "last_due_at": None, "anchor_at": None, "one_off": False,
         "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None, "priority": None,
         "catch_up": "latest", "catch_up_window": None, "overlap": "allow", "spread": timedelta(0),
         "deadline_after": None, "expire_seconds": None, "rule": "",
-        "replaced_at": columns.get("plan_from", LONG_AGO), "fields": fields,
+        "replaced_at": LONG_AGO, "fields": fields,
     }  # fmt: skip
     return Due(**{**values, **columns})
 
@@ -439,13 +439,13 @@ class TestSkipping:
 
     def test_what_was_due_before_an_edit_that_spoils_the_rule_runs(self) -> None:
         fields = DAILY._replace(hour="99")
-        plan = due(SATURDAY_9, SATURDAY_9, fields, needs_plan=True, plan_from=MONDAY)
+        plan = due(SATURDAY_9, SATURDAY_9, fields, needs_plan=True, replaced_at=MONDAY)
         (only,), _ = decide(plan, Unfinished())
         assert only.state == State.SCHEDULED
 
     def test_what_was_due_before_an_edit_is_of_its_own_day(self) -> None:
         fields = DAILY._replace(hour="10")
-        plan = due(MONDAY_9, MONDAY_9, fields, needs_plan=True, plan_from=MONDAY_9 + DAY)
+        plan = due(MONDAY_9, MONDAY_9, fields, needs_plan=True, replaced_at=MONDAY_9 + DAY)
         (only,), _ = decide(plan, Unfinished())
         assert only.state == State.SCHEDULED
 

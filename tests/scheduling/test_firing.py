@@ -50,11 +50,11 @@ def due(next_due_at: datetime, fields: RuleFields = HOURLY, **columns: Any) -> D
     """Return a due plan, looked at 12:00:00.5 unless `now` says otherwise."""
     values: dict[str, Any] = {
         "now": NOON + timedelta(milliseconds=500), "schedule_id": 7, "next_due_at": next_due_at,
-        "needs_plan": False, "plan_from": LONG_AGO, "last_due_at": None, "anchor_at": None,
+        "needs_plan": False, "last_due_at": None, "anchor_at": None,
         "one_off": False, "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
         "priority": None, "catch_up": "latest", "catch_up_window": None, "overlap": "allow",
         "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "rule": "",
-        "replaced_at": columns.get("plan_from", LONG_AGO), "fields": fields,
+        "replaced_at": LONG_AGO, "fields": fields,
     }  # fmt: skip
     return Due(**{**values, **columns})
 
@@ -185,7 +185,7 @@ class TestCatchUp:
         assert only.state == State.SKIPPED
 
     def test_none_skips_what_is_late_though_it_was_edited_meanwhile(self) -> None:
-        plan = due(at(8), catch_up="none", needs_plan=True, plan_from=at(11))
+        plan = due(at(8), catch_up="none", needs_plan=True, replaced_at=at(11))
         (only,), _ = decide(plan, NONE_LEFT)
         assert only.state == State.SKIPPED
 
@@ -195,7 +195,7 @@ class TestAnEditDuringAnOutage:
 
     def edited(self, first: datetime, fields: RuleFields = MINUTELY, **columns: Any) -> Due:
         """Return an hourly plan due since `first` that was given another rule at 11:30."""
-        old = {"rule": HOURLY.fingerprint(), "replaced_at": at(11, 30), "plan_from": at(11, 45)}
+        old = {"rule": HOURLY.fingerprint(), "replaced_at": at(11, 30)}
         return due(first, fields, needs_plan=True, **{**old, **columns})
 
     def test_latest_counts_what_the_old_rule_missed_until_then(self) -> None:
@@ -311,20 +311,20 @@ class TestOverlap:
 
 class TestEdits:
     def test_an_instant_replaced_before_it_came_due_becomes_nothing(self) -> None:
-        plan = due(NOON, needs_plan=True, plan_from=at(11))
+        plan = due(NOON, needs_plan=True, replaced_at=at(11))
         assert decide(plan, NONE_LEFT) == ([], Moved(7, None, None, 0))
 
     def test_an_instant_that_an_edit_replaced_is_not_brought_back_by_a_second_edit(self) -> None:
-        plan = due(at(11, 30), needs_plan=True, replaced_at=at(11), plan_from=at(11, 45))
+        plan = due(at(11, 30), needs_plan=True, replaced_at=at(11))
         assert decide(plan, NONE_LEFT) == ([], Moved(7, None, None, 0))
 
     def test_one_that_was_due_before_the_edit_fires(self) -> None:
-        plan = due(at(11), needs_plan=True, plan_from=at(11, 30))
+        plan = due(at(11), needs_plan=True, replaced_at=at(11, 30))
         runs, moved = decide(plan, NONE_LEFT)
         assert (dues(runs), moved) == ([at(11)], Moved(7, None, at(11), 1))
 
     def test_one_that_was_due_at_the_very_moment_of_the_edit_fires(self) -> None:
-        runs, _ = decide(due(at(11), needs_plan=True, plan_from=at(11)), NONE_LEFT)
+        runs, _ = decide(due(at(11), needs_plan=True, replaced_at=at(11)), NONE_LEFT)
         assert dues(runs) == [at(11)]
 
 
