@@ -32,6 +32,7 @@ from scheduling.follow_ups import errback_arguments, request_fields
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
+from scheduling.options import read_options
 from scheduling.outcomes import died, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
 from scheduling.running import Again, Claimed, Execution, entered
@@ -227,8 +228,9 @@ def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
 def _arguments(execution: Execution, claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
     if problem := decode_error(claimed.args, claimed.kwargs):
         raise EnqueueError(problem)
+    options = read_options(claimed.options)
     args, kwargs = loads(claimed.args), loads(claimed.kwargs)
-    if failure := loads(claimed.options).get("failure"):
+    if failure := options.get("failure"):
         args = errback_arguments(execution.job, failure, args, kwargs)
         execution.arguments = args, kwargs
     check_arguments(execution.job, args, kwargs)
@@ -240,7 +242,8 @@ def _fill_request(
 ) -> None:
     """Make the request of a hint, which carries no arguments, that of the real call."""
     options = loads(claimed.options)
-    headers = options.pop("headers", None) or {}
+    headers = options.pop("headers", None)
+    headers = headers if isinstance(headers, dict) else {}
     request.update({name: value for name, value in headers.items() if name not in request})
     request.update(request_fields(options))
     request.update(

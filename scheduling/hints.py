@@ -19,9 +19,11 @@ from uuid import UUID
 import redis
 from celery import current_app
 from django.conf import settings
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 
+from scheduling.errors import EnqueueError
 from scheduling.logs import event
+from scheduling.options import LONGEST, read_options
 from scheduling.transport import ATTEMPT
 
 logger = logging.getLogger(__name__)
@@ -112,10 +114,24 @@ def message(hint: Hint) -> str:
 
 @lru_cache(maxsize=4096)
 def _time_limits(options: str) -> tuple[float | None, float | None]:
+    """Return the hard and the soft limit, in seconds; None for what is none.
+
+    Raw SQL can write anything. One odd row must not stop its batch: its claim will tell.
+    """
     if options == "{}":
         return None, None
-    known = loads(options)
-    return known.get("time_limit"), known.get("soft_time_limit")
+    try:
+        known = read_options(options)
+    except EnqueueError:
+        return None, None
+    return _seconds(known.get("time_limit")), _seconds(known.get("soft_time_limit"))
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time limit that a worker's timers can count down, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 < value < LONGEST.total_seconds() else None
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from kombu.utils.json import loads
+
 from scheduling.errors import EnqueueError
 from scheduling.models import Origin, Priority
 from scheduling.registry import queue_of
@@ -22,6 +24,21 @@ LONGEST = timedelta(days=36_500)
 MESSAGE = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow",
            "replaced_task_nesting", "stamped_headers", "failure")  # fmt: skip
 FAMILY = ("root_id", "parent_id", "group_id", "group_index")
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """Return a run's options from their JSON text.
+
+    Raises:
+        EnqueueError: they are no JSON object.
+    """
+    try:
+        options = loads(text)
+    except Exception as error:  # kombu's decoders of typed values raise whatever they like
+        raise EnqueueError(f"options are not JSON: {text[:100]!r} ({error})") from None
+    if not isinstance(options, dict):
+        raise EnqueueError(f"options must be a JSON object: {text[:100]!r}")
+    return options
 
 
 def message_options(options: Mapping[str, Any]) -> dict[str, Any]:

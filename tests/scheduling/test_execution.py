@@ -465,6 +465,21 @@ class TestEndings:
         assert message in after.reason
         assert current_app.AsyncResult(str(made.pk)).state == states.FAILURE
 
+    @pytest.mark.parametrize("options", ["", "{", "[]", "null"])
+    def test_options_that_cannot_be_read_fail_the_run_before_its_code_runs(
+        self, options: str, signalled: list[str]
+    ) -> None:
+        made = run(State.QUEUED, args="[1, 2]", options=options)
+        assert hint(made) == NOTHING_DONE
+        after = fresh(made)
+        assert (after.state, signalled) == (State.FAILED, [])
+        assert "options" in after.reason
+
+    def test_headers_that_are_none_are_left_out(self) -> None:
+        made = run(State.QUEUED, args="[1, 2]", options='{"headers": [1]}')
+        hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+
     def test_a_worker_that_lost_its_fence_records_nothing(self) -> None:
         made = of(tasks.add, 1, 2)
         tracer = current_app.tasks[tasks.add.name]

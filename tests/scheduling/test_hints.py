@@ -97,6 +97,28 @@ class TestTheFormat:
     def test_any_name_of_a_task_fits(self, task: str) -> None:
         assert json.loads(message(hint(task=task)))["headers"]["task"] == task
 
+    @pytest.mark.parametrize("queue", ["50% off", "%(x)s", "a\x06\x16b", "ü ☃", 'q"', "a\\b"])
+    def test_any_name_of_a_queue_fits(self, queue: str) -> None:
+        text = json.loads(message(hint(queue=queue)))
+        assert text["properties"]["delivery_info"]["routing_key"] == queue
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "", "{", "[]", "null", '"time_limit"', '{"time_limit": [1]}',
+            '{"time_limit": {"a": 1}}', '{"time_limit": "soon"}', '{"time_limit": NaN}',
+            '{"soft_time_limit": 1e400}', '{"soft_time_limit": -1}', '{"time_limit": true}',
+        ],
+    )  # fmt: skip
+    def test_odd_options_are_no_limits_and_stop_no_other(
+        self, redis_client: redis.Redis, broker: Broker, options: str
+    ) -> None:
+        odd, other = hint(options=options), hint(options='{"time_limit": 9}')
+        assert broker.push([odd, other]) == 2
+        texts = redis_client.lrange(list_key(Lane("celery", 6)), 0, -1)
+        limits = [json.loads(text)["headers"]["timelimit"] for text in texts]
+        assert limits == [[9, None], [None, None]]
+
     def test_an_eta_is_never_in_it(self) -> None:
         headers = json.loads(message(hint()))["headers"]
         assert (headers["eta"], headers["expires"], headers["retries"]) == (None, None, 0)
