@@ -31,6 +31,7 @@ from scheduling.doorbell import Listener
 from scheduling.firing import copy_last_runs
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
+from scheduling.sql import was_ended
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +145,13 @@ class Scheduler(beat.Scheduler):
             seconds = self._backed_off("database_away", error)
         except (redis.RedisError, BrokerError, OSError) as error:
             seconds = self._backed_off("redis_away", error)
-        except Exception:
-            logger.exception("tick_failed")
+        except Exception as error:
             connection.close()
-            seconds = self._backed_off("tick_failed", None)
+            if was_ended(error):
+                seconds = self._backed_off("database_away", error, level=logging.WARNING)
+            else:
+                logger.exception("tick_failed")
+                seconds = self._backed_off("tick_failed", None)
         else:
             self._pause = 0.0
         if seconds > 0:
@@ -238,7 +242,9 @@ class Scheduler(beat.Scheduler):
                 alerts.call()
         except (OperationalError, InterfaceError):
             raise
-        except Exception:
+        except Exception as error:
+            if was_ended(error):
+                raise
             logger.exception("failures_not_settled")
         full = settled >= failure_groups.BATCH
         self._behind |= full
@@ -267,9 +273,9 @@ class Scheduler(beat.Scheduler):
             heartbeats.forget_dead()
             self._pulse_at = time.monotonic() + PULSE_EVERY
 
-    def _backed_off(self, name: str, error: object) -> float:
+    def _backed_off(self, name: str, error: object, level: int = logging.ERROR) -> float:
         self._pause = min(max(self._pause * 2, 0.25), PAUSE_MAX)
-        event(logger, name, level=logging.ERROR, error=error, pause=self._pause)
+        event(logger, name, level=level, error=error, pause=self._pause)
         return self._pause
 
     def should_sync(self) -> bool:

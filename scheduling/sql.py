@@ -67,6 +67,18 @@ def _element(value: object) -> str:
     return str(value)
 
 
+# SQLSTATEs: too long idle in a transaction, too long in one.
+ENDED = ("25P03", "25P04")
+
+
+def was_ended(error: BaseException) -> bool:
+    """Return whether Postgres has ended the transaction of a process that was frozen in it.
+
+    Its rows are long with others, and nothing is wrong. Django makes it no OperationalError.
+    """
+    return getattr(error.__cause__, "sqlstate", None) in ENDED
+
+
 def clean(text: str) -> str:
     """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

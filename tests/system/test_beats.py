@@ -98,6 +98,7 @@ def test_a_beat_that_freezes_with_rows_locked_holds_them_for_ten_seconds_at_most
     wait(2)
     stop_schedules()
     assert frozen.process.poll() is None
+    assert not frozen.said("Traceback")
     assert_each_instant_ran_once(evidence)
 
 
