@@ -73,7 +73,7 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
 def check_plans_are_current(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Plans that another rule engine, or other time zone data, has made (`--database`)."""
+    """Plans that another rule engine, or other time zone data, has made."""
     try:
         if not databases or "default" not in databases or not auditing.is_due():
             return []
@@ -92,7 +92,7 @@ def check_plans_are_current(
 def check_tasks_are_known(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Schedules and waiting runs whose task no module of this project defines (`--database`)."""
+    """Schedules and waiting runs whose task no module of this project defines."""
     if not databases or "default" not in databases:
         return []
     known = [*known_names(), "celery.backend_cleanup"]

@@ -1,0 +1,25 @@
+"""`manage.py check`, Django's own, of the ledger too.
+
+Django looks into no database unless `--database` names it. But a task that nobody knows is known
+from there alone.
+"""
+
+from typing import Any
+
+from django.core.management.commands import check
+from django.db import Error, connection
+
+
+class Command(check.Command):
+    def handle(self, *app_labels: Any, **options: Any) -> None:
+        options["databases"] = options["databases"] or self._ledger()
+        super().handle(*app_labels, **options)
+
+    def _ledger(self) -> list[str]:
+        """Return the ledger's alias, where it can be reached."""
+        try:
+            connection.ensure_connection()
+        except Error as error:
+            self.stderr.write(f"The ledger was not checked: {error}")
+            return []
+        return ["default"]

@@ -1,0 +1,64 @@
+"""`manage.py check`: what would make Truebeat break its promises, and what nobody could run."""
+
+from typing import Any
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import PeriodicTask
+
+from scheduling.models import FINAL, UNFINISHED, State
+from tests.scheduling.commands import called
+from tests.scheduling.ledger import ADD, run, schedule
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _no_schedules_yet(db: None) -> None:
+    PeriodicTask.objects.all().delete()
+
+
+def said(*options: str) -> str:
+    return called("check", *options).err
+
+
+class TestTasksThatAreUnknown:
+    def test_a_schedules_task_is_named_with_what_to_do(self) -> None:
+        schedule(task="gone.away")
+        assert "There are schedules of task 'gone.away', which is unknown here." in said()
+        assert "give the renamed one `aliases`" in said()
+
+    @pytest.mark.parametrize("state", UNFINISHED)
+    def test_a_waiting_runs_task_is_named(self, state: State) -> None:
+        run(state, task="gone.away")
+        assert "There are waiting runs of task 'gone.away', which is unknown here." in said()
+
+    def test_what_has_ended_or_is_off_needs_no_task(self) -> None:
+        schedule(task="gone.away", enabled=False)
+        for state in FINAL:
+            run(state, task="gone.away")
+        assert "scheduling.W001" not in said()
+
+    @pytest.mark.parametrize(
+        "task", [ADD, "tests.jobs.tasks.former", "scheduling.tasks.prune", "celery.backend_cleanup"]
+    )
+    def test_jobs_their_aliases_and_the_engines_own_are_known(self, task: str) -> None:
+        schedule(task=task)
+        run(task=task)
+        assert "scheduling.W001" not in said()
+
+    def test_a_warning_fails_the_check_where_that_is_asked_for(self) -> None:
+        run(task="gone.away")
+        answer = called("check", "--fail-level", "WARNING")
+        assert answer.code == 1
+        assert "scheduling.W001" in answer.err
+
+
+def test_where_the_ledger_is_away_the_rest_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        from django.db import OperationalError
+
+        raise OperationalError("no route")
+
+    monkeypatch.setattr(connection, "ensure_connection", refuse)
+    assert "The ledger was not checked: no route" in said()
