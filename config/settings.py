@@ -122,7 +122,15 @@ if not REDIS_URL.startswith(("redis://", "rediss://")):
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
 # Statements that every run needs are planned once for each connection.
 PREPARED_STATEMENTS = env.bool("PREPARED_STATEMENTS", default=True)
-DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
+# A connection that was lost without a word is noticed in seconds, not in TCP's quarter of an hour.
+DATABASES["default"]["OPTIONS"] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,  # milliseconds
+    **DATABASES["default"].get("OPTIONS", {}),
+}
 
 # --- E-mail ---------------------------------------------------------------------------------------
 vars().update(env.email_url("EMAIL_URL", default="consolemail://"))

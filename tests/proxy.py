@@ -16,6 +16,7 @@ class Proxy:
         self._cut_after: bytes | None = None
         self.cuts = 0
         self._black_hole = 0
+        self._cut_off = False
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -31,6 +32,16 @@ class Proxy:
     def swallow(self) -> None:
         """Let nothing through any more on the connections that exist, and cut none of them."""
         self._black_hole += 1
+
+    def cut_off(self) -> None:
+        """Let nothing through, on new connections neither, and say so to nobody."""
+        self._cut_off = True
+        self.swallow()
+
+    def mend(self) -> None:
+        """Let new connections through again; what went before them is lost."""
+        self.swallow()
+        self._cut_off = False
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -48,20 +59,26 @@ class Proxy:
                 while data := server.recv(65536):
                     if doomed.is_set():
                         break
-                    if self._black_hole > era:
+                    if self._black_hole > era or self._cut_off:
                         continue
                     client.sendall(data)
-            # Not close(): the other thread still reads from it.
-            for end in (client, server):
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+            _end(client, server)
 
         threading.Thread(target=answers, daemon=True).start()
-        with client, server, suppress(OSError):
-            while data := client.recv(65536):
-                if self._cut_after is not None and self._cut_after in data:
-                    self._cut_after = None
-                    self.cuts += 1
-                    doomed.set()
-                if self._black_hole == era:
-                    server.sendall(data)
+        with client, server:
+            with suppress(OSError):
+                while data := client.recv(65536):
+                    if self._cut_after is not None and self._cut_after in data:
+                        self._cut_after = None
+                        self.cuts += 1
+                        doomed.set()
+                    if self._black_hole == era and not self._cut_off:
+                        server.sendall(data)
+            _end(client, server)
+
+
+def _end(*ends: socket.socket) -> None:
+    # Not close(): the other thread still reads from it.
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

@@ -15,6 +15,7 @@ from celery.worker.request import Request
 from scheduling import execution
 from scheduling.ids import uuid7
 from scheduling.transport import ATTEMPT
+from scheduling.workers.forking import no_fork
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
 from scheduling.workers.watch import Watch
@@ -45,6 +46,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
         keeper = Keeper(worker)
         execution.reporter = keeper.take
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
+        threading.Thread(target=no_fork.end_silences, name="silence", daemon=True).start()
         Watch(worker).start()
         worker_shutting_down.connect(keeper.shut_down, weak=False)
         worker_shutdown.connect(keeper.drain, weak=False)

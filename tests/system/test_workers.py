@@ -80,6 +80,38 @@ def test_a_pool_of_threads_starts_anew_for_a_cancelled_run_and_hands_back_the_ot
     assert worker.process.poll() is None
 
 
+# --- A worker that is cut off --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
+    system: System, evidence: Path, pool: str
+) -> None:
+    url = urlsplit(system.env["DATABASE_URL"])
+    assert url.hostname is not None
+    assert url.port is not None
+    system.beat()
+    with Proxy(url.hostname, url.port) as proxy:
+        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")).geturl()
+        alone = system.ready_worker(1, "--pool", pool, DATABASE_URL=f"{through}?connect_timeout=1")
+        run_id = enqueue(tasks.sleep, (str(evidence), 25)).id
+        wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+        Run.objects.filter(pk=run_id).update(args=f'["{evidence}", 0.1]')
+        proxy.cut_off()
+        begun = clock.now()
+        other = system.worker(1)
+        alone.wait_until_said("run_stopped" if pool == "prefork" else "worker_restarts", timeout=15)
+        wait_for(lambda: run_of(run_id).state == State.SUCCEEDED, timeout=15)
+        assert (clock.now() - begun).total_seconds() < 20
+        assert (run_of(run_id).attempt, run_of(run_id).failures) == (2, 1)
+        other.stop()
+        proxy.mend()
+        after = enqueue(tasks.write, (str(evidence), "after")).id
+        wait_for(lambda: run_of(after).state == State.SUCCEEDED, timeout=20)
+    assert [line.split()[0] for line in lines(evidence)] == ["start", "start", "end", "after"]
+    assert alone.process.poll() is None
+
+
 # --- The end of a worker -------------------------------------------------------------------------
 
 
