@@ -14,7 +14,7 @@ from scheduling.dispatch import push
 from scheduling.firing import BATCH, Fired, fire_due
 from scheduling.hints import Broker, Lane
 
-HANDS = 2
+HANDS = 3  # more share Python's one interpreter lock, and gain nothing
 BATCHES = 16  # of each hand in one turn, after which beat's other steps get theirs
 
 

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from json import JSONDecoder
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_QUEUE = "celery"
+PLAIN = JSONDecoder()  # kombu's `loads` makes one for each text, for the types that it adds
 CACHED_TEXT = 1000  # characters of a call's arguments above which their check is not remembered
 
 _discovery_begun = False
@@ -122,7 +124,7 @@ def _decode_error(args: str, kwargs: str) -> str:
         ("kwargs", kwargs, dict, "object"),
     ):
         try:
-            value = loads(text)
+            value = loads(text) if "__type__" in text else PLAIN.decode(text)
         except Exception as error:  # kombu's decoders of typed values raise whatever they like
             return f"{label} are not JSON: {text[:100]!r} ({error})"
         if not isinstance(value, kind):
