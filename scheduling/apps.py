@@ -1,6 +1,8 @@
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 from django.apps import AppConfig
+from django.core.management import CommandError
 from django.db.models.signals import post_migrate
 
 
@@ -15,8 +17,15 @@ class SchedulingConfig(AppConfig):
         post_migrate.connect(sync_code_schedules, sender=self)
 
 
-def sync_code_schedules(**_: Any) -> None:
-    """After every `migrate`: write the schedules that live in CELERY_BEAT_SCHEDULE."""
+def sync_code_schedules(*, verbosity: int = 1, stdout: TextIO | None = None, **_: Any) -> None:
+    """After every `migrate`: write the schedules of CELERY_BEAT_SCHEDULE; print what changed."""
     from scheduling.code_schedules import sync
+    from scheduling.errors import ScheduleError
 
-    sync()
+    try:
+        lines = sync()
+    except ScheduleError as error:
+        raise CommandError(str(error)) from error
+    if lines and verbosity:
+        text = "\n  ".join(["Schedules of CELERY_BEAT_SCHEDULE:", *lines])
+        (stdout or sys.stdout).write(f"{text}\n")

@@ -4,6 +4,7 @@
 goes when its entry goes. A row that a user made is never touched.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,18 +12,23 @@ from typing import Any
 
 from celery import current_app, schedules
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import PeriodicTask, SolarSchedule
 from kombu.utils.json import dumps
 
-from scheduling import clock, policies
+from scheduling import clock, policies, recurrence
 from scheduling.errors import ScheduleError
 from scheduling.models import ManagedBy, Policy
 from scheduling.rule_rows import Cron, Every, row_of
+from scheduling.rules import rule_of
 
 # What an entry of Celery's own format may have, and what is added to it.
 LENGTHS = ("catch_up_window", "spread", "deadline_after")
 KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
+RULES = ("crontab_id", "interval_id", "solar_id", "clocked_id")
+
+# Two machines may be deployed to at once: the second one sees what the first one wrote.
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_code_schedules'))"
 
 
 def sync() -> list[str]:
@@ -32,14 +38,16 @@ def sync() -> list[str]:
     a pause, which belongs to operators, stays.
 
     Returns:
-        One line for each change: `+ name`, `~ name: what`, `- name`.
+        One line for each change: `+ name: rule`, `~ name: what: old -> new; ...`, `- name`.
 
     Raises:
-        ScheduleError: an entry has the name of a user's schedule, or cannot be read. Nothing is
-            changed then.
+        ScheduleError: an entry has the name of a user's schedule, cannot be read, or never fires.
+            Nothing is changed then.
     """
     entries = {**_of_celery(), **settings.CELERY_BEAT_SCHEDULE}
     with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(ONE_AT_A_TIME)
         lines = [line for name, entry in sorted(entries.items()) if (line := _write(name, entry))]
         return lines + _prune(set(entries))
 
@@ -61,23 +69,71 @@ def _write(name: str, entry: Mapping[str, Any]) -> str | None:
     wanted, policy = _columns(name, entry), _policy(name, entry.get("policy") or {})
     found = PeriodicTask.objects.select_for_update().filter(name=name).first()
     if found is None:
-        schedule = PeriodicTask.objects.create(name=name, **wanted)
-        policies.write(schedule, {**policy, "managed_by": ManagedBy.CODE})
-        return f"+ {name}"
+        return _add(PeriodicTask(name=name, **wanted), policy)
     treated = Policy.objects.filter(schedule=found, managed_by=ManagedBy.CODE).first()
     if treated is None:
-        raise ScheduleError(
-            f"CELERY_BEAT_SCHEDULE has an entry {name!r}, and so has a user's schedule (id "
-            f"{found.pk}): rename one of them."
-        )
+        raise _clash(name, f" (id {found.pk})")
     changed = {field: value for field, value in wanted.items() if getattr(found, field) != value}
     treatment = policies.differences(treated, policy)
+    if not changed and not treatment:
+        return None
+    edited = copy.copy(found)
+    for field, value in changed.items():
+        setattr(edited, field, value)
+    _check(edited, policy)
     if treatment:
         policies.write(found, {column: policy[column] for column in treatment})
     if changed:
         PeriodicTask.objects.filter(pk=found.pk).update(**changed)
-    words = [*sorted(changed), *(f"policy {column}" for column in sorted(treatment))]
-    return f"~ {name}: {', '.join(words)}" if words else None
+    differences = {
+        field: (getattr(found, field), value)
+        for field, value in sorted(changed.items())
+        if field not in RULES
+    }
+    if changed.keys() & set(RULES):
+        differences = {"rule": (_rule_text(found), _rule_text(edited)), **differences}
+    differences |= {f"policy {column}": pair for column, pair in sorted(treatment.items())}
+    words = (f"{what}: {_text(old)} -> {_text(new)}" for what, (old, new) in differences.items())
+    return f"~ {name}: {'; '.join(words)}"
+
+
+def _add(schedule: PeriodicTask, policy: Mapping[str, Any]) -> str:
+    _check(schedule, policy)
+    try:
+        schedule.save()
+    except IntegrityError:  # a user has made it at this very moment
+        raise _clash(schedule.name) from None
+    policies.write(schedule, {**policy, "managed_by": ManagedBy.CODE})
+    return f"+ {schedule.name}: {_rule_text(schedule)}"
+
+
+def _clash(name: str, which: str = "") -> ScheduleError:
+    return ScheduleError(
+        f"CELERY_BEAT_SCHEDULE has an entry {name!r}, and so has a user's schedule{which}:"
+        " rename one of them."
+    )
+
+
+def _check(schedule: PeriodicTask, policy: Mapping[str, Any]) -> None:
+    """Refuse columns that cannot be kept, and a rule that never fires."""
+    now, treated = clock.now(), copy.copy(schedule)
+    treated.policy = Policy(**policy)
+    try:
+        policies.check_columns(schedule)
+        recurrence.check(rule_of(treated, anchor=now), now)
+    except (ScheduleError, recurrence.RecurrenceError) as error:
+        raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{schedule.name!r}]: {error}") from None
+
+
+def _rule_text(schedule: PeriodicTask) -> str:
+    try:
+        return recurrence.describe(rule_of(schedule, anchor=clock.now()))
+    except recurrence.RecurrenceError:
+        return str(schedule.scheduler or "none")
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None or value == "" else str(value)
 
 
 def _prune(names: set[str]) -> list[str]:
@@ -124,7 +180,7 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     except KeyError as missing:
         raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}] has no {missing}.") from None
     return {
-        **dict.fromkeys(("crontab_id", "interval_id", "solar_id", "clocked_id")),
+        **dict.fromkeys(RULES),
         **rule,
         "task": task,
         "args": dumps(list(entry.get("args") or ())),
@@ -139,8 +195,10 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _expire_seconds(name: str, expires: Any) -> int | None:
     if isinstance(expires, timedelta):
         expires = expires.total_seconds()
-    if expires is None or isinstance(expires, int | float):
-        return None if expires is None else math.ceil(expires)
+    if expires is None:
+        return None
+    if isinstance(expires, int | float) and math.isfinite(expires):
+        return math.ceil(expires)
     raise ScheduleError(
         f"CELERY_BEAT_SCHEDULE[{name!r}] has the option expires={expires!r}: give seconds."
     )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from celery import __version__ as celery_version
 from django.db import connection
 
+from scheduling import __version__
 from scheduling.ids import uuid7
 from scheduling.models import Heartbeat
 
@@ -49,7 +50,7 @@ def pulse(name: str, service: str, doing: str) -> None:
         "service": service,
         "host": os.uname().nodename,
         "pid": os.getpid(),
-        "version": f"celery {celery_version}",
+        "version": f"truebeat {__version__}, celery {celery_version}",
         "doing": doing[:200],
     }
     with connection.cursor() as cursor:

@@ -110,6 +110,8 @@ def add(
         one_off=isinstance(rule, Once),
     )
     check_columns(schedule)
+    if name and not name.strip():
+        raise ScheduleError(f"the name {name!r} is blank: give one that can be read.")
     columns = policies.checked(policy)
     schedule.policy = Policy(**columns)
     try:

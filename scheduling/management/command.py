@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import OperationalError, ProgrammingError, connection
+from django.db import DatabaseError, OperationalError, connection
 
 from scheduling.errors import SchedulingError
 from scheduling.management import parsing
@@ -69,7 +69,7 @@ class LedgerCommand(BaseCommand):
             raise CommandError(one_line(error)) from error
         except UnicodeEncodeError as error:
             raise CommandError(f"{error.object!r} is not valid text.") from error
-        except (OperationalError, ProgrammingError) as error:
+        except DatabaseError as error:
             raise CommandError(one_line(database_problem(error))) from error
 
     def add_action(

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.utils import timezone
-
 from scheduling.auditing import Moved
 from scheduling.backfilling import Extent
 from scheduling.editing import LOOK_AHEAD, Edit
@@ -79,11 +77,12 @@ def occurrence_row(occurrence: NextOccurrence, policy: Policy, now: datetime) ->
         notes = "; ".join(filter(None, (f"moved from {occurrence.moved_from:%a %Y-%m-%d}", notes)))
     if occurrence.day_off:
         notes = f"skipped: {occurrence.day_off}"
-    late = occurrence.run_at != occurrence.due_at
+    starts = occurrence.run_at.astimezone(local.tzinfo)
+    shape = "%H:%M:%S" if starts.date() == local.date() else "%Y-%m-%d %H:%M:%S"
     return (
         f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}",
         output.distance(occurrence.due_at, now),
-        f"{timezone.localtime(occurrence.run_at):%H:%M:%S}" if late else "when due",
+        "when due" if occurrence.run_at == occurrence.due_at else f"{starts:{shape}}",
         "paused" if is_paused(policy, max(occurrence.due_at, now) - TICK) else notes,
     )
 

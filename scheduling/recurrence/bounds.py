@@ -54,7 +54,7 @@ class BoundedRule(Rule):
         return f"move its start or its end; or {self.rule.remedy()}"
 
     def _from(self, instant: datetime) -> datetime:
-        return instant if self.not_before is None else max(instant, self.not_before - TICK)
+        return instant if self.not_before is None else max(instant, _just_before(self.not_before))
 
     def _upto(self, instant: datetime) -> datetime:
         end = self._end()
@@ -63,7 +63,7 @@ class BoundedRule(Rule):
     def _end(self) -> datetime | None:
         if not (self.one_off and self.not_before):
             return self.not_after
-        first = self.rule.next_after(self.not_before - TICK)
+        first = self.rule.next_after(_just_before(self.not_before))
         ends = [end for end in (first, self.not_after) if end is not None]
         return min(ends, default=None)
 
@@ -85,6 +85,13 @@ def bounded(
     if not_before is None and not_after is None:
         return rule
     return BoundedRule(rule, _utc(not_before), _utc(not_after), one_off)
+
+
+def _just_before(instant: datetime) -> datetime:
+    try:
+        return instant - TICK
+    except OverflowError:  # there is nothing before the year 1
+        return instant
 
 
 def _utc(instant: datetime | None) -> datetime | None:

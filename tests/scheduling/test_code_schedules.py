@@ -1,9 +1,11 @@
+import io
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from celery import schedules
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
+from django.db import transaction
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
@@ -13,7 +15,8 @@ from scheduling.code_schedules import sync
 from scheduling.errors import ScheduleError
 from scheduling.models import Calendar, ManagedBy, Policy
 from scheduling.policies import POLICIES
-from tests.scheduling.ledger import ADD, plan_of, schedule, set_plan
+from tests.scheduling.ledger import ADD, in_thread, is_blocked, plan_of, schedule, set_plan
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -40,7 +43,7 @@ def test_an_entry_becomes_a_schedule_that_belongs_to_code(settings: Settings) ->
         options={"queue": "q", "priority": 3, "headers": {"t": 1}, "expires": 60},
     )  # fmt: skip
     made = row()
-    assert lines == ["+ from code"]
+    assert lines == ["+ from code: every minute"]
     assert (made.task, made.args, made.kwargs, made.queue, made.priority) == (
         ADD, "[1, 2]", '{"a": 1}', "q", 3,
     )  # fmt: skip
@@ -64,7 +67,7 @@ def test_an_entry_says_how_it_is_treated(settings: Settings) -> None:
         "excluded_day": "next", "pause_after_failures": 3, "owner": "night@example.org",
     }  # fmt: skip
     assert set(policy) == set(POLICIES)
-    assert entry(settings, policy=policy) == ["+ from code"]
+    assert entry(settings, policy=policy) == ["+ from code: every minute"]
     made = Policy.objects.get(schedule=row())
     assert made.managed_by == ManagedBy.CODE
     assert (made.catch_up, made.catch_up_window) == ("all", timedelta(hours=1))
@@ -79,7 +82,8 @@ def test_a_policy_that_code_takes_back_has_its_default_again(settings: Settings)
     entry(settings, policy={"overlap": "skip", "spread": 60, "owner": "night@example.org"})
     schedules_core.pause(row(), by="ann", reason="freeze")
     assert entry(settings, policy={"owner": "day@example.org"}) == [
-        "~ from code: policy overlap, policy owner, policy spread"
+        "~ from code: policy overlap: skip -> allow;"
+        " policy owner: night@example.org -> day@example.org; policy spread: 0:01:00 -> 0:00:00"
     ]
     made = Policy.objects.get(schedule=row())
     assert (made.overlap, made.spread, made.owner) == ("allow", timedelta(0), "day@example.org")
@@ -123,7 +127,7 @@ def test_an_edit_in_code_is_followed(settings: Settings) -> None:
     entry(settings)
     set_plan(row(), None)
     assert entry(settings, schedule=schedules.crontab(hour=6, minute=0)) == [
-        "~ from code: crontab_id, interval_id"
+        "~ from code: rule: every minute -> 0 6 * * * (UTC)"
     ]
     made = row()
     assert (made.interval, made.crontab.hour) == (None, "6")
@@ -143,6 +147,43 @@ def test_what_an_admin_disabled_or_paused_stays_so(settings: Settings) -> None:
     PeriodicTask.objects.update(enabled=False)
     entry(settings, args=(3, 4))
     assert not row().enabled
+
+
+def test_what_changes_is_said_with_what_was_and_what_is(settings: Settings) -> None:
+    entry(settings)
+    lines = entry(settings, args=(1, 3), options={"queue": "q"}, policy={"overlap": "skip"})
+    assert lines == [
+        "~ from code: args: [] -> [1, 3]; queue: none -> q; policy overlap: allow -> skip"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"schedule": schedules.crontab(0, 0, "sat", "29", "2")}, "does not fire within ten years"),
+        ({"schedule": timedelta(days=5000)}, "does not fire within ten years"),
+        ({"policy": {"calendar": "Mondays", "excluded_day": "skip"},
+          "schedule": schedules.crontab(0, 0, "mon")}, "does not fire within ten years"),
+        ({"options": {"priority": 1000}}, "priority: .*less than or equal to 255"),
+        ({"options": {"priority": "urgent"}}, "priority: "),
+        ({"options": {"queue": "q" * 300}}, "queue: .*at most 200"),
+        ({"options": {"queue": "a\0b"}}, "queue: .*no text can hold"),
+        ({"options": {"expires": float("inf")}}, "expires=inf"),
+        ({"options": {"expires": 10**12}}, "expire_seconds: .*less than or equal to"),
+        ({"task": "t" * 300}, "task: .*at most 200"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_kept_or_never_fires_is_refused(
+    settings: Settings, columns: dict[str, Any], message: str
+) -> None:
+    Calendar.objects.create(name="Mondays", weekdays=[0])
+    with pytest.raises(ScheduleError, match=rf"CELERY_BEAT_SCHEDULE\['from code'\].*{message}"):
+        entry(settings, **columns)
+    assert not PeriodicTask.objects.filter(name="from code").exists()
+    entry(settings)  # and as an edit
+    with pytest.raises(ScheduleError, match=message):
+        entry(settings, **columns)
+    assert str(row().scheduler) == "every minute"
 
 
 def test_a_users_schedule_of_the_same_name_is_never_touched(settings: Settings) -> None:
@@ -210,8 +251,41 @@ def test_equal_crontabs_are_shared(settings: Settings) -> None:
 
 def test_migrate_writes_them(settings: Settings) -> None:
     settings.CELERY_BEAT_SCHEDULE = {"at migrate": {"task": ADD, "schedule": 60}}
-    call_command("migrate", verbosity=0)
+    out = io.StringIO()
+    call_command("migrate", stdout=out)
     assert PeriodicTask.objects.filter(name="at migrate").exists()
+    assert "CELERY_BEAT_SCHEDULE:\n  + at migrate: every minute\n" in out.getvalue()
+    out = io.StringIO()
+    call_command("migrate", stdout=out)
+    assert "CELERY_BEAT_SCHEDULE" not in out.getvalue()
+
+
+def test_migrate_says_in_a_line_that_a_name_is_taken(settings: Settings) -> None:
+    schedule("taken")
+    settings.CELERY_BEAT_SCHEDULE = {"taken": {"task": ADD, "schedule": 60}}
+    with pytest.raises(CommandError, match="an entry 'taken', and so has a user's schedule"):
+        call_command("migrate", verbosity=0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_second_of_two_deploys_at_once_sees_what_the_first_wrote(settings: Settings) -> None:
+    settings.CELERY_BEAT_SCHEDULE = {"nightly": {"task": ADD, "schedule": 60}}
+    with transaction.atomic():
+        assert sync() == ["+ nightly: every minute"]
+        second = in_thread(sync)
+        assert wait_for(lambda: second.done() or is_blocked())
+    assert second.result(5) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_name_that_a_user_takes_at_that_very_moment_is_refused(settings: Settings) -> None:
+    settings.CELERY_BEAT_SCHEDULE = {"nightly": {"task": ADD, "schedule": 60}}
+    with transaction.atomic():
+        schedule("nightly")
+        code = in_thread(sync)
+        assert wait_for(lambda: code.done() or is_blocked())
+    with pytest.raises(ScheduleError, match="has an entry 'nightly', and so has a user's"):
+        code.result(5)
 
 
 @pytest.mark.parametrize(

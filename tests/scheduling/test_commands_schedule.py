@@ -108,6 +108,7 @@ class TestAdd:
             (["x", SWEEP, "--every", "5m", "--overlap", "both"], "invalid choice: 'both'"),
             (["x", SWEEP, "--every", "5m", "--priority", "3"], "invalid choice: '3'"),
             (["", SWEEP, "--every", "5m"], "cannot be blank"),
+            ([" ", SWEEP, "--every", "5m"], "is blank"),
             (["x", SWEEP, "--every", "5m", "--calendar", "ofice"], "did you mean 'office'"),
             (["x", SWEEP, "--every", "5m", "--excluded-day", "then"], "invalid choice: 'then'"),
             (["x", SWEEP, "--every", "5m", "--pause-after-failures", "0"], "whole number"),
@@ -354,6 +355,21 @@ class TestNext:
         answer = called("schedule", "next", "nightly", "-n", "1", "--from", start)
         assert note in answer.out
 
+    @pytest.mark.parametrize(
+        ("spread", "starts"),
+        [
+            (timedelta(hours=1), r" 23:\d\d:\d\d"),
+            (timedelta(days=1000), r" 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"),
+        ],
+    )
+    def test_where_there_is_a_spread_it_starts_on_the_same_clocks(
+        self, spread: timedelta, starts: str
+    ) -> None:
+        schedule = added("--cron", "0 23 * * *", "--timezone", "Europe/Berlin")
+        Policy.objects.create(schedule=schedule, spread=spread)
+        answer = called("schedule", "next", "nightly", "-n", "1", "--from", "2027-07-01T12:00Z")
+        assert re.search(rf"2027-07-01 23:00:00 CEST +in \S+ \S+ {starts}\n", answer.out)
+
     def test_a_paused_schedule_is_pointed_out_on_stderr(self) -> None:
         added()
         called("schedule", "pause", "nightly", "--until", "2030-01-01")
@@ -431,7 +447,7 @@ class TestSync:
     def test_it_prints_what_changed(self) -> None:
         entry = {"task": SWEEP, "schedule": timedelta(hours=1)}
         with override_settings(CELERY_BEAT_SCHEDULE={"swept": entry}):
-            assert "+ swept" in called("schedule", "sync").lines
+            assert "+ swept: every hour" in called("schedule", "sync").lines
             assert called("schedule", "sync").lines == [
                 "The schedules are as CELERY_BEAT_SCHEDULE says."
             ]

@@ -1,13 +1,15 @@
 """Who is alive: each service's own row, and what becomes of the rows of dead ones."""
 
 import os
+import tomllib
 from datetime import timedelta
 
 import pytest
 import redis
 from celery import current_app
+from django.conf import settings
 
-from scheduling import clock, heartbeats
+from scheduling import __version__, clock, heartbeats
 from scheduling.beat import Scheduler
 from scheduling.models import Heartbeat
 
@@ -28,7 +30,12 @@ def test_it_says_who_and_where_and_what_it_did_last() -> None:
     (row,) = Heartbeat.objects.all()
     assert (row.name, row.service, row.pid) == (name, "beat", os.getpid())
     assert (row.host, row.doing) == (os.uname().nodename, "fired 3 in all")
-    assert row.version.startswith("celery ")
+    assert row.version.startswith(f"truebeat {__version__}, celery ")
+
+
+def test_its_version_is_the_projects() -> None:
+    project = tomllib.loads((settings.BASE_DIR / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
 
 
 def test_a_later_pulse_keeps_the_start_and_moves_the_rest() -> None:

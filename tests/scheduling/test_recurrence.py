@@ -152,6 +152,13 @@ class TestLimits:
         rule = cron("0 9 * * *", "UTC")
         assert bounded(rule) is rule
 
+    def test_a_start_at_the_beginning_of_time_is_a_start(self) -> None:
+        first = datetime(1, 1, 1, tzinfo=UTC)
+        for one_off in (False, True):
+            rule = bounded(every(3600, first), not_before=first, one_off=one_off)
+            assert next_after(rule, first) == first + timedelta(hours=1)
+            assert (next_after(rule, utc("2026-01-01")) is None) is one_off
+
     def test_an_end_before_the_start_leaves_nothing(self) -> None:
         rule = bounded(
             every(60, utc("2026-01-01")), not_before=utc("2026-03-02"), not_after=utc("2026-03-01")

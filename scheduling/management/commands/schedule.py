@@ -216,7 +216,7 @@ class Command(LedgerCommand):
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
         """Write the code's schedules and print what changed."""
-        lines = list(code_schedules.sync())
+        lines = [output.printable(line) for line in code_schedules.sync()]
         self.say_lines(lines or ["The schedules are as CELERY_BEAT_SCHEDULE says."])
 
     def _rule(self, options: dict[str, Any], now: datetime) -> Cron | Every | Once:
