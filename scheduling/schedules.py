@@ -8,7 +8,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Unpack
 
 from django.db import IntegrityError, transaction
@@ -45,6 +45,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Up to here a spread, or another zone's clocks, can be added to an instant.
+END = datetime(9000, 1, 1, tzinfo=UTC)
 # Names looked through for one that was mistyped.
 NAMES_COMPARED = 5000
 
@@ -222,6 +224,7 @@ def next_occurrences(
     try:
         rule = rule_of(schedule, anchor=plan_of(schedule).anchor_at)
         found = recurrence.preview(rule, after or clock.now(), n)
+        found = [occurrence for occurrence in found if occurrence.due_at < END]
     except recurrence.RecurrenceError as error:
         raise ScheduleError(f"schedule {schedule.name!r}: {error}") from error
     offset = spread_offset(schedule.pk, policy_of(schedule).spread)

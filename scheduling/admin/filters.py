@@ -9,9 +9,20 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from scheduling.registry import job_names
+from scheduling.sql import clean
+
+LONGEST_NUMBER = 18  # digits; Python refuses to read thousands of them
 
 
-class InputFilter(admin.SimpleListFilter):
+class TextFilter(admin.SimpleListFilter):
+    """A filter whose value may be any text, as an address has it."""
+
+    def value(self) -> str | None:
+        text = super().value()
+        return text and clean(text)
+
+
+class InputFilter(TextFilter):
     """A filter whose value is typed: for what has too many values to list."""
 
     template = "admin/scheduling/input_filter.html"
@@ -39,7 +50,7 @@ class InputFilter(admin.SimpleListFilter):
         }
 
 
-class TaskFilter(admin.SimpleListFilter):
+class TaskFilter(TextFilter):
     """By task: the registered jobs, which are known without asking the table."""
 
     title = "task"

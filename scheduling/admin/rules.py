@@ -24,6 +24,7 @@ from django_celery_beat.models import (
 )
 
 from scheduling import clock, recurrence
+from scheduling.admin.filters import LONGEST_NUMBER
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.models import ManagedBy, Schedule
 from scheduling.rules import rule_of
@@ -129,7 +130,7 @@ class IntervalAdmin(RuleAdmin):
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         for word in search_term.split():
-            number = word.isdecimal()
+            number = word.isdecimal() and len(word) <= LONGEST_NUMBER
             queryset = queryset.filter(**{"every" if number else "period__istartswith": word})
         return queryset, False
 

@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from scheduling import clock
-from scheduling.admin.filters import InputFilter
+from scheduling.admin.filters import LONGEST_NUMBER, InputFilter
 from scheduling.admin.schedule_form import RULES
 from scheduling.models import ManagedBy
 
@@ -102,4 +102,5 @@ class RuleFilter(admin.SimpleListFilter):
 
     def _asked(self) -> tuple[str, int]:
         kind, _, number = (self.value() or "").partition("-")
-        return (kind, int(number)) if kind in RULES and number.isdecimal() else ("", 0)
+        known = kind in RULES and number.isdecimal() and len(number) <= LONGEST_NUMBER
+        return (kind, int(number)) if known else ("", 0)

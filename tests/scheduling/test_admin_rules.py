@@ -123,6 +123,7 @@ def test_a_crontabs_edit_plans_its_schedules_anew(
         ("crontab", "0 5 UTC", False),
         ("interval", "5 min", True),
         ("interval", "6 min", False),
+        ("interval", "9" * 5000, False),
         ("clocked", "2031-03", True),
         ("clocked", "2032", False),
         ("solar", "sunr", True),

@@ -168,6 +168,9 @@ class TestTheList:
             ({"managed_by": "code"}, False),
             ({"rule": "interval-1"}, False),
             ({"rule": "nonsense"}, True),
+            ({"rule": f"crontab-{'9' * 5000}"}, True),
+            ({"owner": "a\0b"}, False),
+            ({"task": "a\0b"}, False),
         ],
     )
     def test_each_filter_finds_what_it_says(
@@ -305,6 +308,17 @@ class TestTheForm:
         )
         response = admin_client.post(page_of(schedule), form(schedule, crontab=never.pk))
         assert "does not fire within ten years" in str(response.context["errors"])
+
+    def test_a_start_at_the_end_of_time_is_refused(
+        self, admin_client: Client, schedule: PeriodicTask
+    ) -> None:
+        interval = IntervalSchedule.objects.create(every=5, period="minutes")
+        Policy.objects.create(schedule=schedule, spread=timedelta(minutes=1))
+        end = {"start_time_0": "9999-12-31", "start_time_1": "23:59:59"}
+        values = form(schedule, crontab="", interval=interval.pk, **end)
+        response = admin_client.post(page_of(schedule), values)
+        assert "does not fire within ten years" in str(response.context["errors"])
+        assert "The rule names no more times" in response.text
 
     def test_it_refuses_two_rules(self, admin_client: Client, schedule: PeriodicTask) -> None:
         interval = IntervalSchedule.objects.create(every=5, period="minutes")

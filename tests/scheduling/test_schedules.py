@@ -298,6 +298,10 @@ class TestWhatComesNext:
         assert len(schedules.next_occurrences(schedule, 5)) == 1
         assert not schedules.next_occurrences(schedule, 5, datetime(2030, 1, 1, tzinfo=UTC))
 
+    def test_what_lies_beyond_all_years_is_left_out(self) -> None:
+        schedule = add(rule=Every(timedelta(minutes=5)), spread=timedelta(days=1))
+        assert not schedules.next_occurrences(schedule, 5, datetime(9999, 12, 31, tzinfo=UTC))
+
     def test_a_rule_that_cannot_be_read_is_named(self) -> None:
         schedule = add(rule=Cron("0 6 * * *", "UTC"))
         CrontabSchedule.objects.update(minute="sixty")
