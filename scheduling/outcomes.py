@@ -2,6 +2,7 @@
 
 import random
 import sys
+import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from scheduling.jobs import Job
 
 BACKOFF_CAP = timedelta(hours=1)
+# Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
+# of that. A child that lives on for so long was told to end for another reason.
+TERM_TO_KILL = 1.0
 
 
 class PermanentError(Exception):
@@ -133,7 +137,9 @@ def _failed_outside(job: "Job", text: str, error: BaseException, place: str) -> 
 
 
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
-    if terminate_handler_fired():  # the worker ends: a hand-back, no failure of the job's
+    if terminate_handler_fired():
+        time.sleep(TERM_TO_KILL)
+        # So the worker ends: a hand-back, no failure of the job's.
         why = "its worker was told to end at once"
         return handed_back(execution.job.name, claimed.max_attempts, why)
     return failed_attempt(

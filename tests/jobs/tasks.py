@@ -67,6 +67,21 @@ def renamed(path: str) -> None:
     note(path, "renamed")
 
 
+@shared_task(base=Job, max_attempts=1, soft_time_limit=1)
+def softly() -> None:
+    time.sleep(30)
+
+
+@shared_task(base=Job, max_attempts=2, time_limit=1)
+def hardly() -> None:
+    time.sleep(30)
+
+
+@shared_task(base=Job, max_attempts=1)
+def once() -> None:
+    time.sleep(30)
+
+
 @shared_task
 def fail(path: str, times: int) -> str:
     """Fail the first `times` times."""

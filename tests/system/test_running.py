@@ -1,10 +1,12 @@
 """The usual day: schedules fire, workers run, and everything leaves its row."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.result import AsyncResult
 from django.db import connection
 from django_celery_beat.models import (
@@ -99,45 +101,96 @@ def test_enqueued_jobs_run_once_and_their_results_are_kept(system: System, evide
     assert run.started_at >= run.created_at + timedelta(seconds=1)
 
 
+Ending = tuple[State, int, int]  # state, attempt, failures
+
+
+def endings(at: Path, *, ignored: bool) -> dict[UUID, Ending]:
+    """Enqueue runs that end in every way, and say how each will; results kept, or ignored."""
+    at.mkdir()
+    return {
+        enqueue(tasks.fail, (str(at / "a"), 2)).id: (State.SUCCEEDED, 3, 2),
+        enqueue(tasks.fail, (str(at / "b"), 9)).id: (State.FAILED, 3, 3),
+        enqueue(tasks.fail, (str(at / "c"), 9), max_attempts=1).id: (State.FAILED, 1, 1),
+        enqueue(tasks.fail_for_good, ("no",)).id: (State.FAILED, 1, 1),
+        enqueue(tasks.autoretry, (str(at / "d"), 2)).id: (State.SUCCEEDED, 3, 2),
+        enqueue(tasks.autoretry, (str(at / "e"), 9)).id: (State.FAILED, 3, 3),
+        enqueue(tasks.retry_in_transaction, (str(at / "f"), 4)).id: (State.SUCCEEDED, 5, 4),
+        enqueue(tasks.replace_itself, (str(at / "g"),)).id: (State.SUCCEEDED, 2, 0),
+        enqueue(tasks.end_with, ("ignore",)).id: (State.SUCCEEDED, 1, 0),
+        enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
+        enqueue(tasks.without_result, (str(at / "h"),)).id: (State.SUCCEEDED, 1, 0),
+        # What nobody keeps need not be JSON.
+        enqueue(tasks.unserialisable).id: (State.SUCCEEDED, 1, 0) if ignored
+        else (State.FAILED, 1, 1),
+        enqueue(tasks.unspeakable, max_attempts=1).id: (State.FAILED, 1, 1),
+        enqueue(tasks.retry_in_ages, max_attempts=2).id: (State.FAILED, 2, 2),
+    }  # fmt: skip
+
+
+def endings_by_force(at: Path) -> dict[UUID, Ending]:
+    """Enqueue runs whose child is killed, or by Celery or by a cancel."""
+    return {
+        enqueue(tasks.end_with, ("kill",)).id: (State.FAILED, 3, 3),
+        enqueue(tasks.end_with, ("exit",), max_attempts=2).id: (State.FAILED, 2, 2),
+        enqueue(tasks.hardly).id: (State.FAILED, 2, 2),
+        enqueue(tasks.softly).id: (State.FAILED, 1, 1),
+        enqueue(tasks.sleep, (str(at / "i"), 60), max_attempts=1).id: (State.CANCELLED, 1, 0),
+    }
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_every_ending_leaves_the_run_in_the_right_state(
     system: System, tmp_path: Path, pool: str
 ) -> None:
+    expected: dict[UUID, Ending] = {}
+    for ignored in (False, True):
+        made = endings(tmp_path / f"ignored-{ignored}", ignored=ignored)
+        if pool == "prefork":  # a thread cannot be killed
+            made |= endings_by_force(tmp_path / f"ignored-{ignored}")
+        if ignored:
+            Run.objects.filter(pk__in=made).update(options='{"ignore_result": true}')
+        expected |= made
     system.beat()
-    system.ready_worker(2, "--pool", pool)
-    expected = {
-        enqueue(tasks.fail, (str(tmp_path / "a"), 2)).id: (State.SUCCEEDED, 3, 2),
-        enqueue(tasks.fail, (str(tmp_path / "b"), 9)).id: (State.FAILED, 3, 3),
-        enqueue(tasks.fail, (str(tmp_path / "c"), 9), max_attempts=1).id: (State.FAILED, 1, 1),
-        enqueue(tasks.fail_for_good, ("no",)).id: (State.FAILED, 1, 1),
-        enqueue(tasks.autoretry, (str(tmp_path / "d"), 2)).id: (State.SUCCEEDED, 3, 2),
-        enqueue(tasks.autoretry, (str(tmp_path / "e"), 9)).id: (State.FAILED, 3, 3),
-        enqueue(tasks.retry_in_transaction, (str(tmp_path / "f"), 4)).id: (State.SUCCEEDED, 5, 4),
-        enqueue(tasks.replace_itself, (str(tmp_path / "g"),)).id: (State.SUCCEEDED, 2, 0),
-        enqueue(tasks.end_with, ("ignore",)).id: (State.SUCCEEDED, 1, 0),
-        enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
-        enqueue(tasks.without_result, (str(tmp_path / "h"),)).id: (State.SUCCEEDED, 1, 0),
-        enqueue(tasks.unserialisable).id: (State.FAILED, 1, 1),
-        enqueue(tasks.unspeakable, max_attempts=1).id: (State.FAILED, 1, 1),
-        enqueue(tasks.retry_in_ages, max_attempts=2).id: (State.FAILED, 2, 2),
-    }
-    if pool == "prefork":
-        expected[enqueue(tasks.end_with, ("kill",)).id] = (State.FAILED, 3, 3)
-        expected[enqueue(tasks.end_with, ("exit",), max_attempts=2).id] = (State.FAILED, 2, 2)
-        expected[
-            enqueue(tasks.sleep, (str(tmp_path / "i"), 60), max_attempts=1).id
-        ] = (State.CANCELLED, 1, 0)  # fmt: skip
-        sleeping = Run.objects.get(task="tests.jobs.tasks.sleep")
-        wait_for(lambda: Run.objects.get(pk=sleeping.pk).state == State.RUNNING, timeout=20)
-        assert cancel(sleeping.pk, by="a test").state == State.RUNNING
+    system.ready_worker(4, "--pool", pool)
+    sleeping = Run.objects.filter(task=tasks.sleep.name)
+    wait_for(lambda: not sleeping.exclude(state=State.RUNNING).exists(), timeout=20)
+    for run in sleeping:
+        assert cancel(run.pk, by="a test").state == State.RUNNING
     wait_for(
         lambda: not Run.objects.filter(state__in=["scheduled", "queued", "running"]).exists(),
-        timeout=40,
+        timeout=60,
     )
     ended = {run.id: (run.state, run.attempt, run.failures) for run in Run.objects.all()}
     assert ended == expected
     failed = Run.objects.filter(state=State.FAILED)
     assert all(len(run.errors) == run.failures and run.reason for run in failed)
+
+
+def test_time_limits_are_recorded_as_such(system: System, tmp_path: Path) -> None:
+    expected = {
+        enqueue(tasks.softly).id: ("SoftTimeLimitExceeded", 1),
+        enqueue(tasks.hardly).id: ("TimeLimitExceeded", 2),
+        UUID(tasks.once.apply_async(countdown=0.01, time_limit=1).id): ("TimeLimitExceeded", 1),
+        UUID(tasks.once.apply_async(countdown=0.01, soft_time_limit=1).id): (
+            "SoftTimeLimitExceeded", 1,
+        ),
+    }  # fmt: skip
+    system.beat()
+    system.ready_worker(4)
+    wait_for(lambda: not Run.objects.exclude(state=State.FAILED).exists(), timeout=30)
+    for run in Run.objects.all():
+        name, attempts = expected[run.id]
+        assert [error["attempt"] for error in run.errors] == [*range(1, attempts + 1)]
+        for error in run.errors:
+            assert error["error"].startswith(name)
+            assert error["worker"]
+            started, ended = (
+                datetime.fromisoformat(error[when]) for when in ("started_at", "ended_at")
+            )
+            assert timedelta(seconds=1) <= ended - started < timedelta(seconds=8)
+        assert run.reason.startswith(name)
+        with pytest.raises((SoftTimeLimitExceeded, TimeLimitExceeded)):
+            AsyncResult(str(run.id)).get(timeout=1)
 
 
 def test_a_retry_of_a_plain_message_becomes_a_run(system: System, evidence: Path) -> None:
