@@ -26,9 +26,10 @@ from kombu.utils.json import loads
 from psycopg.pq import TransactionStatus
 
 from scheduling.enqueueing import enqueue_message
+from scheduling.errbacks import errback_arguments
 from scheduling.errors import EnqueueError
 from scheduling.finishing import Outcome, finish
-from scheduling.follow_ups import errback_arguments, request_fields
+from scheduling.follow_ups import request_fields
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State

@@ -6,7 +6,6 @@ the fence: a worker that lost its lease matches no row any more.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,15 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 from celery import current_app, states
-from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
+from celery.exceptions import TaskRevokedError, WorkerLostError
 from django.conf import settings
 from django.db import connection, transaction
 
 from scheduling import follow_ups, streaks
 from scheduling.doorbell import ring_on_commit
-from scheduling.errors import SchedulingError
 from scheduling.failures import NOTE, described
-from scheduling.follow_ups import Ended, FollowUpError
+from scheduling.follow_ups import FollowUpError
 from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
@@ -169,6 +167,9 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         False where the fence was lost: another attempt owns the run, or it has ended. Nothing is
         written then. Calling it twice does no harm.
     """
+    if outcome.state == State.CANCELLED and outcome.result is None:
+        error = TaskRevokedError(outcome.reason)
+        outcome = replace(outcome, result=backend().prepare_error(states.REVOKED, error))
     try:
         held = (_fail if outcome.state == State.FAILED else _end)(run_id, attempt, outcome)
     except FollowUpError as error:
@@ -195,21 +196,34 @@ def _fail(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     return held
 
 
+RUNNING = """
+id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+"""
+
+
 def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     move, parameters = _move(run_id, attempt, outcome)
     if not outcome.followed and not outcome.replacement:
         return apply(move, parameters, outcome.result) > 0
     with transaction.atomic():
-        ended = ending(RUNNING, parameters)
+        ended = follow_ups.ending(RUNNING, parameters)
         if ended is None:
             return False
         if not outcome.replacement:
-            end_with_follow_ups(ended, outcome, partial(apply, move, parameters))
+            follow_ups.end(ended, outcome, partial(apply, move, parameters))
             return True
         held = apply(move, parameters, outcome.result) > 0
         if held:
             follow_ups.send_replacement(ended, outcome.replacement)
         return held
+
+
+def _unfollowable(error: FollowUpError) -> Outcome:
+    """Return the outcome of a run that succeeded, and cannot set off what it should."""
+    text = text_of(error)
+    result = backend().prepare_error(states.FAILURE, error)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, followed=True)
 
 
 def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, Any]]:
@@ -286,79 +300,6 @@ def _columns(result: "StoredResult") -> dict[str, str | None]:
     return {
         f"r_{name}": None if value is None else clean(value) for name, value in vars(result).items()
     }
-
-
-# --- Runs that others follow ---------------------------------------------------------------------
-
-ENDING = """
-SELECT id, task, args, kwargs, options, follow_ups, failures, worker FROM scheduling_run
- WHERE {where} FOR NO KEY UPDATE {otherwise}
-"""
-RUNNING = """
-id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
-"""
-
-
-def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False) -> Ended | None:
-    """Lock a run that is about to end, and return what its follow-ups need to know of it."""
-    otherwise = "SKIP LOCKED" if skip_locked else ""
-    with connection.cursor() as cursor:
-        cursor.execute(ENDING.format(where=where, otherwise=otherwise), parameters)
-        row = cursor.fetchone()
-    return Ended(*row) if row else None
-
-
-def end_with_follow_ups(
-    ended: Ended, outcome: Outcome, end: Callable[["StoredResult | None"], int]
-) -> None:
-    """End a run that others follow by `end`, and write those; the caller holds its transaction.
-
-    Raises:
-        FollowUpError: a success cannot be followed as it should; nothing of this must stay.
-    """
-    result = _known_result(ended, outcome)
-    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
-        children = follow_ups.send_next(ended, outcome.value)
-        end(backend().with_children(result, children) if result and children else result)
-        follow_ups.count_part(ended, states.SUCCESS, outcome.value)
-        return
-    end(result)
-    error = _error_of(outcome)
-    send = follow_ups.abandon if isinstance(outcome.value, Ignore) else follow_ups.send_failure
-    send(ended, _status_of(outcome), error, outcome.traceback)
-
-
-def _known_result(ended: Ended, outcome: Outcome) -> "StoredResult | None":
-    """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
-    result = outcome.result
-    if not ended.request.chord or (result and result.status in states.READY_STATES):
-        return result
-    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
-        return backend().prepare_success(outcome.value, ended.task)
-    return backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
-
-
-def _status_of(outcome: Outcome) -> str:
-    return states.FAILURE if outcome.state == State.FAILED else states.REVOKED
-
-
-def _error_of(outcome: Outcome) -> BaseException:
-    if isinstance(outcome.value, BaseException) and not isinstance(outcome.value, Ignore):
-        return outcome.value
-    if outcome.state != State.FAILED:
-        return TaskRevokedError(outcome.reason)
-    if outcome.result is None or outcome.result.status != states.FAILURE:
-        return SchedulingError(outcome.reason)
-    error: BaseException = backend().exception_to_python(backend().decode(outcome.result.result))
-    return error
-
-
-def _unfollowable(error: FollowUpError) -> Outcome:
-    """Return the outcome of a run that succeeded, and cannot set off what it should."""
-    text = text_of(error)
-    result = backend().prepare_error(states.FAILURE, error)
-    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, followed=True)
 
 
 # --- Attempts whose worker cannot speak for itself -----------------------------------------------

@@ -8,24 +8,29 @@ writes each message that it is asked to send as a row.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from celery import current_app, signature, states
 from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, TaskRevokedError
 from celery.utils.functional import maybe_list
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from kombu.utils.json import loads
 
-from scheduling.errors import EnqueueError
+from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
+from scheduling.models import State
 from scheduling.registry import encode
+
+if TYPE_CHECKING:
+    from scheduling.finishing import Outcome
+    from scheduling.results import StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run at its end, as `finishing.ENDING` reads it."""
+    """A run at its end, as `ENDING` reads it."""
 
     id: UUID
     task: str
@@ -113,6 +118,67 @@ def _readable(text: str) -> Any:
         return None
 
 
+# --- The end of a run that others follow ---------------------------------------------------------
+
+ENDING = """
+SELECT id, task, args, kwargs, options, follow_ups, failures, worker FROM scheduling_run
+ WHERE {where} FOR NO KEY UPDATE {otherwise}
+"""
+
+
+def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False) -> Ended | None:
+    """Lock a run that is about to end, and return what its follow-ups need to know of it."""
+    otherwise = "SKIP LOCKED" if skip_locked else ""
+    with connection.cursor() as cursor:
+        cursor.execute(ENDING.format(where=where, otherwise=otherwise), parameters)
+        row = cursor.fetchone()
+    return Ended(*row) if row else None
+
+
+def end(ended: Ended, outcome: "Outcome", move: Callable[["StoredResult | None"], int]) -> None:
+    """End a run that others follow by `move`, and write those; the caller holds its transaction.
+
+    Raises:
+        FollowUpError: a success cannot be followed as it should; nothing of this must stay.
+    """
+    result = _known_result(ended, outcome)
+    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+        children = _send_next(ended, outcome.value)
+        move(_backend().with_children(result, children) if result and children else result)
+        count_part(ended, states.SUCCESS, outcome.value)
+        return
+    move(result)
+    error = _error_of(outcome)
+    send = _abandon if isinstance(outcome.value, Ignore) else _send_failure
+    send(ended, _status_of(outcome), error, outcome.traceback)
+
+
+def _known_result(ended: Ended, outcome: "Outcome") -> "StoredResult | None":
+    """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
+    known: StoredResult | None = outcome.result
+    if ended.request.chord and (known is None or known.status not in states.READY_STATES):
+        if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+            known = _backend().prepare_success(outcome.value, ended.task)
+        else:
+            known = _backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
+    return known
+
+
+def _status_of(outcome: "Outcome") -> str:
+    return states.FAILURE if outcome.state == State.FAILED else states.REVOKED
+
+
+def _error_of(outcome: "Outcome") -> BaseException:
+    if isinstance(outcome.value, BaseException) and not isinstance(outcome.value, Ignore):
+        return outcome.value
+    if outcome.state != State.FAILED:
+        return TaskRevokedError(outcome.reason)
+    if outcome.result is None or outcome.result.status != states.FAILURE:
+        return SchedulingError(outcome.reason)
+    error: BaseException = _backend().exception_to_python(_backend().decode(outcome.result.result))
+    return error
+
+
 # --- Sending ------------------------------------------------------------------------------------
 
 
@@ -142,7 +208,7 @@ def sending(ended: Ended) -> Iterator[None]:
         _local.sender = outer
 
 
-def send_next(ended: Ended, value: object) -> list[Any]:
+def _send_next(ended: Ended, value: object) -> list[Any]:
     """Write what follows a success but for its chord: links and the next step of its chain.
 
     Returns:
@@ -175,15 +241,15 @@ def count_part(ended: Ended, state: str, value: object) -> None:
             _backend().on_chord_part_return(ended.request, state, value)
 
 
-def send_failure(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+def _send_failure(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
     """Write what follows an end that is no success: the chord's, the chain's and its errbacks."""
-    abandon(ended, state, error, traceback)
+    _abandon(ended, state, error, traceback)
     if ended.request.errbacks:
         with _safely(ended):
             _backend()._call_task_errbacks(ended.request, error, traceback)
 
 
-def abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+def _abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
     """End what waits for a run that has no result to give: the rest of its chain, its chord."""
     count_part(ended, state, error)
     if ended.request.chain:
@@ -232,72 +298,3 @@ def _cancel_rest(step: Any, options: Mapping[str, Any], error: BaseException) ->
 
 def _backend() -> Any:
     return current_app.backend
-
-
-# --- Errbacks -----------------------------------------------------------------------------------
-
-TOLD = ("id", "task", "args", "kwargs", "retries", "root_id", "parent_id", "group", "group_index",
-        "hostname", "headers", "stamps", "stamped_headers")  # fmt: skip
-
-
-def send_errbacks(request: Context, error: BaseException, traceback: str | None) -> None:
-    """Write a run for each errback; one that cannot be written stops no other.
-
-    Celery calls errbacks of the newer style, `(request, error, traceback)`, where the task failed.
-    That may be in beat, or in a transaction. Here each is a job, and its worker, which knows it,
-    decides which style it has: see `errback_arguments`.
-    """
-    failure = _failure(request, error, traceback)
-    for errback in maybe_list(request.errbacks) or ():
-        wanted: Any = signature(errback, app=current_app)
-        try:
-            with transaction.atomic():
-                _send_errback(wanted, request, failure)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as refusal:
-            event(logger, "errback_refused", level=logging.ERROR, run=request.id,
-                  task=wanted.task, error=refusal)  # fmt: skip
-
-
-def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> None:
-    family = {"parent_id": request.id, "root_id": request.root_id or request.id}
-    if errback.subtask_type:  # a canvas takes the id, as an errback of the older style does
-        errback.apply_async((request.id,), **family)
-        return
-    args, kwargs, options = errback._merge((request.id,), {}, family)
-    if not errback.immutable:
-        options = {**options, "failure": failure}
-    current_app.send_task(errback.task, args, kwargs, **options)
-
-
-def _failure(request: Context, error: BaseException, traceback: str | None) -> dict[str, Any]:
-    told = {name: request.get(name) for name in TOLD if request.get(name) is not None}
-    failure = {
-        "request": told,
-        "error": _backend().prepare_exception(error),
-        "traceback": traceback or "",
-    }
-    try:
-        encode(failure)
-    except EnqueueError:  # a chord's own arguments can hold what no row has seen
-        failure["request"] = {name: told[name] for name in ("id", "task") if name in told}
-    return failure
-
-
-def errback_arguments(
-    job: Any, failure: Mapping[str, Any], args: list[Any], kwargs: Mapping[str, Any]
-) -> list[Any]:
-    """Return the arguments of an errback, which are stored as those of the older style."""
-    if not _is_new_style(job, args[1:], kwargs):
-        return args
-    error = _backend().exception_to_python(failure["error"])
-    return [Context(failure["request"]), error, failure["traceback"], *args[1:]]
-
-
-def _is_new_style(job: Any, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Ask as Celery does: `backends.base.Backend._call_task_errbacks`."""
-    errback = job.s(*args, **kwargs)
-    header = getattr(job, "__header__", None)
-    bound = hasattr(header, "func")  # a partial: `bind=True` makes it a task that can retry
-    return header is not None and not bound and _backend()._errback_arity_greater(errback, 1)

@@ -16,7 +16,8 @@ from celery.utils.time import maybe_timedelta
 from django_celery_results.backends.database import DatabaseBackend
 
 from scheduling import clock, execution, pruning, waiting
-from scheduling.follow_ups import send_errbacks, sender
+from scheduling.errbacks import send_errbacks
+from scheduling.follow_ups import sender
 from scheduling.running import current
 
 # Columns of django-celery-results that are narrower than what they hold may well be.

@@ -11,13 +11,12 @@ from celery.exceptions import TaskRevokedError
 from django.db import connection, transaction
 from django.db.models.functions import Coalesce, Now
 
+from scheduling import follow_ups
 from scheduling.errors import SchedulingError
 from scheduling.finishing import (
     Outcome,
     apply,
     backend,
-    end_with_follow_ups,
-    ending,
     record,
 )
 from scheduling.follow_ups import PARKED
@@ -115,9 +114,11 @@ def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) 
     """End one waiting run, with what follows, unless somebody holds it or has moved it."""
     parameters = {**parameters, "id": run_id}
     with transaction.atomic():
-        ended = ending(f"id = %(id)s AND state IN ({WAITING_SQL})", parameters, skip_locked=True)
+        ended = follow_ups.ending(
+            f"id = %(id)s AND state IN ({WAITING_SQL})", parameters, skip_locked=True
+        )
         if ended is not None:
-            end_with_follow_ups(ended, outcome, partial(apply, CLOSE_ONE, parameters))
+            follow_ups.end(ended, outcome, partial(apply, CLOSE_ONE, parameters))
     return ended is not None
 
 
