@@ -23,7 +23,7 @@ from scheduling.models import Policy, Schedule
 from scheduling.planning import MOMENT
 from scheduling.recurrence import Difference, Rule
 from scheduling.registry import check_call, queue_of
-from scheduling.rule_rows import Cron, Every, Once, column_of, row_of
+from scheduling.rule_rows import Cron, Every, Once, column_of, is_length, row_of
 from scheduling.rules import build_rule, fields_of, rule_of, same_rule
 from scheduling.schedules import refuse_if_code
 from scheduling.standing import plan_of, policy_of, standing, with_rows
@@ -153,7 +153,7 @@ def _edited(
         raise ScheduleError(f"{min(unknown)!r} cannot be changed here.")
     if isinstance(rule, Every) and schedule.interval is not None:
         # The same length in another unit would only make it count anew.
-        rule = None if rule.step == schedule.interval.schedule.run_every else rule
+        rule = None if is_length(schedule.interval, rule.step) else rule
     try:
         if rule is not None:
             wanted |= dict.fromkeys(RULES) | {column_of(rule): row_of(rule, now)}

@@ -83,6 +83,15 @@ def _interval(step: timedelta) -> models.Model:
     return _equal_or_new(IntervalSchedule, every=step // unit, period=period)
 
 
+def is_length(interval: IntervalSchedule, step: timedelta) -> bool:
+    """Return whether the row is an interval of that length, in whatever unit.
+
+    Raw SQL may have written one that no timedelta holds.
+    """
+    unit = dict(PERIODS).get(interval.period)
+    return unit is not None and not step % unit and step // unit == interval.every
+
+
 def _equal_or_new(model: type[models.Model], **fields: Any) -> models.Model:
     row: models.Model | None = model._default_manager.filter(**fields).order_by("pk").first()
     return row or model(**fields)

@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import Error, connection
 
@@ -34,9 +36,19 @@ OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, 
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
-def _doing(running: int) -> str:
-    closed = intake.closed()
-    return f"runs {running}; takes no work: {closed}" if closed else f"runs {running}"
+class Doing:
+    """What a worker says in its heartbeat: what it does, and what it took last."""
+
+    def __init__(self) -> None:
+        self._taken = Counter[str]()
+        self._last = ""
+
+    def words(self, running: int) -> str:
+        taken = Counter(worker_state.total_count)
+        if new := taken - self._taken:
+            self._taken, self._last = taken, f", the last {next(reversed(new))}"
+        words = f"runs {running}; took {taken.total()} in all{self._last}"
+        return f"takes no work: {closed}; {words}" if (closed := intake.closed()) else words
 
 
 class Keeper:
@@ -47,6 +59,7 @@ class Keeper:
         self._parent = os.getpid()
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._renewed = -math.inf  # the first thing it does is to say that it is there
+        self._doing = Doing()
         self._suspects: dict[UUID, Any] = {}
         self._told: dict[UUID, tuple[Any, float]] = {}
         self._end_by = math.inf
@@ -106,7 +119,7 @@ class Keeper:
         try:
             with no_fork:
                 asked, elsewhere = renew(running)
-                heartbeats.pulse(execution.worker_name, "worker", _doing(len(running)))
+                heartbeats.pulse(execution.worker_name, "worker", self._doing.words(len(running)))
             self._renewed = time.monotonic()
             self._cancel(asked, running)
             self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})

@@ -122,6 +122,7 @@ class TestTheCommand:
     def test_it_says_that_there_is_nothing_to_look_at(self) -> None:
         answer = called("schedule", "audit")
         assert answer.err == f"Every plan was made by this version ({planning.rule_version()}).\n"
+        assert answer.out == ""
 
     def test_it_lists_what_moved_and_changes_nothing(self) -> None:
         move(planned_by_an_old_version())

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from scheduling import editing, planning, schedules
 from scheduling.errors import EnqueueError, ScheduleError
@@ -94,6 +94,14 @@ class TestTheRule:
     def test_a_rule_that_could_not_be_read_is_only_replaced(self) -> None:
         row = schedule(crontab=crontab("61"))
         found = edit(fresh(row), Cron("0 7 * * *", "UTC")).occurrences
+        assert found is not None
+        assert (found.added, found.removed) == (30, 0)
+
+    def test_an_interval_that_nothing_can_hold_is_only_replaced(self) -> None:
+        (huge,) = IntervalSchedule.objects.bulk_create(
+            [IntervalSchedule(every=2**31 - 1, period="days")]
+        )
+        found = edit(fresh(schedule(interval=huge)), Every(timedelta(days=1))).occurrences
         assert found is not None
         assert (found.added, found.removed) == (30, 0)
 

@@ -2,16 +2,19 @@
 
 import os
 import tomllib
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 import redis
 from celery import current_app
+from celery.worker import state as worker_state
 from django.conf import settings
 
-from scheduling import __version__, clock, heartbeats
+from scheduling import __version__, clock, heartbeats, intake
 from scheduling.beat import Scheduler
 from scheduling.models import Heartbeat
+from scheduling.workers.keeper import Doing
 
 pytestmark = pytest.mark.django_db
 
@@ -36,6 +39,25 @@ def test_it_says_who_and_where_and_what_it_did_last() -> None:
 def test_its_version_is_the_projects() -> None:
     project = tomllib.loads((settings.BASE_DIR / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
+
+
+def test_a_worker_says_what_it_does_and_what_it_took_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Counter[str]()
+    monkeypatch.setattr(worker_state, "total_count", begun)
+    doing = Doing()
+    assert doing.words(0) == "runs 0; took 0 in all"
+    begun.update({"a.tasks.one": 2})
+    assert doing.words(1) == "runs 1; took 2 in all, the last a.tasks.one"
+    begun.update({"a.tasks.two": 1})
+    assert doing.words(0) == "runs 0; took 3 in all, the last a.tasks.two"
+    begun.update({"a.tasks.one": 1})
+    assert doing.words(0) == "runs 0; took 4 in all, the last a.tasks.one"
+    assert doing.words(0) == "runs 0; took 4 in all, the last a.tasks.one"
+    intake.close("memory", "memory at 91%")
+    try:
+        assert doing.words(0).startswith("takes no work: memory at 91%; runs 0; took 4 in all")
+    finally:
+        intake.reopen("memory")
 
 
 def test_a_later_pulse_keeps_the_start_and_moves_the_rest() -> None:

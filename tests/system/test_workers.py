@@ -188,6 +188,8 @@ def test_above_its_limits_a_worker_takes_nothing_and_says_so(
     change_limit(system, "memory", 0)
     wait_for(lambda: run_of(run_id).state == State.SUCCEEDED, timeout=10)
     assert worker.said("work_taken_again")
+    last = f"took 1 in all, the last {tasks.write.name}"
+    wait_for(Heartbeat.objects.filter(service="worker", doing__contains=last).exists, timeout=10)
 
 
 # --- Progress ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from django.conf import settings
@@ -16,7 +17,7 @@ from scheduling.models import UNFINISHED, Priority, Run
 from scheduling.registry import encode
 from scheduling.rule_rows import CRON_FIELDS
 from scheduling.schedules import Cron, Every, Once
-from scheduling.standing import Standing, standing, standings
+from scheduling.standing import standing, standings
 
 
 class Command(LedgerCommand):
@@ -124,7 +125,7 @@ class Command(LedgerCommand):
         if first is None:
             self.say("No schedules yet. To make one: manage.py schedule add NAME TASK --every 5m")
             return
-        rows = (row for each in _chained(first, found) for row in words.rows(each, now))
+        rows = (row for each in chain([first], found) for row in words.rows(each, now))
         head = ("NAME", "TASK", "RULE", "NEXT", "LAST")
         self.say_lines(output.table(head, rows, flexible=(0, 1, 2)))
         self.say(f"Times are in {settings.TIME_ZONE}; a rule's own zone stands beside it.")
@@ -211,7 +212,9 @@ class Command(LedgerCommand):
             self.say_lines(output.json_array(map(output.moved_json, moved())))
         else:
             rows = (words.moved_row(one, now) for one in moved())
-            self.say_lines(output.table(("NAME", "PLANNED", "NOW", "WHY"), rows, flexible=(0, 3)))
+            head = ("NAME", "PLANNED", "NOW", "WHY")
+            for first in rows:  # where nothing moved, there is nothing to head
+                self.say_lines(output.table(head, chain([first], rows), flexible=(0, 3)))
         self.note(words.audited(counts["seen"], counts["moved"], fixed=options["fix"]))
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
@@ -264,8 +267,3 @@ class Command(LedgerCommand):
         return {
             column: make(options[name]) for name, (column, make) in read.items() if name in options
         }
-
-
-def _chained(first: Standing, rest: Iterator[Standing]) -> Iterator[Standing]:
-    yield first
-    yield from rest
