@@ -5,12 +5,27 @@ from typing import Any
 
 from celery import Celery
 from celery.result import AsyncResult
+from celery.signals import worker_process_init
 
 from scheduling import load_limits as load_limits  # `celery control` knows its command by this
 from scheduling.errors import EnqueueError
 from scheduling.ids import give_celery_sorted_ids
 
 give_celery_sorted_ids()
+
+
+@worker_process_init.connect
+def forget_lost_connection(**_: Any) -> None:
+    """Let a new child know nothing of a connection that its parent has lost.
+
+    Celery would close its file, and fail with a traceback, in each new child: there is none.
+    Connected here, which is before Celery connects its own.
+    """
+    from django.db import connection
+
+    raw: Any = connection.connection
+    if raw is not None and raw.closed:
+        connection.connection = None
 
 
 class App(Celery):

@@ -3,19 +3,22 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from celery import chain, chord, current_app, group
 from celery.fixups import django as fixups
 from django.conf import settings as django_settings
+from django.db import OperationalError, connection
 from pytest_django import Settings
 
 from scheduling import clock
+from scheduling.app import forget_lost_connection
 from scheduling.errors import EnqueueError
 from scheduling.ids import uuid7
 from scheduling.models import Origin, Priority, Run, State
 from tests.jobs.tasks import add
-from tests.scheduling.ledger import ADD
+from tests.scheduling.ledger import ADD, second_connection
 
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
@@ -161,3 +164,20 @@ class TestTheSettings:
     def test_every_task_of_the_app_is_a_job(self, settings: Settings) -> None:
         assert current_app.task_cls == "scheduling.jobs:Job"
         assert settings.CELERY_RESULT_BACKEND == "scheduling.results:Backend"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_new_child_forgets_a_connection_that_its_parent_has_lost() -> None:
+    raw: Any = connection.cursor().connection
+    with second_connection() as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [raw.info.backend_pid])
+    with pytest.raises(OperationalError):
+        connection.cursor().execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError):  # what Celery would do with it
+        raw.fileno()
+    forget_lost_connection()
+    assert connection.connection is None
+    assert clock.now()
+    kept = connection.connection
+    forget_lost_connection()
+    assert connection.connection is kept
