@@ -70,6 +70,19 @@ def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System) -
     assert "WorkerLostError" in run.reason
 
 
+def test_a_run_that_takes_each_worker_down_with_it_ends_as_failed(system: System) -> None:
+    system.beat()
+    workers = [system.worker(1) for _ in range(2)]
+    for worker in workers:
+        worker.wait_until_said(" ready.")
+    run_id = enqueue(tasks.end_with, ("kill worker",), max_attempts=2).id
+    wait_for(lambda: Run.objects.get(pk=run_id).state == State.FAILED, timeout=30)
+    run = Run.objects.get(pk=run_id)
+    assert [worker.process.poll() for worker in workers] == [-9, -9]
+    assert (run.attempt, run.failures, len(run.errors)) == (2, 2, 2)
+    assert "its lease ran out" in run.reason
+
+
 def test_a_frozen_worker_that_wakes_can_record_nothing(system: System, evidence: Path) -> None:
     system.beat()
     frozen = system.ready_worker(1)
@@ -98,6 +111,8 @@ def test_redis_killed_and_back_empty_only_delays(
     wait_for(lambda: Run.objects.filter(state=State.QUEUED).count() == 100, timeout=20)
     own_redis.kill()
     own_redis.start()
+    with redis.Redis.from_url(own_redis.url) as client:
+        wait_for(lambda: client.llen("celery\x06\x166") == 100, timeout=15)
     worker = system.ready_worker(2)
     wait_for(all_final, timeout=30)
     assert starts(evidence) == {str(n): 1 for n in range(100)}
@@ -129,6 +144,8 @@ def test_postgres_restarted_under_everything_only_delays(
         own_postgres.restart()
         for n in range(10):
             enqueue(tasks.write, (str(evidence), f"after{n}"))
+        short = Run.objects.exclude(pk=long)
+        wait_for(lambda: not short.filter(state__in=UNFINISHED).exists(), timeout=10)
         wait_for(all_final, timeout=40)
         assert Run.objects.get(pk=long).state == State.SUCCEEDED
         counted = starts(evidence)
