@@ -1,9 +1,10 @@
-"""The one clock: the database's."""
+"""The one clock: the database's; and what the clocks of TIME_ZONE show."""
 
 from datetime import datetime
 from typing import cast
 
 from django.db import connection
+from django.utils import timezone
 
 
 def now() -> datetime:
@@ -11,3 +12,11 @@ def now() -> datetime:
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         return cast(datetime, cursor.fetchone()[0])
+
+
+def local(instant: datetime) -> datetime:
+    """Return the instant in TIME_ZONE; in UTC at either end of time, where a shift overflows."""
+    try:
+        return timezone.localtime(instant)
+    except OverflowError:
+        return instant

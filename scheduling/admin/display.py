@@ -4,9 +4,10 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+
+from scheduling import clock
 
 NOTHING = "-"
 LONGEST_TEXT = 20_000
@@ -18,7 +19,7 @@ def moment(instant: datetime | None) -> str:
     """Return the instant in TIME_ZONE, to the second, with the zone's name."""
     if instant is None:
         return NOTHING
-    return timezone.localtime(instant).strftime("%Y-%m-%d %H:%M:%S %Z")
+    return clock.local(instant).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def span(length: timedelta) -> str:

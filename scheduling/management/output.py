@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from typing import Any
 
-from django.utils import timezone
-
+from scheduling import clock as ledger_clock
 from scheduling.auditing import Moved
 from scheduling.backfilling import Extent, Progress
 from scheduling.editing import Edit
@@ -282,8 +281,8 @@ def clock(at: datetime | None, now: datetime) -> str:
     """Return an instant in TIME_ZONE, as short as it can be: `today 06:00:00`."""
     if at is None:
         return "-"
-    local = timezone.localtime(at)
-    if local.date() == timezone.localtime(now).date():
+    local = ledger_clock.local(at)
+    if local.date() == ledger_clock.local(now).date():
         return f"today {local:%H:%M:%S}"
     return f"{local:%Y-%m-%d %H:%M}"
 
@@ -292,7 +291,7 @@ def full_clock(at: datetime | None, now: datetime) -> str:
     """Return an instant in TIME_ZONE to the second, with its zone and its distance from now."""
     if at is None:
         return "-"
-    local = timezone.localtime(at)
+    local = ledger_clock.local(at)
     return f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()} ({distance(at, now)})"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.test import override_settings
-from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 
 from scheduling import planning, schedules
 from scheduling.management.command import user_name
@@ -302,6 +302,22 @@ class TestList:
         assert max(map(len, answer.lines)) <= 100
         assert answer.lines[0].split() == ["NAME", "TASK", "RULE", "NEXT", "LAST"]
         assert answer.lines[-1].startswith("Times are in UTC")
+
+    @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+    def test_instants_at_either_end_of_time_can_be_shown(self, zone: str) -> None:
+        for name, at in (
+            ("first", datetime(1, 1, 1, tzinfo=UTC)),
+            ("last", datetime(9999, 12, 31, 23, tzinfo=UTC)),
+        ):
+            clocked = ClockedSchedule.objects.create(clocked_time=at)
+            PeriodicTask.objects.create(name=name, task=SWEEP, clocked=clocked, one_off=True)
+        Plan.objects.update(needs_plan=False, last_due_at=datetime(1, 1, 1, tzinfo=UTC))
+        Plan.objects.filter(schedule__name="last").update(next_due_at=at)
+        with override_settings(TIME_ZONE=zone):
+            (_, first, last, _) = called("schedule", "list").lines
+            assert re.search(r" 0*1-01-01 \d\d:\d\d$", first)
+            assert re.search(r"9999-12-31 (18|23):00 ", last)
+            assert called("schedule", "show", "last").code == 0
 
     def test_what_will_not_run_says_why(self) -> None:
         for name in ("broken", "disabled", "paused"):
