@@ -34,7 +34,7 @@ from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.options import read_options
-from scheduling.outcomes import died, outcome_of, refused
+from scheduling.outcomes import died, not_stored, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
 from scheduling.running import Again, Claimed, Execution, entered
 from scheduling.sql import prepared_cursor
@@ -274,8 +274,7 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
         django.health_check_done = True
     refused = ""
     for wanted in (outcome, outcome, None):
-        text = f"its outcome could not be stored: {refused}"
-        last = wanted or Outcome(State.FAILED, text, text, failed=True, place="(result)")
+        last = wanted or not_stored(refused)
         try:
             patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
         except (OperationalError, InterfaceError):  # then the lease runs out

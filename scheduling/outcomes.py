@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
-from celery import states
+from celery import current_app, states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 from kombu.utils.json import loads
 
+from scheduling.errors import SchedulingError
 from scheduling.finishing import NextCall, Outcome, failed_attempt, handed_back, text_of
 from scheduling.follow_ups import PARKED
 from scheduling.models import State
@@ -127,6 +128,17 @@ def _rejected(job: "Job", reject: Any) -> Outcome:
 
 def refused(job: "Job", problem: str) -> Outcome:
     return _failed_outside(job, problem, TypeError(problem), "(arguments)")
+
+
+def not_stored(why: str) -> Outcome:
+    """Return the outcome of an attempt whose own was refused: nothing of that one is in it."""
+    text = f"its outcome could not be stored: {why}"
+    backend: Any = current_app.backend
+    error = SchedulingError(text)
+    result = backend.prepare_error(states.FAILURE, error)
+    return Outcome(
+        State.FAILED, text, text, failed=True, result=result, value=error, place="(result)"
+    )
 
 
 def _failed_outside(job: "Job", text: str, error: BaseException, place: str) -> Outcome:

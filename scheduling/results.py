@@ -11,11 +11,12 @@ from celery import group, maybe_signature, states
 from celery.app.task import Context
 from celery.backends.base import _result_errbacks  # type: ignore[attr-defined]
 from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
+from celery.exceptions import ChordError
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
-from django_celery_results.backends.database import DatabaseBackend
+from django_celery_results.backends.database import DatabaseBackend, trigger_callback
 
-from scheduling import clock, execution, pruning, waiting
+from scheduling import chords, clock, execution, pruning, waiting
 from scheduling.errbacks import send_errbacks
 from scheduling.follow_ups import sender
 from scheduling.running import current
@@ -78,6 +79,23 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             super()._call_task_errbacks(request, exc, traceback)
         else:
             send_errbacks(request, exc, traceback)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a part of a chord; the last one writes its body, or fails it."""
+        if sender() is None:
+            super().on_chord_part_return(request, state, result, **kwargs)
+            return
+        header = chords.count_part(request.group)
+        if header is None:
+            return
+        body = maybe_signature(request.chord, app=self.app)
+        if header.ready():
+            trigger_callback(self.app, body, header)
+            return
+        try:  # one that is a plain message and ignores its result
+            raise ChordError("a part of it has left no result")
+        except ChordError as error:
+            self.chord_error_from_stack(body, error)
 
     def chord_error_from_stack(self, callback: Any, exc: Any = None) -> Any:
         """Fail a chord's body, and with it the chord that the body itself is a part of.

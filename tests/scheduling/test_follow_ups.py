@@ -12,13 +12,14 @@ import redis
 from celery import chain, chord, current_app, group, states
 from celery.exceptions import ChordError
 from celery.result import AsyncResult, GroupResult
-from django.db import transaction
+from django.db import DataError, OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django_celery_results.models import (  # type: ignore[attr-defined]
     ChordCounter,
     TaskResult,
 )
 
-from scheduling import clock, waiting
+from scheduling import clock, follow_ups, waiting
 from scheduling.finishing import Outcome, failed_attempt, finish
 from scheduling.ids import uuid7
 from scheduling.models import UNFINISHED, Origin, Run, State
@@ -43,7 +44,7 @@ from tests.jobs.canvas import (
     total,
 )
 from tests.scheduling.child import deliver, forget_tracers, hint, work
-from tests.scheduling.ledger import run
+from tests.scheduling.ledger import in_thread, run, second_connection
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -333,8 +334,6 @@ class TestChords:
         assert heard == [("heard", [])]
 
     def test_two_parts_that_end_at_the_same_moment_make_one_body(self) -> None:
-        from tests.scheduling.ledger import in_thread
-
         promised = chord([plus.s(n, n) for n in range(8)], total.s()).apply_async(**NOW)
         futures = [in_thread(partial(hint, made)) for made in Run.objects.all()]
         for future in futures:
@@ -342,6 +341,33 @@ class TestChords:
         assert Run.objects.filter(origin=Origin.FOLLOW_UP).count() == 1
         work()
         assert value_of(promised) == 56
+
+    def test_the_last_of_many_parts_asks_for_all_results_at_once(self) -> None:
+        promised = chord((plus.s(n, n) for n in range(60)), total.s()).apply_async(**NOW)
+        *others, last = Run.objects.all()
+        for made in others:
+            hint(made)
+        with CaptureQueriesContext(connection) as statements:
+            hint(last)
+        assert len(statements) < 25
+        work()
+        assert value_of(promised) == 60 * 59
+
+    def test_a_plain_part_without_a_result_fails_the_body_and_nobody_waits(self) -> None:
+        promised = chord([plus.s(1, 1), plus.s(2, 2)], total.s()).apply_async(**NOW)
+        first, second = Run.objects.all()
+        hint(first)
+        TaskResult.objects.filter(task_id=str(first.pk)).delete()
+        hint(second)
+        with pytest.raises(ChordError, match="no result"):
+            value_of(AsyncResult(promised.id))
+        assert all_final()
+
+    def test_a_counter_that_is_gone_stops_no_part(self) -> None:
+        chord([plus.s(1, 1), plus.s(2, 2)], total.s()).apply_async(**NOW)
+        ChordCounter.objects.all().delete()
+        work()
+        assert set(Run.objects.values_list("state", flat=True)) == {State.SUCCEEDED}
 
     def test_it_is_rolled_back_with_the_callers_transaction(self) -> None:
         with transaction.atomic():
@@ -567,25 +593,94 @@ class TestReplacing:
 class TestBrokenEnds:
     """The follow-up and the end are one: both are there, or neither."""
 
-    def test_a_refused_statement_undoes_the_follow_ups_and_they_go_out_once(
+    @pytest.mark.parametrize(
+        ("error", "times"),
+        [(DataError("refused"), 1), (OperationalError("gone"), 1), (OperationalError("gone"), 2)],
+    )
+    def test_what_was_undone_goes_out_once_when_the_end_is_written(
+        self, error: Exception, times: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        promised = chord([plus.s(1, 1)], hear.s()).apply_async(**NOW)
+        tries = fail_after_the_follow_ups(monkeypatch, [error] * times)
+        work()
+        assert tries == []
+        assert (value_of(promised), heard) == ([2], [("heard", [2])])
+
+    def test_a_connection_that_is_cut_before_its_commit_undoes_both(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from django.db import DataError
+        promised = chain(plus.s(1, 2), hear.s()).apply_async(**NOW)
+        cuts, send_next = [1], follow_ups._send_next
 
-        from scheduling import finishing
+        def cut(*args: Any) -> Any:
+            children = send_next(*args)
+            if cuts:
+                cuts.pop()
+                pid = connection.connection.info.backend_pid
+                with second_connection() as other:
+                    other.execute("SELECT pg_terminate_backend(%s)", [pid])
+                    other.commit()
+            return children
 
-        promised = chord([plus.s(1, 1)], total.s()).apply_async(link=hear.s(), **NOW)
-        refusals, apply = [1], finishing.apply
-
-        def once(*args: Any) -> int:
-            moved = apply(*args)
-            if refusals and Run.objects.filter(origin=Origin.FOLLOW_UP).exists():
-                refusals.pop()
-                raise DataError("refused")
-            return moved
-
-        monkeypatch.setattr(finishing, "apply", once)
+        monkeypatch.setattr(follow_ups, "_send_next", cut)
         work()
-        assert refusals == []
-        assert value_of(promised) == 2
-        assert heard == [("heard", 2)]
+        assert (value_of(promised), heard) == (3, [("heard", 3)])
+        assert Run.objects.count() == 2
+
+    def test_one_that_is_never_accepted_fails_the_run_and_tells_its_errbacks(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any) -> None:
+            raise DataError("refused")
+
+        promised = plus.apply_async((1, 2), link=hear.s(), link_error=told_id.s(), **NOW)
+        monkeypatch.setattr(follow_ups, "_send_next", refuse)
+        hint(Run.objects.get())
+        monkeypatch.undo()
+        work()
+        assert row(promised).state == State.FAILED
+        assert heard == [("told", promised.id)]
+        with pytest.raises(Exception, match="could not be stored"):
+            value_of(promised)
+
+    def test_an_attempt_that_has_lost_its_fence_sets_nothing_off(self) -> None:
+        promised = plus.apply_async((1, 2), link=hear.s(), **NOW)
+        Run.objects.update(state=State.RUNNING, attempt=2)
+        assert not finish(row(promised).pk, 1, Outcome(State.SUCCEEDED, value=3))
+        assert not finish(row(promised).pk, 1, Outcome(State.SUCCEEDED, value=3, followed=True))
+        assert Run.objects.count() == 1
+
+    def test_an_end_that_is_written_twice_sets_off_once(self) -> None:
+        promised = plus.apply_async((1, 2), link=hear.s(), **NOW)
+        Run.objects.update(state=State.RUNNING)
+        outcome = Outcome(State.SUCCEEDED, value=3)
+        assert finish(row(promised).pk, 1, outcome)
+        assert not finish(row(promised).pk, 1, outcome)
+        assert Run.objects.count() == 2
+
+    def test_nothing_of_it_needs_the_broker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def away(*_: Any, **__: Any) -> Any:
+            raise AssertionError("the broker was asked")
+
+        monkeypatch.setattr("kombu.Connection.default_channel", property(away))
+        monkeypatch.setattr("kombu.Connection.ensure_connection", away)
+        body = group(total.s(), total.s())
+        chord([plus.s(1, 1), fail.s()], body).apply_async(**NOW)
+        promised = chain(plus.s(1, 1), group(plus.s(1), plus.s(2)), total.s()).apply_async(**NOW)
+        work()
+        assert value_of(promised) == 7
+
+
+def fail_after_the_follow_ups(
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
+) -> list[Exception]:
+    """Let the ends of runs that others follow fail when all is written but the commit."""
+    count_part = follow_ups.count_part
+
+    def fail_then(*args: Any) -> None:
+        count_part(*args)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(follow_ups, "count_part", fail_then)
+    return errors
