@@ -128,7 +128,7 @@ def test_redis_killed_and_back_empty_only_delays(
 def test_postgres_restarted_under_everything_only_delays(
     system: System, evidence: Path, own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    system.env["DATABASE_URL"] = own_postgres.url
+    system.env |= {"DATABASE_URL": own_postgres.url, "RUN_LEASE_SECONDS": "6"}
     original = connection.settings_dict.copy()
     connections["default"].close()
     try:
@@ -138,16 +138,19 @@ def test_postgres_restarted_under_everything_only_delays(
         beat, worker = system.beat(), system.ready_worker(2)
         for n in range(10):
             enqueue(tasks.write, (str(evidence), f"before{n}"))
-        long = enqueue(tasks.sleep, (str(evidence), 2)).id
+        long = enqueue(tasks.sleep, (str(evidence), 1)).id
         wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
         connection.close()
-        own_postgres.restart()
+        own_postgres.stop()
+        wait_for(lambda: "end 1" in evidence.read_text(), timeout=20)  # and nobody to tell it to
+        own_postgres.start()
         for n in range(10):
             enqueue(tasks.write, (str(evidence), f"after{n}"))
         short = Run.objects.exclude(pk=long)
         wait_for(lambda: not short.filter(state__in=UNFINISHED).exists(), timeout=10)
         wait_for(all_final, timeout=40)
-        assert Run.objects.get(pk=long).state == State.SUCCEEDED
+        run = Run.objects.get(pk=long)
+        assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 1, 0)
         counted = starts(evidence)
         assert all(counted[f"{when}{n}"] == 1 for when in ("before", "after") for n in range(10))
         assert beat.process.poll() is None
