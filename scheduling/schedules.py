@@ -99,7 +99,7 @@ def add(
     check_call(task, args, kwargs or {})
     queue_of(task, queue)  # refuses one that does not exist
     if Schedule.objects.filter(name=name).exists():
-        raise _name_taken(name)
+        raise _name_taken(name, _is_of_code(name))
     schedule = Schedule(
         name=name,
         task=task,
@@ -258,7 +258,14 @@ def _gone(schedule: PeriodicTask) -> ScheduleError:
     return ScheduleError(f"schedule {schedule.name!r} has been removed meanwhile.")
 
 
-def _name_taken(name: str) -> ScheduleError:
+def _is_of_code(name: str) -> bool:
+    return Policy.objects.filter(schedule__name=name, managed_by=ManagedBy.CODE).exists()
+
+
+def _name_taken(name: str, of_code: bool = False) -> ScheduleError:
+    where, remedy = (
+        (" in CELERY_BEAT_SCHEDULE", "") if of_code else ("", ", or remove that one first")
+    )
     return ScheduleError(
-        f"there is a schedule {name!r} already: choose another name, or remove that one first."
+        f"there is a schedule {name!r} already{where}: choose another name{remedy}."
     )

@@ -5,6 +5,7 @@ read it refuses with one line that names the text and shows how to write it.
 """
 
 import json
+import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -216,11 +217,18 @@ def _jump_between(before: datetime, after: datetime, zone: tzinfo) -> datetime:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ArgumentTypeError(f"{shown(text)} is JSON that is nested too deeply.") from None
     except ValueError as error:
         raise ArgumentTypeError(f"{shown(text)} is not JSON: {error}.") from None
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # it would be kept as Infinity, which is no JSON
+        raise ValueError(f"{digits} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

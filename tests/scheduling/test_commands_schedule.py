@@ -90,6 +90,7 @@ class TestAdd:
             (["x", "notifications.tasks.swep", "--every", "5m"], "did you mean"),
             (["x", SWEEP, "--every", "5m", "--args", "[1, 2, 3]"], "arguments do not fit"),
             (["x", SWEEP, "--every", "5m", "--args", "[1"], "is not JSON"),
+            (["x", SWEEP, "--every", "5m", "--args", "[1e400]"], "1e400 is too large"),
             (["x", SWEEP, "--every", "5x"], "'5x' is not a duration"),
             (["x", SWEEP, "--every", "-5m"], "'-5m' is not a duration"),
             (["x", SWEEP, "--every", "3000000d"], "is out of range"),
@@ -124,7 +125,11 @@ class TestAdd:
 
     def test_a_name_that_is_taken_is_refused(self) -> None:
         added()
-        assert "already" in refusal("schedule", "add", "nightly", SWEEP, "--every", "5m")
+        taken = refusal("schedule", "add", "nightly", SWEEP, "--every", "5m")
+        assert taken.endswith("already: choose another name, or remove that one first.")
+        Policy.objects.create(schedule_id=PeriodicTask.objects.get().pk, managed_by=ManagedBy.CODE)
+        taken = refusal("schedule", "add", "nightly", SWEEP, "--every", "5m")
+        assert taken.endswith("already in CELERY_BEAT_SCHEDULE: choose another name.")
 
 
 class TestEdit:
