@@ -218,6 +218,29 @@ class TestTheForm:
         page = admin_client.get(page_of(schedule)).content.decode()
         assert page.count("02:30:00 CE") + page.count("03:00:00 CE") == 5
 
+    @pytest.mark.parametrize(
+        ("minute", "hour", "month", "words"),
+        [
+            (
+                "30",
+                "2",
+                "3",
+                r"the clocks leave \d{4}-03-\d\d 02:30 out: it runs right after the gap",
+            ),
+            ("*/30", "2,3", "3", r"the clocks left \d{4}-03-\d\d 02:00 out: nothing ran for it"),
+            ("30", "2-3", "10", "the second time that the clocks show this"),
+        ],
+    )
+    def test_it_says_what_the_clocks_do_to_an_occurrence(
+        self, admin_client: Client, minute: str, hour: str, month: str, words: str
+    ) -> None:
+        last_sunday = CrontabSchedule.objects.create(
+            minute=minute, hour=hour, day_of_month="25-31", month_of_year=month, day_of_week="sun",
+            timezone="Europe/Berlin",
+        )  # fmt: skip
+        schedule = PeriodicTask.objects.create(name="n", task=ADD, crontab=last_sunday)
+        assert re.search(words, admin_client.get(page_of(schedule)).text)
+
     def test_it_shows_when_a_run_starts_where_there_is_a_spread(
         self, admin_client: Client, schedule: PeriodicTask
     ) -> None:
