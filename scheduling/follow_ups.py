@@ -84,7 +84,7 @@ class Ended:
         if not self.follow_ups:
             return {}
         try:
-            carried: dict[str, Any] = loads(self.follow_ups)
+            carried: dict[str, Any] = dict(loads(self.follow_ups))
         except Exception as error:  # kombu's decoders of typed values raise whatever they like
             event(logger, "follow_ups_unreadable", level=logging.ERROR, run=self.id, error=error)
             return {}
@@ -93,10 +93,12 @@ class Ended:
     @cached_property
     def request(self) -> Context:
         """What Celery's own code wants to know of the task that has ended."""
-        fields = {"root_id": str(self.id), **request_fields(_readable(self.options) or {})}
+        options = _readable(self.options)
+        fields = request_fields(options) if isinstance(options, dict) else {}
         return Context(
             {
                 "id": str(self.id),
+                "root_id": str(self.id),
                 "task": self.task,
                 "args": _readable(self.args),
                 "kwargs": _readable(self.kwargs),
@@ -217,8 +219,11 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     Raises:
         FollowUpError: one of them cannot be written; nothing must stay of the others.
     """
-    steps: list[tuple[Any, dict[str, Any]]] = [(link, {}) for link in ended.carried.get("link", ())]
-    if chain := ended.carried.get("chain"):
+    links, chain = ended.carried.get("link") or [], ended.carried.get("chain") or []
+    if not isinstance(links, list) or not isinstance(chain, list):
+        raise FollowUpError(f"its follow-ups cannot be read: {ended.follow_ups[:100]!r}")
+    steps: list[tuple[Any, dict[str, Any]]] = [(link, {}) for link in links]
+    if chain:
         steps.append((chain[-1], {"chain": chain[:-1]}))
     with sending(ended):
         return [_send(ended, step, (value,), options) for step, options in steps]

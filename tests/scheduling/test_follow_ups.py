@@ -4,6 +4,7 @@ The runs are worked through by a worker's child in this process. `heard` is what
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,10 @@ from django_celery_results.models import (  # type: ignore[attr-defined]
     ChordCounter,
     TaskResult,
 )
+from pytest_django import Settings
 
 from scheduling import clock, follow_ups, waiting
-from scheduling.finishing import Outcome, failed_attempt, finish
+from scheduling.finishing import Outcome, failed_attempt, finish, recover_lost_leases
 from scheduling.ids import uuid7
 from scheduling.models import UNFINISHED, Origin, Run, State
 from tests.jobs.canvas import (
@@ -517,6 +519,54 @@ class TestOtherEndings:
         made = run(State.QUEUED, follow_ups='{"link": ')
         hint(made)
         assert Run.objects.get(pk=made.pk).state == State.FAILED
+
+    @pytest.mark.parametrize(
+        ("follow_ups", "options"),
+        [
+            ("[1]", "{}"),
+            ("5", "{}"),
+            ("null", "{}"),
+            ('{"link": ', "{}"),
+            ('{"link": 5}', "{}"),
+            ('{"link": [{"a": 1}]}', "{}"),
+            ('{"link_error": [7]}', "{}"),
+            ('{"chain": 3}', "{}"),
+            ('{"chord": 7}', "{}"),
+            ('{"chord": {"task": null}}', "{}"),
+            ('{"link_error": []}', "[1]"),
+            ('{"link_error": []}', "{"),
+        ],
+    )
+    @pytest.mark.parametrize("how", ["it runs", "it is lost", "it expires", "it is cancelled"])
+    def test_odd_rows_end_and_stop_no_other(
+        self, follow_ups: str, options: str, how: str, settings: Settings
+    ) -> None:
+        settings.RUN_LEASE = timedelta(0)
+        waits = how != "it is lost"
+        odd, other = (
+            run(
+                State.QUEUED if waits else State.RUNNING,
+                task=five.name,
+                args="[]",
+                max_attempts=1,
+                **columns,
+            )
+            for columns in ({"follow_ups": follow_ups, "options": options}, {})
+        )
+        if how == "it runs":
+            hint(odd)
+            hint(other)
+        elif how == "it is lost":
+            Run.objects.update(lease_expires_at=clock.now() - timedelta(minutes=1))
+            recover_lost_leases()
+        elif how == "it expires":
+            Run.objects.update(expires_at=clock.now())
+            waiting.expire_waiting()
+        else:
+            waiting.cancel(odd.pk, by="ann")
+            waiting.cancel(other.pk, by="ann")
+        for made in (odd, other):
+            assert Run.objects.get(pk=made.pk).state not in UNFINISHED
 
 
 class TestReplacing:
