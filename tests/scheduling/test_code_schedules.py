@@ -3,7 +3,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import schedules
+from celery import current_app, schedules
 from django.core.management import CommandError, call_command
 from django.db import transaction
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
@@ -140,6 +140,15 @@ def test_an_entry_that_went_takes_its_schedule_with_it(settings: Settings) -> No
     settings.CELERY_BEAT_SCHEDULE = {}
     assert sync() == ["- from code"]
     assert PeriodicTask.objects.filter(pk=users.pk).exists()
+
+
+def test_celerys_own_clean_up_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleanup = row("celery.backend_cleanup")
+    assert (cleanup.task, cleanup.expire_seconds) == ("celery.backend_cleanup", 12 * 3600)
+    assert (cleanup.crontab.minute, cleanup.crontab.hour) == ("0", "4")
+    assert Policy.objects.get(schedule=cleanup).managed_by == ManagedBy.CODE
+    monkeypatch.setitem(current_app.conf, "result_expires", None)
+    assert sync() == ["- celery.backend_cleanup"]
 
 
 def test_what_an_admin_disabled_or_paused_stays_so(settings: Settings) -> None:
