@@ -27,6 +27,7 @@ from tests.scheduling.ledger import (
     schedule,
     set_plan,
 )
+from tests.waiting import wait_for
 
 YEARLY: dict[str, str] = {"month_of_year": "1", "day_of_month": "1"}
 
@@ -127,6 +128,26 @@ class TestATick:
         scheduler.run_once()
         made.refresh_from_db()
         assert made.state != State.HELD
+
+    def test_a_run_that_replaces_one_whose_lease_expires_is_released(
+        self, scheduler: Scheduler, settings: Settings
+    ) -> None:
+        settings.RUN_LEASE = timedelta(milliseconds=10)
+        end = clock.now() + timedelta(seconds=1)
+        old = run(
+            State.RUNNING, schedule_id=7, cancel_requested_by="schedule 7: replaced",
+            lease_expires_at=end,
+        )  # fmt: skip
+        new = run(State.HELD, schedule_id=7, due_at=old.due_at + timedelta(minutes=1))
+        scheduler.run_once()
+        new.refresh_from_db()
+        assert new.state == State.HELD
+        wait_for(lambda: clock.now() > end)
+        scheduler.run_once()
+        old.refresh_from_db()
+        new.refresh_from_db()
+        assert (old.state, old.attempt) == (State.CANCELLED, 1)
+        assert new.state != State.HELD
 
     def test_hints_that_redis_lost_are_sent_again(
         self, scheduler: Scheduler, redis_client: redis.Redis
