@@ -97,7 +97,8 @@ def moved_json(moved: Moved) -> dict[str, Any]:
 def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
     """Return the contract's shape of an occurrence to come.
 
-    Where its calendar did something to it, `moved_from` says from which day, or `skipped` why.
+    Where its calendar did something to it, `moved_from` says from which day, or `skipped` why;
+    where the clocks did, `missing` is the wall-clock time that does not exist.
     """
     shape = {
         "due_at": instant_json(occurrence.due_at),
@@ -105,6 +106,8 @@ def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
         "local": occurrence.local.isoformat(),
         "dst": occurrence.dst,
     }
+    if occurrence.missing:
+        shape["missing"] = occurrence.missing.isoformat()
     if occurrence.moved_from:
         shape["moved_from"] = occurrence.moved_from.isoformat()
     if occurrence.day_off:
