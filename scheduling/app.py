@@ -39,7 +39,13 @@ class App(Celery):
 
     def _task_from_fun(self, fun: Any, *args: Any, **options: Any) -> Any:
         """Make a task (see Celery's), and let it answer to its old names too."""
-        task: Any = super()._task_from_fun(fun, *args, **options)
+        return self._with_aliases(super()._task_from_fun(fun, *args, **options))
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task that is a class (see Celery's), under its old names too."""
+        return self._with_aliases(super().register_task(task, **options))
+
+    def _with_aliases(self, task: Any) -> Any:
         for alias in getattr(task, "aliases", ()):
             self._tasks.setdefault(alias, task)  # type: ignore[attr-defined]
         return task

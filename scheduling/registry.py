@@ -1,6 +1,7 @@
 """The jobs this process knows, and what they say of themselves."""
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from json import JSONDecoder
@@ -91,7 +92,8 @@ def check_arguments(job: "Job", args: Sequence[Any], kwargs: Mapping[str, Any]) 
         raise EnqueueError(f"positional arguments must be a JSON array, not {args!r}.")
     if not isinstance(kwargs, Mapping):
         raise EnqueueError(f"keyword arguments must be a JSON object, not {kwargs!r}.")
-    signature: Any = job.__header__  # type: ignore[attr-defined,unused-ignore]
+    # Celery makes a header of functions; a task that is a class has none.
+    signature: Any = getattr(job, "__header__", None) or inspect.signature(job.run).bind
     try:
         signature(*args, **kwargs)
     except TypeError as error:

@@ -18,9 +18,10 @@ from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
 from scheduling import clock, execution, firing
+from scheduling.errors import EnqueueError
 from scheduling.execution import NOTHING_DONE
 from scheduling.ids import uuid7
-from scheduling.jobs import CurrentRun, Job, PermanentError, current_run
+from scheduling.jobs import CurrentRun, Job, PermanentError, current_run, enqueue
 from scheduling.models import FINAL, Origin, Run, State
 from scheduling.outcomes import backoff
 from scheduling.running import current
@@ -605,3 +606,29 @@ class TestBackoff:
 
 def test_permanent_errors_are_ordinary_exceptions() -> None:
     assert issubclass(PermanentError, Exception)
+
+
+class Greet(Job):
+    """A task that is a class, as Celery allows."""
+
+    name = "tests.greet"
+    aliases = ("tests.greet.before",)
+
+    def run(self, who: str) -> str:
+        return f"hello {who}"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_that_is_a_class_runs_under_its_names_and_has_its_arguments_checked() -> None:
+    job = current_app.register_task(Greet())
+    try:
+        for name in ("tests.greet", "tests.greet.before"):
+            made = run(State.QUEUED, task=name, args='["ann"]')
+            hint(made)
+            assert (fresh(made).state, fresh(made).reason) == (State.SUCCEEDED, "")
+        assert enqueue(job, ("ann",)).task == "tests.greet"
+        with pytest.raises(EnqueueError, match="missing a required argument"):
+            enqueue(job)
+    finally:
+        for name in ("tests.greet", "tests.greet.before"):
+            current_app.tasks.pop(name)
