@@ -6,6 +6,7 @@ number of beats may run: each step locks the rows it works on and skips those th
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from scheduling.doorbell import Listener
 from scheduling.firing import copy_last_runs
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
-from scheduling.sql import was_ended
+from scheduling.sql import going_on, was_ended
 
 logger = logging.getLogger(__name__)
 
@@ -213,15 +214,20 @@ class Scheduler(beat.Scheduler):
         return plans
 
     def _recover(self, look: Look) -> None:
-        """Repair in the ledger what needs no Redis; each step runs only where `look` found work."""
-        if look.leases_lost:
-            finishing.recover_lost_leases()
-        if look.expired:
-            waiting.expire_waiting()
-        if look.held:
-            waiting.release_held()
-        if look.backfills_held:
-            backfill_pace.let_go()
+        """Repair in the ledger what needs no Redis; each step runs only where `look` found work.
+
+        Whatever is wrong with one, the others and the schedules go on.
+        """
+        steps: tuple[tuple[bool, Callable[[], object]], ...] = (
+            (look.leases_lost, finishing.recover_lost_leases),
+            (look.expired, waiting.expire_waiting),
+            (look.held, waiting.release_held),
+            (look.backfills_held, backfill_pace.let_go),
+        )
+        for wanted, step in steps:
+            if wanted:
+                with going_on(logger, "repair_failed"):
+                    step()
 
     def _raise(self, look: Look) -> int:
         raised = raising.raise_for_deadlines() if look.deadlines else 0
@@ -236,16 +242,10 @@ class Scheduler(beat.Scheduler):
         Whatever is wrong with it, schedules go on.
         """
         settled = 0
-        try:
+        with going_on(logger, "failures_not_settled"):
             settled = failure_groups.settle(self._low) if look.failed else 0
             if look.news:
                 alerts.call()
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:
-            if was_ended(error):
-                raise
-            logger.exception("failures_not_settled")
         full = settled >= failure_groups.BATCH
         self._behind |= full
         return int(full)

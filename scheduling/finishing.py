@@ -25,7 +25,7 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.registry import attempts_allowed
-from scheduling.sql import clean, prepared_cursor
+from scheduling.sql import clean, going_on, prepared_cursor
 
 if TYPE_CHECKING:
     from scheduling.results import Backend, StoredResult
@@ -383,5 +383,6 @@ def recover_lost_leases(limit: int = 500) -> int:
               worker=worker)  # fmt: skip
         error = WorkerLostError(f"worker {worker} was lost: its lease ran out")
         outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
-        ended += finish(run_id, attempt, replace(outcome, lost=True))
+        with going_on(logger, "repair_failed"):
+            ended += finish(run_id, attempt, replace(outcome, lost=True))
     return ended

@@ -4,6 +4,7 @@ psycopg writes a list as an array value by value in Python, and Django reads eve
 Python; over a batch of 500 rows that costs more than Postgres itself.
 """
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import psycopg
 from django.conf import settings
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 from psycopg.pq import Format
 
 TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
@@ -77,6 +78,22 @@ def was_ended(error: BaseException) -> bool:
     Its rows are long with others, and nothing is wrong. Django makes it no OperationalError.
     """
     return getattr(error.__cause__, "sqlstate", None) in ENDED
+
+
+@contextmanager
+def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
+    """Log what goes wrong in here as event `name`, and go on: it must not stop what comes after.
+
+    Not what says that the database is away, which stops everything.
+    """
+    try:
+        yield
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception as error:
+        if was_ended(error):
+            raise
+        logger.exception(name)
 
 
 def clean(text: str) -> str:

@@ -3,6 +3,7 @@
 import time
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -14,7 +15,7 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from pytest_django import Settings
 
 from config.embedded import RedisServer
-from scheduling import beat, clock, dispatch, firing, herds, planning
+from scheduling import beat, clock, dispatch, finishing, firing, herds, planning
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
 from scheduling.hints import Broker
 from scheduling.models import Plan, Priority, Run, State
@@ -212,6 +213,32 @@ class TestATick:
         doorbell.ring()
         scheduler.tick()
         assert time.monotonic() - began < beat.SLEEP_MAX
+
+
+@pytest.mark.django_db
+class TestARepairThatFails:
+    def test_it_stops_neither_the_others_nor_the_schedules(
+        self, scheduler: Scheduler, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.RUN_LEASE = timedelta(seconds=0.1)  # one has passed since Postgres started
+        row = schedule()
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(seconds=1))
+        yesterday = clock.now() - timedelta(days=1)
+        poison = run(State.RUNNING, lease_expires_at=yesterday)
+        other = run(State.RUNNING, lease_expires_at=yesterday + timedelta(hours=1))
+        finish = finishing.finish
+
+        def refuse_one(run_id: UUID, attempt: int, outcome: finishing.Outcome) -> bool:
+            if run_id == poison.pk:
+                raise ValueError("nobody expected this")
+            return finish(run_id, attempt, outcome)
+
+        monkeypatch.setattr(finishing, "finish", refuse_one)
+        settle(scheduler)
+        assert Run.objects.get(pk=poison.pk).state == State.RUNNING
+        assert Run.objects.get(pk=other.pk).state != State.RUNNING
+        assert len(runs_of(row)) == 1
 
 
 @pytest.mark.django_db(transaction=True)
