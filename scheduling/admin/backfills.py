@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from scheduling import backfilling
 from scheduling.admin.display import NOTHING, badge, moment
-from scheduling.admin.object_actions import ObjectActions
+from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.models import UNFINISHED, Backfill, Run, State
 
@@ -20,7 +20,7 @@ COLOURS = {"going on": "running", "being cancelled": "paused", "cancelled": "can
 
 
 @admin.register(Backfill)
-class BackfillAdmin(ObjectActions):
+class BackfillAdmin(EngineRows):
     """`schedule backfill` starts one; whoever has the right to change backfills may cancel it."""
 
     change_form_template = "admin/scheduling/run/change_form.html"
@@ -45,18 +45,6 @@ class BackfillAdmin(ObjectActions):
 
     class Media:
         css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("scheduling.change_backfill")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         left = Run.objects.filter(backfill_id=OuterRef("pk"), state__in=UNFINISHED)

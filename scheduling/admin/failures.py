@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 from scheduling import clock
 from scheduling.admin.display import NOTHING, ago, badge, block, breakable, instant_of, moment
 from scheduling.admin.filters import TaskFilter
-from scheduling.admin.object_actions import ObjectActions
+from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.failure_groups import reopen, resolve
 from scheduling.models import FailureGroup, News, Run, Schedule
@@ -72,7 +72,7 @@ class FailureChangeList(ChangeList):
 
 
 @admin.register(FailureGroup)
-class FailureGroupAdmin(ObjectActions):
+class FailureGroupAdmin(EngineRows):
     """Beat writes these; whoever has the right to change them may resolve and reopen."""
 
     change_form_template = "admin/scheduling/run/change_form.html"
@@ -99,20 +99,6 @@ class FailureGroupAdmin(ObjectActions):
 
     class Media:
         css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
-    # --- Who may do what --------------------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("scheduling.change_failuregroup")
 
     # --- The list ---------------------------------------------------------------------------------
 

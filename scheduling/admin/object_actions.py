@@ -101,3 +101,22 @@ class ObjectActions(admin.ModelAdmin[Any]):
 
     def _url_name(self, page: str) -> str:
         return f"{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+
+class EngineRows(ObjectActions):
+    """A page of rows that the engine alone writes: to be read, and acted on by who may change them.
+
+    "operate" is the permission that such an action asks for.
+    """
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(f"scheduling.change_{self.opts.model_name}")

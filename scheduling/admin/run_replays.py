@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from scheduling.admin.display import moment
-from scheduling.admin.object_actions import ObjectActions
+from scheduling.admin.object_actions import EngineRows
 from scheduling.models import State
 from scheduling.replaying import find, replay_all
 
@@ -20,7 +20,7 @@ from scheduling.replaying import find, replay_all
 MOST_AT_ONCE = 5_000
 
 
-class ReplayAll(ObjectActions):
+class ReplayAll(EngineRows):
     """A button on the list for those who may operate runs; its page asks before anything is done.
 
     Where no state is chosen, failed ones are meant.
@@ -32,9 +32,6 @@ class ReplayAll(ObjectActions):
         view = self.admin_site.admin_view(self.replay_all_view)
         own = path("replay-all/", view, name=self._url_name("replay_all"))
         return [own, *super().get_urls()]
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        raise NotImplementedError
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         may = {"may_replay": self.has_operate_permission(request)}

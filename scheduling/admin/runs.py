@@ -123,20 +123,6 @@ class RunAdmin(ReplayAll):
     class Media:
         css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
 
-    # --- Who may do what --------------------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("scheduling.change_run")
-
     # --- The list ---------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
