@@ -187,7 +187,8 @@ def test_time_limits_are_recorded_as_such(system: System, tmp_path: Path) -> Non
             started, ended = (
                 datetime.fromisoformat(error[when]) for when in ("started_at", "ended_at")
             )
-            assert timedelta(seconds=1) <= ended - started < timedelta(seconds=8)
+            # Celery's watch begins before the claim.
+            assert timedelta(seconds=0.5) <= ended - started < timedelta(seconds=8)
         assert run.reason.startswith(name)
         with pytest.raises((SoftTimeLimitExceeded, TimeLimitExceeded)):
             AsyncResult(str(run.id)).get(timeout=1)
