@@ -21,6 +21,7 @@ from scheduling.models import Priority
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # more than `fire` makes at a time, so that a lane is seen to be empty
+FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
 LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
 LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
 
@@ -99,10 +100,14 @@ def _waiting_lanes() -> dict[Lane, float]:
 
 
 def _room(lane: Lane, length: int) -> int:
+    return max(_window(lane) - length, 0)
+
+
+def _window(lane: Lane) -> int:
     window = int(settings.QUEUE_WINDOW)
     if lane.priority == Priority.FRONT:  # not even this one grows without end
-        window = max(2 * window, BATCH)
-    return max(window - length, 0)
+        window = max(2 * window, FRONT_AT_LEAST)
+    return window
 
 
 def _queue(lane: Lane, limit: int) -> list[Hint]:
@@ -140,7 +145,7 @@ def resend(broker: Broker, limit: int = BATCH) -> int:
     """Push again the hints of queued runs that lie nowhere in Redis; return how many.
 
     By content, never by age alone: however long a queue is, what lies in it is not sent again. Only
-    where plain Celery messages make a list longer than twice the window is age the judge.
+    where plain Celery messages make a list longer than twice its window is age the judge.
     """
     parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER}
     with connection.cursor() as cursor:
@@ -158,7 +163,7 @@ def resend(broker: Broker, limit: int = BATCH) -> int:
 
 
 def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list[UUID]:
-    too_long = length > 2 * int(settings.QUEUE_WINDOW)
+    too_long = length > 2 * _window(lane)
     if too_long and not very_old:
         return []
     # The list before the rows: a hint that is pushed or taken in between must not look lost.

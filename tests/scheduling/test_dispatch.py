@@ -145,7 +145,7 @@ class TestPublish:
         self, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.QUEUE_WINDOW = 2
-        monkeypatch.setattr(dispatch, "BATCH", 3)
+        monkeypatch.setattr(dispatch, "FRONT_AT_LEAST", 3)
         for _ in range(6):
             run(priority=Priority.FRONT)
         assert [publish(broker).hints for _ in range(2)] == [4, 0]
@@ -230,6 +230,20 @@ class TestResend:
         age(LOST_BY_AGE.total_seconds() + 10)
         assert resend(broker) == 1
         assert hints_in(redis_client)[-1] == made.pk
+
+    def test_a_front_lane_that_is_full_is_still_looked_through(
+        self, broker: Broker, redis_client: redis.Redis, settings: Settings
+    ) -> None:
+        settings.QUEUE_WINDOW = 2
+        front = Lane("celery", Priority.FRONT)
+        for _ in range(dispatch.FRONT_AT_LEAST):
+            run(priority=Priority.FRONT)
+        publish(broker)
+        lost = hints_in(redis_client, front)[0]
+        redis_client.rpop(list_key(front))
+        age(4)
+        assert resend(broker) == 1
+        assert hints_in(redis_client, front)[-1] == lost
 
     def test_the_attempt_of_a_hint_that_is_sent_again_is_the_runs(
         self, broker: Broker, redis_client: redis.Redis
