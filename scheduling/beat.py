@@ -52,9 +52,6 @@ LOOK_BACK = timedelta(minutes=1)
 FULL_LOOK_EVERY = 60.0
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Whatever row a user's transaction holds, beat goes on with the others.
-LIMIT_LOCKS = "SET lock_timeout = '2s'"
-
 LOOK = """
 SELECT statement_timestamp(),
     (SELECT extract(epoch FROM min(next_due_at) - clock_timestamp())::float
@@ -114,7 +111,7 @@ class Scheduler(beat.Scheduler):
         self._bell = Listener()
         self._pause = 0.0
         self._low = LONG_AGO
-        self._limited: Any = None  # the connection that LIMIT_LOCKS was said to
+        self._limited: Any = None  # the connection that herds.LIMIT_LOCKS was said to
         self._full_look_at = 0.0
         self._behind = False
         self._resend_at = 0.0
@@ -192,7 +189,7 @@ class Scheduler(beat.Scheduler):
         parameters = {**look_settings(), "low": low}
         with connection.cursor() as cursor:
             if connection.connection is not self._limited:
-                cursor.execute(LIMIT_LOCKS)
+                cursor.execute(herds.LIMIT_LOCKS)
                 self._limited = connection.connection
             cursor.execute(LOOK, parameters)
             look = Look(*cursor.fetchone())

@@ -35,6 +35,7 @@ from scheduling.registry import (
     priority_of,
     queue_of,
 )
+from scheduling.running import run_id_of
 from scheduling.sql import arrays
 
 if TYPE_CHECKING:
@@ -332,10 +333,10 @@ def insert_run(
 
 
 def _as_uuid(value: str | UUID) -> UUID:
-    try:
-        return value if isinstance(value, UUID) else UUID(value)
-    except ValueError:
-        raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.") from None
+    run_id = run_id_of(value)
+    if run_id is None:
+        raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.")
+    return run_id
 
 
 def _with_created(run: Run, *, created: bool) -> Run:

@@ -36,7 +36,7 @@ from scheduling.models import State
 from scheduling.options import read_options
 from scheduling.outcomes import died, not_stored, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
-from scheduling.running import Again, Claimed, Execution, entered
+from scheduling.running import Again, Claimed, Execution, entered, run_id_of
 from scheduling.sql import prepared_cursor
 from scheduling.transport import ATTEMPT
 
@@ -79,11 +79,11 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
     event(logger, "run_claimed", run=run_id, task=job.name, attempt=attempt)
     execution = Execution(run_id, job, attempt, claimed)
     try:
-        args, kwargs = _arguments(execution, claimed)
+        args, kwargs, options = _call_of(execution, claimed)
     except EnqueueError as error:
         _conclude(run_id, attempt, refused(job, str(error)))
         return NOTHING_DONE
-    _fill_request(request, claimed, args, kwargs)
+    _fill_request(request, claimed, args, kwargs, options)
     try:
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
         outcome = outcome_of(execution, claimed, returned)
@@ -221,12 +221,15 @@ def patiently(
 
 def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
     try:
-        return UUID(task_id), int(attempt)
+        return run_id_of(task_id) or NO_RUN, int(attempt)
     except (TypeError, ValueError, OverflowError):
         return NO_RUN, 0  # anybody can write to Redis
 
 
-def _arguments(execution: Execution, claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
+def _call_of(
+    execution: Execution, claimed: Claimed
+) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Return the arguments and the options that the row holds."""
     if problem := decode_error(claimed.args, claimed.kwargs):
         raise EnqueueError(problem)
     options = read_options(claimed.options)
@@ -235,14 +238,17 @@ def _arguments(execution: Execution, claimed: Claimed) -> tuple[list[Any], dict[
         args = errback_arguments(execution.job, failure, args, kwargs)
         execution.arguments = args, kwargs
     check_arguments(execution.job, args, kwargs)
-    return args, kwargs
+    return args, kwargs, options
 
 
 def _fill_request(
-    request: dict[str, Any], claimed: Claimed, args: list[Any], kwargs: dict[str, Any]
+    request: dict[str, Any],
+    claimed: Claimed,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Make the request of a hint, which carries no arguments, that of the real call."""
-    options = loads(claimed.options)
     headers = options.pop("headers", None)
     headers = headers if isinstance(headers, dict) else {}
     request.update({name: value for name, value in headers.items() if name not in request})

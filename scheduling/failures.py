@@ -15,7 +15,7 @@ from django.conf import settings
 
 from scheduling.sql import clean
 
-TASK_MAX = EXCEPTION_MAX = 200
+EXCEPTION_MAX = 200
 PLACE_MAX = 300
 ERROR_MAX = 2_000  # characters of an error's text that its group keeps
 READ_MAX = 200_000  # characters of a traceback's last part that are looked at

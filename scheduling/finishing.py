@@ -221,9 +221,7 @@ def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
 
 def _unfollowable(error: FollowUpError) -> Outcome:
     """Return the outcome of a run that succeeded, and cannot set off what it should."""
-    text = text_of(error)
-    result = backend().prepare_error(states.FAILURE, error)
-    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, followed=True)
+    return replace(failed(text_of(error), error), followed=True)
 
 
 def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, Any]]:
@@ -313,6 +311,12 @@ def text_of(error: object) -> str:
         return f"{type(error).__name__} (it cannot say more)"
 
 
+def failed(text: str, error: BaseException, task: str | None = None) -> Outcome:
+    """Return the outcome of a run that has failed, for which Celery stores no result."""
+    result = backend().prepare_error(states.FAILURE, error, task)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
+
+
 def failed_attempt(
     task: str,
     max_attempts: int | None,
@@ -331,8 +335,7 @@ def failed_attempt(
     text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
     if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
-        result = backend().prepare_error(states.FAILURE, error, task)
-        return Outcome(State.FAILED, text, text, traceback, failed=True, result=result, value=error)
+        return replace(failed(text, error, task), traceback=traceback)
     return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
 
@@ -345,8 +348,7 @@ def handed_back(
     """
     if attempts_allowed(task, max_attempts) == 1:
         text = f"{why}; not tried again, since one attempt is allowed"
-        result = backend().prepare_error(states.FAILURE, WorkerLostError(text), task)
-        return Outcome(State.FAILED, text, text, failed=True, result=result)
+        return failed(text, WorkerLostError(text), task)
     return Outcome(State.SCHEDULED, f"handed back: {why}", delay=delay)
 
 

@@ -3,17 +3,18 @@
 import random
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
-from celery import current_app, states
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 from kombu.utils.json import loads
 
 from scheduling.errors import SchedulingError
-from scheduling.finishing import NextCall, Outcome, failed_attempt, handed_back, text_of
+from scheduling.finishing import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
 from scheduling.follow_ups import PARKED
 from scheduling.models import State
 from scheduling.options import instant_or_seconds, message_options
@@ -87,8 +88,8 @@ def _once_more(
     """Return the outcome of a job that sent itself again."""
     when = instant_or_seconds(again.eta)
     delay = timedelta(seconds=max(again.countdown or 0, 0))
-    failed, text = not isinstance(value, Ignore), None
-    if failed:
+    has_failed, text = not isinstance(value, Ignore), None
+    if has_failed:
         cause = getattr(value, "exc", None) or value
         text = text_of(cause) if cause is not None else "asked for a retry"
     options = {**loads(claimed.options), **message_options(again.options)}
@@ -97,8 +98,8 @@ def _once_more(
         text or f"goes on as {again.task}",
         text,
         traceback,
-        failed=failed,
-        lower=failed,
+        failed=has_failed,
+        lower=has_failed,
         run_at=when if isinstance(when, datetime) else None,
         delay=delay,
         call=NextCall(
@@ -123,29 +124,17 @@ def _rejected(job: "Job", reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
         return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
-    return _failed_outside(job, text, reject, "(rejected by the job)")
+    return replace(failed(text, reject, job.name), place="(rejected by the job)")
 
 
 def refused(job: "Job", problem: str) -> Outcome:
-    return _failed_outside(job, problem, TypeError(problem), "(arguments)")
+    return replace(failed(problem, TypeError(problem), job.name), place="(arguments)")
 
 
 def not_stored(why: str) -> Outcome:
     """Return the outcome of an attempt whose own was refused: nothing of that one is in it."""
     text = f"its outcome could not be stored: {why}"
-    backend: Any = current_app.backend
-    error = SchedulingError(text)
-    result = backend.prepare_error(states.FAILURE, error)
-    return Outcome(
-        State.FAILED, text, text, failed=True, result=result, value=error, place="(result)"
-    )
-
-
-def _failed_outside(job: "Job", text: str, error: BaseException, place: str) -> Outcome:
-    """Return the outcome of a failure that Celery stores no result for."""
-    backend: Any = job.backend
-    result = backend.prepare_error(states.FAILURE, error, job.name)
-    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error, place=place)
+    return replace(failed(text, SchedulingError(text)), place="(result)")
 
 
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:

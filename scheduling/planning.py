@@ -38,7 +38,7 @@ BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)
 # rows up, however large the tables are: left alone, Postgres reads tables of 10,000 rows whole,
 # three times for each batch (docs/benchmarks.md).
 BATCH_SETTINGS = """
-SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '2s';
+SET LOCAL idle_in_transaction_session_timeout = '10s';
 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off
 """
 

@@ -15,14 +15,13 @@ from django.conf import settings
 from django.db import connection
 
 from scheduling.logs import event
-from scheduling.models import WAITING, Priority
+from scheduling.models import WAITING_SQL, Priority
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500
 AGED_BATCH = 100  # see `raise_for_age`
 AGE_EVERY = timedelta(seconds=10)  # between looks for old ones, at most
-WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 
 RAISE = f"""
 UPDATE scheduling_run r SET priority = %(to)s, queued_at = NULL,

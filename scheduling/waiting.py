@@ -21,7 +21,7 @@ from scheduling.finishing import (
 )
 from scheduling.follow_ups import PARKED
 from scheduling.logs import event
-from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.models import FINAL, WAITING_SQL, Run, State
 from scheduling.running import run_id_of
 from scheduling.sql import clean
 
@@ -30,22 +30,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Those that others follow are left to a transaction each: see `_close_followed`.
-CLOSE_WAITING = """
+CLOSE = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
- WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} AND follow_ups = ''
-                        LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
+ WHERE {which}
  RETURNING id, schedule_id, backfill_id, true AS final
 """
+# Those that others follow are left to a transaction each: see `_close_followed`.
+CLOSE_WAITING = CLOSE.format(
+    which="""id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} AND follow_ups = ''
+                        LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))"""
+)
+CLOSE_ONE = CLOSE.format(which="id = %(id)s")
 FOLLOWED = """
 SELECT id FROM scheduling_run WHERE {where} AND follow_ups <> '' LIMIT %(limit)s
 """
-CLOSE_ONE = """
-UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
- WHERE id = %(id)s
- RETURNING id, schedule_id, backfill_id, true AS final
-"""
-WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
 
 
@@ -122,11 +120,7 @@ def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) 
     return ended is not None
 
 
-CLOSE_PARKED = """
-UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
- WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
- RETURNING id, schedule_id, backfill_id, true AS final
-"""
+CLOSE_PARKED = CLOSE.format(which="id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s")
 
 
 def settle(task_id: str, result: "StoredResult") -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from contextlib import suppress
 from typing import Self
+from urllib.parse import urlsplit
 
 
 class Proxy:
@@ -17,6 +18,18 @@ class Proxy:
         self.cuts = 0
         self._black_hole = 0
         self._cut_off = False
+        self.url = ""
+
+    @classmethod
+    def before(cls, url: str) -> Self:
+        """Return a proxy for the server of a URL; its own `url` goes through it."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        proxy = cls(parts.hostname, parts.port)
+        netloc = parts.netloc.replace(f":{parts.port}", f":{proxy.port}")
+        proxy.url = parts._replace(netloc=netloc).geturl()
+        return proxy
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()

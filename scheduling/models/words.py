@@ -34,6 +34,7 @@ class State(models.TextChoices):
 
 
 WAITING = (State.SCHEDULED, State.HELD, State.QUEUED)
+WAITING_SQL = ", ".join(f"'{state}'" for state in WAITING)
 UNFINISHED = (*WAITING, State.RUNNING)
 FINAL = tuple(state for state in State if state not in UNFINISHED)
 

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -87,13 +86,11 @@ def test_a_pool_of_threads_starts_anew_for_a_cancelled_run_and_hands_back_the_ot
 def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
     system: System, evidence: Path, pool: str
 ) -> None:
-    url = urlsplit(system.env["DATABASE_URL"])
-    assert url.hostname is not None
-    assert url.port is not None
     system.beat()
-    with Proxy(url.hostname, url.port) as proxy:
-        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")).geturl()
-        alone = system.ready_worker(1, "--pool", pool, DATABASE_URL=f"{through}?connect_timeout=1")
+    with Proxy.before(system.env["DATABASE_URL"]) as proxy:
+        alone = system.ready_worker(
+            1, "--pool", pool, DATABASE_URL=f"{proxy.url}?connect_timeout=1"
+        )
         run_id = enqueue(tasks.sleep, (str(evidence), 25)).id
         wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
         Run.objects.filter(pk=run_id).update(args=f'["{evidence}", 0.1]')
@@ -199,14 +196,10 @@ def test_above_its_limits_a_worker_takes_nothing_and_says_so(
 def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
     system: System, evidence: Path, pool: str
 ) -> None:
-    url = urlsplit(system.env["REDIS_URL"])
-    assert url.hostname is not None
-    assert url.port is not None
     system.beat()
-    with Proxy(url.hostname, url.port) as proxy:
-        through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")).geturl()
+    with Proxy.before(system.env["REDIS_URL"]) as proxy:
         worker = system.ready_worker(
-            2, "--pool", pool, REDIS_URL=through, STUCK_AFTER_SECONDS="2",
+            2, "--pool", pool, REDIS_URL=proxy.url, STUCK_AFTER_SECONDS="2",
             SHUTDOWN_GRACE_SECONDS="2",
         )  # fmt: skip
         first = enqueue(tasks.write, (str(evidence), "first")).id
