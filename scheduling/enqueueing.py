@@ -41,6 +41,8 @@ from scheduling.sql import arrays
 if TYPE_CHECKING:
     from celery import Task
 
+    from scheduling.follow_ups import Links
+
 
 BATCH = 1000
 
@@ -90,6 +92,8 @@ def enqueue(
     expires: datetime | timedelta | None = None,
     unique_key: str | None = None,
     max_attempts: int | None = None,
+    link: "Links" = None,
+    link_error: "Links" = None,
     enqueued_by: str = "",
 ) -> Run:
     """Write a run of `task`, in the caller's transaction, and wake beat when that commits.
@@ -100,8 +104,11 @@ def enqueue(
         priority: front, high, medium (default) or low.
         deadline: the instant by which it should have started, or the time from now until then.
         expires: likewise, after which it must not start any more.
-        unique_key: at most one unfinished run has this key: an existing one is returned.
+        unique_key: at most one unfinished run has this key: an existing one is returned as it is,
+            and nothing of this call is kept, its `link` and `link_error` included.
         max_attempts: failed attempts after which the run has failed; the job's own by default.
+        link: a signature, or several, that become runs when this one succeeds, as in Celery.
+        link_error: likewise, when it fails for good, is cancelled or expires.
         enqueued_by: who asked; inside a job, by default, that job's run.
 
     Returns:
@@ -116,6 +123,7 @@ def enqueue(
     columns = checked_options(
         job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
     )
+    columns["follow_ups"] = follow_ups.asked_for(link, link_error)
     return insert_run(
         {**columns, "unique_key": checked_key(unique_key)}, encode(args), encode(kwargs)
     )
@@ -132,6 +140,8 @@ def enqueue_many(
     deadline: datetime | timedelta | None = None,
     expires: datetime | timedelta | None = None,
     max_attempts: int | None = None,
+    link: "Links" = None,
+    link_error: "Links" = None,
     enqueued_by: str = "",
 ) -> int:
     """Write a run of `task` for each of `calls`, all or none; options as for `enqueue`.
@@ -145,6 +155,7 @@ def enqueue_many(
     columns = checked_options(
         job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
     )
+    columns["follow_ups"] = follow_ups.asked_for(link, link_error)
     stream, count = iter(calls), 0
     with transaction.atomic(), connection.cursor() as cursor:
         while batch := list(islice(stream, BATCH)):

@@ -8,7 +8,7 @@ writes each message that it is asked to send as a row.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from celery import current_app, signature, states
+from celery import Signature, current_app, signature, states
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 from celery.utils.functional import maybe_list
@@ -26,11 +26,13 @@ from kombu.utils.json import loads
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
 from scheduling.models import State
-from scheduling.registry import encode
+from scheduling.registry import encode, get_job
 
 if TYPE_CHECKING:
     from scheduling.finishing import Outcome
     from scheduling.results import StoredResult
+
+    Links = Signature[Any] | Iterable[Signature[Any]] | None
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,29 @@ class FollowUpError(EnqueueError):
 
 class FollowUpCancelledError(EnqueueError):
     """The run that a follow-up should go on with has ended meanwhile: it was cancelled."""
+
+
+def asked_for(link: "Links", link_error: "Links") -> str:
+    """Return what a run's success, or failure, shall set off as text for its row.
+
+    Raises:
+        EnqueueError: it is no signature, of a task that is unknown, or not JSON.
+    """
+    return carried_in(
+        {"link": _checked("link", link), "link_error": _checked("link_error", link_error)}
+    )
+
+
+def _checked(name: str, links: "Links") -> list["Signature[Any]"]:
+    checked = list(maybe_list(links) or ())
+    for link in checked:
+        if not isinstance(link, Signature):
+            raise EnqueueError(
+                f"`{name}` must be a signature, as task.s(1), or a list of them, not {link!r}."
+            )
+        if not link.subtask_type:  # what a chain, a group or a chord holds is Celery's to know
+            get_job(str(link.task))
+    return checked
 
 
 def carried_in(options: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery import signature
 from django.db import connection, transaction
 from kombu.utils.json import loads
 
@@ -95,6 +96,11 @@ class TestEnqueue:
             ({"priority": "urgent"}, "unknown priority 'urgent': it is one of front, high"),
             ({"priority": -1}, "priority must not be negative"),
             ({"max_attempts": 0}, "max_attempts must be 1 or more"),
+            ({"link": "add"}, "`link` must be a signature, as task.s.1., or a list .*'add'"),
+            ({"link": [add.s(1), add]}, "`link` must be a signature"),
+            ({"link_error": 5}, "`link_error` must be a signature"),
+            ({"link": signature("no.such.task")}, "unknown task 'no.such.task'"),
+            ({"link": add.s(object())}, "not JSON"),
             ({"unique_key": ""}, "unique_key must have 1 to 255"),
             ({"unique_key": "x" * 256}, "unique_key must have 1 to 255"),
         ],
@@ -165,6 +171,12 @@ class TestUniqueKeys:
         there = run(state, unique_key="k")
         found = enqueue(add, (5, 6), unique_key="k")
         assert (found.pk, found.created, found.args) == (there.pk, False, there.args)
+
+    def test_what_is_found_stays_as_it_is(self) -> None:
+        there = enqueue(add, (1, 2), unique_key="k", link=add.s(1))
+        enqueue(add, (1, 2), unique_key="k", link=add.s(2), priority="front")
+        after = Run.objects.get()
+        assert (after.follow_ups, after.priority) == (there.follow_ups, there.priority)
 
     @pytest.mark.parametrize("state", FINAL)
     def test_a_finished_one_does_not_hold_its_key(self, state: State) -> None:

@@ -22,6 +22,7 @@ from django_celery_results.models import (  # type: ignore[attr-defined]
 from pytest_django import Settings
 
 from scheduling import clock, follow_ups, waiting
+from scheduling.enqueueing import Call, enqueue, enqueue_many
 from scheduling.finishing import Outcome, failed_attempt, finish, recover_lost_leases
 from scheduling.ids import uuid7
 from scheduling.models import UNFINISHED, Origin, Run, State
@@ -134,6 +135,30 @@ class TestLinks:
         assert heard == [("told", promised.id)]
         with pytest.raises(Exception, match="cannot be sent"):
             value_of(promised)
+
+    @pytest.mark.parametrize("kind", [list, tuple, iter])
+    def test_what_is_enqueued_has_links_too(self, kind: Any) -> None:
+        made = enqueue(plus, (1, 2), link=kind([hear.s(), said.si("second")]))
+        work()
+        assert sorted(heard) == [("heard", 3), ("said", "second")]
+        assert Run.objects.filter(follows=made.pk, origin=Origin.FOLLOW_UP).count() == 2
+
+    def test_what_is_enqueued_may_have_a_canvas_as_its_link(self) -> None:
+        enqueue(plus, (1, 2), link=chain(plus.s(1), hear.s()))
+        enqueue(five, link=chord([plus.s(1), plus.s(2)], hear.s()))
+        work()
+        assert sorted(heard, key=str) == [("heard", 4), ("heard", [6, 7])]
+
+    def test_what_is_enqueued_has_errbacks_too(self) -> None:
+        made = enqueue(fail, link=hear.s(), link_error=told_id.s())
+        work()
+        assert heard == [("told", str(made.pk))]
+
+    def test_each_of_many_that_are_enqueued_has_its_own(self) -> None:
+        enqueue_many(plus, [Call((1, 2)), Call((3, 4))], link=hear.s())
+        enqueue_many(fail, [Call()], link_error=said.si("failed"))
+        work()
+        assert sorted(heard) == [("heard", 3), ("heard", 7), ("said", "failed")]
 
     def test_a_link_to_an_unknown_task_waits_for_a_worker_that_knows_it(self) -> None:
         unknown = current_app.signature("elsewhere.task", app=current_app)

@@ -83,7 +83,8 @@ class Command(LedgerCommand):
             unique_key=options["unique_key"],
             max_attempts=options["max_attempts"],
             enqueued_by=user_name(),
-            **limits,
+            deadline=limits["deadline"],
+            expires=limits["expires"],
         )
         self.say(str(run.id))
         # Whoever reads this through a pipe wants the id now, not when the run has ended.
