@@ -35,6 +35,7 @@ from scheduling.registry import (
     priority_of,
     queue_of,
 )
+from scheduling.repeats import repeated
 from scheduling.running import run_id_of
 from scheduling.sql import arrays
 
@@ -283,8 +284,11 @@ def run_now(schedule: PeriodicTask, *, by: str) -> Run:
     return insert_run(columns, args, kwargs)
 
 
-def replay(run_id: UUID, *, by: str) -> Run:
+def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
     """Write a new run of a final one's task and arguments, which names the old one.
+
+    It sets off what the old one was to set off; what that one's success has sent already only with
+    `sent_too`. `left_out` says in words what it does not set off.
 
     Raises:
         SchedulingError: there is no such run, it is not final yet, or an unfinished one has its
@@ -295,9 +299,11 @@ def replay(run_id: UUID, *, by: str) -> Run:
         raise SchedulingError(f"there is no run {run_id}.")
     if old.state not in FINAL:
         raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
+    again = repeated(old.follow_ups, old.state, sent_too=sent_too)
     columns = {
         **no_options(),
         **start(None, None),
+        "follow_ups": again.follow_ups,
         "origin": Origin.REPLAY,
         "due_at": old.due_at,
         "schedule_id": old.schedule_id,
@@ -317,6 +323,7 @@ def replay(run_id: UUID, *, by: str) -> Run:
             f"run {run.pk} has the same unique key {run.unique_key!r} and is {run.state}: nothing "
             f"was replayed."
         )
+    run.left_out = again.left_out
     return run
 
 

@@ -87,6 +87,8 @@ class ReplayAll(EngineRows):
         text = f"Replayed {done.made:,} run{'' if done.made == 1 else 's'}."
         if done.tried > done.made:
             text += f" {done.tried - done.made:,} left out: an unfinished run has the same key."
+        if done.parts:
+            text += f" {done.parts:,} of chords, which count no part twice."
         self.message_user(request, text, messages.SUCCESS if done.made else messages.WARNING)
         return redirect(f"{self._list()}?origin__exact=replay")
 

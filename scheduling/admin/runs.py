@@ -289,9 +289,10 @@ class RunAdmin(ReplayAll):
         by = request.user.get_username()
 
         def replay_one(run: Run) -> str:
-            new = replay(run.pk, by=by).pk
-            self._show(request, run, format_html("Replayed as {}", _link(new)))
-            return f"Replayed as {new}"
+            new = replay(run.pk, by=by)
+            left_out = "".join(f"; not set off again: {what}" for what in new.left_out)
+            self._show(request, run, format_html("Replayed as {}{}", _link(new.pk), left_out))
+            return f"Replayed as {new.pk}"
 
         self.for_each(request, queryset, replay_one)
 

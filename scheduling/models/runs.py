@@ -68,6 +68,8 @@ class Run(models.Model):
 
     # Whether this very call wrote the row; see `enqueue`.
     created: bool = False
+    # What a replay does not set off again, in words; see `replay`.
+    left_out: tuple[str, ...] = ()
 
     class Meta:
         indexes = (

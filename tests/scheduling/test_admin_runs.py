@@ -263,6 +263,9 @@ class TestActions:
         new = Run.objects.get(origin=Origin.REPLAY)
         assert str(new.pk) in said
         assert (new.replay_of, new.args, new.enqueued_by) == (old.pk, "[1, 2]", "admin")
+        Run.objects.filter(pk=old.pk).update(follow_ups='{"chord": {"task": "t"}}')
+        (said,) = texts(admin_client.post(url, follow=True))
+        assert "not set off again: its chord" in said
 
     def test_a_page_offers_what_makes_sense(
         self, admin_client: Client, schedule: PeriodicTask

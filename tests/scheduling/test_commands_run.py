@@ -179,6 +179,22 @@ class TestReplay:
         assert (new.origin, new.replay_of, new.state) == ("replay", old.id, State.SCHEDULED)
         assert new.enqueued_by == user_name()
 
+    def test_it_says_what_is_not_set_off_again(self) -> None:
+        link = '{"task": "t", "args": [], "kwargs": {}, "options": {}, "subtask_type": null}'
+        carried = f'{{"link": [{link}], "chord": {link}}}'
+        old = made(state=State.SUCCEEDED, follow_ups=carried)
+        answer = called("run", "replay", str(old.id))
+        assert answer.err == (
+            "not set off again: its chord, which has counted it once.\n"
+            "not set off again: what its success has set off already.\n"
+        )
+        answer = called("run", "replay", str(old.id), "--follow-ups")
+        assert answer.err == "not set off again: its chord, which has counted it once.\n"
+        answer = called("run", "replay", "--state", "succeeded", "--again", "--follow-ups")
+        assert "1 run of chords, which count no part twice." in answer.err
+        links = Run.objects.filter(origin=Origin.REPLAY).order_by("id")
+        assert [bool(run.follow_ups) for run in links] == [False, True, True]
+
     def test_an_unfinished_one_is_refused(self) -> None:
         run = enqueue(SWEEP)
         assert "only a finished run can be replayed" in refusal("run", "replay", str(run.id))

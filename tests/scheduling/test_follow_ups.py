@@ -22,10 +22,12 @@ from django_celery_results.models import (  # type: ignore[attr-defined]
 from pytest_django import Settings
 
 from scheduling import clock, follow_ups, waiting
-from scheduling.enqueueing import Call, enqueue, enqueue_many
+from scheduling.enqueueing import Call, enqueue, enqueue_many, replay
 from scheduling.finishing import Outcome, failed_attempt, finish, recover_lost_leases
 from scheduling.ids import uuid7
 from scheduling.models import UNFINISHED, Origin, Run, State
+from scheduling.repeats import CHORD, SENT
+from scheduling.replaying import replay_all
 from tests.jobs.canvas import (
     becomes,
     end,
@@ -663,6 +665,96 @@ class TestReplacing:
         deliver(becomes.name, key, args=(1, "one"))
         work()
         assert value_of(AsyncResult(key)) == 11
+
+
+def again(old: Any, **options: Any) -> Run:
+    """Replay a run whose job succeeds now, and work; return the replay."""
+    Run.objects.filter(pk=old.pk, task=fail.name).update(task=five.name, args="[]")
+    new = replay(old.pk, by="ann", **options)
+    work()
+    return new
+
+
+class TestReplays:
+    def test_of_a_failed_run_sets_off_what_its_success_would_have(self) -> None:
+        steps: Any = {"chain": [hear.s(), plus.s(1)]}  # the last one first
+        fail.apply_async(link=hear.s(), **steps, **NOW)
+        (old,) = work()
+        new = again(old)
+        assert heard == [("heard", 5), ("heard", 6)]
+        assert (new.left_out, Run.objects.filter(follows=new.pk).count()) == ((), 2)
+
+    def test_that_fails_again_calls_its_errbacks_again(self) -> None:
+        fail.apply_async(link_error=told_id.s(), **NOW)
+        (old, _) = work()
+        new = replay(old.pk, by="ann")
+        work()
+        assert heard == [("told", str(old.pk)), ("told", str(new.pk))]
+
+    def test_of_a_cancelled_run_goes_on_with_its_chain(self) -> None:
+        promised: Any = chain(plus.s(1, 2), hear.s(), plus.s(1)).apply_async(**NOW)
+        (old,) = Run.objects.all()
+        waiting.cancel(old.pk, by="ann")
+        again(old)
+        assert heard == [("heard", 3)]
+        assert promised.state == states.REVOKED, "its steps are new runs, under ids of their own"
+
+    def test_twice_sets_it_off_twice(self) -> None:
+        canvas: Any = fail.s() | plus.s(1) | group(plus.s(10), plus.s(20)) | hear.s() | hear.s()
+        canvas.apply_async(**NOW)
+        (old,) = work()
+        for _ in range(2):
+            again(old)
+        assert heard == [("heard", [16, 26])] * 4
+        assert not Run.objects.exclude(pk=old.pk).exclude(state=State.SUCCEEDED).exists()
+        assert not ChordCounter.objects.exists()
+
+    def test_of_a_success_sends_nothing_twice_unless_asked_to(self) -> None:
+        chain(plus.s(1, 2), hear.s(), plus.s(1)).apply_async(**NOW)
+        (old, *_) = work()
+        assert again(old).left_out == (SENT,)
+        assert heard == [("heard", 3)]
+        assert again(old, sent_too=True).left_out == ()
+        assert heard == [("heard", 3)] * 2
+
+    def test_of_a_success_still_calls_its_errbacks(self) -> None:
+        plus.apply_async((1, 2), link_error=told_id.s(), **NOW)
+        (old,) = work()
+        new = replay(old.pk, by="ann")
+        Run.objects.filter(pk=new.pk).update(task=fail.name)
+        work()
+        assert heard == [("told", str(new.pk))]
+
+    @pytest.mark.parametrize("rest", [(), (plus.s(1),), (plus.s(1), group(plus.s(1), plus.s(2)))])
+    def test_of_a_part_of_a_chord_is_not_counted_again(self, rest: Any) -> None:
+        part = chain(fail.s(), *rest) if rest else fail.s()
+        promised = chord([part, plus.s(1, 1)], total.s()).apply_async(**NOW)
+        old = next(made for made in work() if made.task == fail.name)
+        new = again(old)
+        assert new.left_out == (CHORD,)
+        assert all_final()
+        assert promised.state == states.FAILURE
+        assert not Run.objects.filter(task=total.name).exists()
+        assert not Run.objects.exclude(pk=old.pk).exclude(state=State.SUCCEEDED).exists()
+
+    def test_of_many_set_off_what_they_should_too(self) -> None:
+        for _ in range(2):
+            fail.apply_async(link=hear.s(), **NOW)
+        chord([fail.s(), plus.s(1, 1)], total.s()).apply_async(**NOW)
+        plus.apply_async((1, 2), link=hear.s(), **NOW)
+        work()
+        heard.clear()
+        Run.objects.filter(task=fail.name).update(task=five.name)
+        ended = Run.objects.filter(origin=Origin.ADHOC)
+        assert replay_all(ended, by="ann", limit=100) == (5, 5, 2)
+        work()
+        assert heard == [("heard", 5)] * 2
+        assert all_final()
+
+    def test_of_follow_ups_that_cannot_be_read_are_no_more_readable(self) -> None:
+        for text in ('{"link": 5', "5", '{"link": 5}', '{"chain": ["x"]}'):
+            old = run(State.FAILED, task=five.name, follow_ups=text)
+            assert replay(old.pk, by="ann").follow_ups == text
 
 
 class TestBrokenEnds:

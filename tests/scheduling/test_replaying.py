@@ -62,7 +62,7 @@ class TestReplayAll:
             queue="q", schedule_id=7, schedule_name="nightly", max_attempts=5, due_at=NOON,
             expires_at=NOON, attempt=4, failures=3, origin=Origin.SCHEDULE,
         )  # fmt: skip
-        assert replayed() == (1, 1)
+        assert replayed() == (1, 1, 0)
         new = replays()[old.pk]
         for name in (
             "task", "args", "kwargs", "options", "queue", "schedule_id", "schedule_name",
@@ -77,21 +77,21 @@ class TestReplayAll:
     @pytest.mark.parametrize("state", UNFINISHED)
     def test_what_is_unfinished_is_not_replayed(self, state: State) -> None:
         run(state)
-        assert replayed(Selection()) == (0, 0)
+        assert replayed(Selection()) == (0, 0, 0)
 
     @pytest.mark.parametrize("state", FINAL)
     def test_any_end_can_be_asked_for(self, state: State) -> None:
         made = run(state)
-        assert replayed(Selection(state)) == (1, 1)
+        assert replayed(Selection(state)) == (1, 1, 0)
         assert set(replays()) == {made.pk}
 
     def test_nothing_is_replayed_twice_unless_asked_to(self) -> None:
         old = run(State.FAILED)
         run(State.FAILED)
         replay(old.pk, by="ana")
-        assert replayed() == (1, 1)
-        assert replayed() == (0, 0)
-        assert replayed(again=True) == (2, 2)
+        assert replayed() == (1, 1, 0)
+        assert replayed() == (0, 0, 0)
+        assert replayed(again=True) == (2, 2, 0)
 
     def test_a_replay_that_failed_is_replayed_in_its_turn(self) -> None:
         old = run(State.FAILED)
@@ -102,9 +102,9 @@ class TestReplayAll:
 
     def test_batches_stop_at_the_limit_and_the_next_call_goes_on(self) -> None:
         made = [run(State.FAILED).pk for _ in range(8)]
-        assert replayed(limit=5, batch=2) == (5, 5)
+        assert replayed(limit=5, batch=2) == (5, 5, 0)
         assert set(replays()) == set(made[:5])
-        assert replayed(batch=2) == (3, 3)
+        assert replayed(batch=2) == (3, 3, 0)
         assert set(replays()) == set(made)
 
     def test_the_order_is_that_of_the_old_ones(self) -> None:
@@ -141,12 +141,12 @@ class TestUniqueKeys:
         other = enqueue(ADD, (1, 2), unique_key="k")
         with pytest.raises(SchedulingError, match=f"run {other.pk} has the same unique key 'k'"):
             replay(old.pk, by="ana")
-        assert replayed() == (0, 1)
+        assert replayed() == (0, 1, 0)
 
     def test_of_many_with_one_key_one_is_replayed(self) -> None:
         for _ in range(3):
             run(State.FAILED, unique_key="k")
-        assert replayed() == (1, 3)
+        assert replayed() == (1, 3, 0)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -44,6 +44,12 @@ class Command(LedgerCommand):
         replay.add_argument(
             "--again", action="store_true", help="also those that have been replayed already"
         )
+        replay.add_argument(
+            "--follow-ups",
+            dest="sent_too",
+            action="store_true",
+            help="also set off again what the success of a run has set off: links, its chain",
+        )
         prune.add_argument(
             "--older-than",
             type=parsing.duration,
@@ -108,7 +114,11 @@ class Command(LedgerCommand):
         elif options["dry_run"]:
             self.refuse("--dry-run is for many: without it, this would replay one run.")
         else:
-            self.say(str(enqueueing.replay(options["id"], by=user_name()).id))
+            sent_too = options["sent_too"]
+            new = enqueueing.replay(options["id"], by=user_name(), sent_too=sent_too)
+            self.say(str(new.id))
+            for left_out in new.left_out:
+                self.note(f"not set off again: {left_out}.")
 
     def _replay_all(self, selection: Selection, options: dict[str, Any]) -> None:
         found = replaying.find(selection.runs())
@@ -124,7 +134,11 @@ class Command(LedgerCommand):
             self.say(f"would replay {_runs(now_at_once)}: {_described(selection)}{due}")
         else:
             done = replaying.replay_all(
-                selection.runs(), by=user_name(), limit=options["limit"], again=options["again"]
+                selection.runs(),
+                by=user_name(),
+                limit=options["limit"],
+                again=options["again"],
+                sent_too=options["sent_too"],
             )
             self.say(f"replayed {_runs(done.made)}: {_described(selection)}")
             if done.tried > done.made:
@@ -132,6 +146,8 @@ class Command(LedgerCommand):
                     f"{_runs(done.tried - done.made)} left out: replayed by somebody else just now,"
                     f" or an unfinished run has the same unique key."
                 )
+            if done.parts:
+                self.note(f"{_runs(done.parts)} of chords, which count no part twice.")
         if wanted > now_at_once:
             self.note(f"{_runs(wanted - now_at_once)} more: --limit N takes more at once.")
 
