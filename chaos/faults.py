@@ -14,6 +14,7 @@ import psycopg
 import redis
 
 from chaos.ground import LANES, Ground, Service, faketime
+from chaos.network import MANNERS
 from chaos.plan import KINDS, SKEWS, Fault
 from chaos.story import Done
 
@@ -126,6 +127,49 @@ def skew_beat(ground: Ground, fault: Fault, random: Random) -> str:
     service = ground.beats[fault.target]
     service.skew = random.choice(SKEWS)
     return _kill(service, fault, group=True) and f"{service.name} by {service.skew} s"
+
+
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def _cut(service: Service, fault: Fault, random: Random, *servers: str) -> str:
+    """Cut a service off, in some manner, however it fares meanwhile: it may be killed, too."""
+    ways = [service.ways[server] for server in servers]
+    if any(way.cut for way in ways):
+        return ""
+    manner = random.choice(MANNERS)
+    try:
+        for way in ways:
+            way.cut_off(manner)
+        time.sleep(fault.lasts)
+    finally:
+        for way in ways:
+            way.mend()
+    return f"{service.name}, {manner}"
+
+
+def beat_without_postgres(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.beats[fault.target], fault, random, "postgres")
+
+
+def beat_without_redis(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.beats[fault.target], fault, random, "redis")
+
+
+def beat_without_both(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.beats[fault.target], fault, random, "postgres", "redis")
+
+
+def worker_without_postgres(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.workers[fault.target], fault, random, "postgres")
+
+
+def worker_without_redis(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.workers[fault.target], fault, random, "redis")
+
+
+def worker_without_both(ground: Ground, fault: Fault, random: Random) -> str:
+    return _cut(ground.workers[fault.target], fault, random, "postgres", "redis")
 
 
 # --- Servers -------------------------------------------------------------------------------------

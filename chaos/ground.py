@@ -16,6 +16,7 @@ import psycopg
 import redis
 
 from chaos import evidence
+from chaos.network import Proxy
 from chaos.plan import BEATS, THREADED, WORKERS
 from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
 from config.embedded.server import popen_bound
@@ -29,9 +30,15 @@ class Service:
     """A beat or a worker. Its keeper starts it again, `back_in` seconds after it has ended."""
 
     def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        ways: Mapping[str, Proxy],
     ) -> None:
         self.name = name
+        self.ways = ways  # to postgres and to redis
         self.skew = 0  # seconds by which its clock is off
         self.lock = threading.RLock()  # held while a fault works on it
         self._command, self._env, self._log = command, env, log
@@ -50,7 +57,12 @@ class Service:
                 [sys.executable, "-W", "ignore", "-m", *self._command],
                 signal.SIGKILL,
                 cwd=ROOT,
-                env={**self._env, **skewed(self.skew)},
+                env={
+                    **self._env,
+                    "DATABASE_URL": self.ways["postgres"].url,
+                    "REDIS_URL": self.ways["redis"].url,
+                    **skewed(self.skew),
+                },
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -107,6 +119,13 @@ class Ground:
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=2)
 
+    def ways(self, stack: ExitStack) -> dict[str, Proxy]:
+        """Return ways to the servers that one service has for itself, open until `stack` closes."""
+        servers = {"postgres": self.postgres, "redis": self.redis_server}
+        return {
+            name: stack.enter_context(Proxy.before(server.url)) for name, server in servers.items()
+        }
+
     @property
     def services(self) -> list[Service]:
         return [*self.beats, *self.workers]
@@ -142,8 +161,10 @@ def prepared(place: Path, services: Path, lease: float) -> Iterator[Ground]:
         migrate = [sys.executable, "manage.py", "migrate", "--noinput", "--verbosity", "0"]
         subprocess.run(migrate, env=env, cwd=ROOT, check=True)
         stack.callback(ground.end)
-        ground.beats += [_beat(number, env, place) for number in range(BEATS)]
-        ground.workers += [_worker(number, env, place) for number in range(WORKERS)]
+        for number in range(BEATS):
+            ground.beats.append(_beat(number, env, place, ground.ways(stack)))
+        for number in range(WORKERS):
+            ground.workers.append(_worker(number, env, place, ground.ways(stack)))
         yield ground
 
 
@@ -163,16 +184,21 @@ def environment(ground: Ground, lease: float) -> dict[str, str]:
     }
 
 
-def _beat(number: int, env: Mapping[str, str], place: Path) -> Service:
+Ways = Mapping[str, Proxy]
+
+
+def _beat(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> Service:
     name = f"beat{number}"
-    return Service(name, ["celery", "-A", "config", "beat"], env, place / "logs" / f"{name}.log")
+    command = ["celery", "-A", "config", "beat"]
+    return Service(name, command, env, place / "logs" / f"{name}.log", ways)
 
 
-def _worker(number: int, env: Mapping[str, str], place: Path) -> Service:
+def _worker(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> Service:
     name = f"worker{number}"
     pool = ["--pool", "threads", "-c", "10"] if number == THREADED else ["-c", "6"]
     command = ["celery", "-A", "config", "worker", "-n", f"{name}@%h", *pool]
-    return Service(name, command, {**env, evidence.PROCESS: name}, place / "logs" / f"{name}.log")
+    env = {**env, evidence.PROCESS: name}
+    return Service(name, command, env, place / "logs" / f"{name}.log", ways)
 
 
 def skewed(seconds: int) -> dict[str, str]:

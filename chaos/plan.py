@@ -29,6 +29,12 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "freeze_worker": (5, 1.2, 2.2),  # in leases
     "freeze_child": (2, 1.2, 2.2),  # in leases
     "skew_beat": (5, 0, 0),
+    "beat_without_postgres": (4, 0.1, 13),
+    "beat_without_redis": (3, 0.1, 13),
+    "beat_without_both": (2, 0.1, 13),
+    "worker_without_postgres": (5, 0.02, 2.2),  # in leases
+    "worker_without_redis": (3, 0.02, 2.2),  # in leases
+    "worker_without_both": (3, 0.02, 2.2),  # in leases
     "restart_redis": (3, 0, 5),
     "freeze_redis": (2, 1, 6),
     "flush_redis": (4, 0, 0),
@@ -39,7 +45,10 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "drop_hints": (6, 0, 0),
     "garbage_hints": (5, 0, 0),
 }
-IN_LEASES = ("freeze_worker", "freeze_child")
+IN_LEASES = (
+    "freeze_worker", "freeze_child",
+    "worker_without_postgres", "worker_without_redis", "worker_without_both",
+)  # fmt: skip
 # Seconds by which a beat's clock is off.
 SKEWS = (-3600, -90, 0, 90, 3600)
 

@@ -95,7 +95,7 @@ class Stage:
         time.sleep(max(self._begun + second - time.monotonic(), 0))
 
 
-def wait(condition: Callable[[], bool], complaint: str, seconds: float = 60) -> None:
+def wait(condition: Callable[[], bool], complaint: str, seconds: float = 150) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

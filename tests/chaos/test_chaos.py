@@ -8,15 +8,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # A seed whose twenty seconds hold nearly every kind of fault.
-OPTIONS = "--seed 2680 --seconds 20 --schedules 40 --pace 1.2 --lease 3 --settle 50"
+SEED = "11587"
+OPTIONS = f"--seed {SEED} --seconds 20 --schedules 40 --pace 1 --lease 3 --settle 50"
 
 
 @pytest.mark.chaos
 def test_a_short_seed_keeps_every_promise(tmp_path: Path) -> None:
     played = subprocess.run(
         [sys.executable, "-m", "chaos", *OPTIONS.split(), "--place", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=150,
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert played.returncode == 0, played.stdout + played.stderr[-4000:]
     assert "breaches: 0" in played.stdout
-    assert (tmp_path / "2680" / "plan.json").exists()
+    assert (tmp_path / SEED / "plan.json").exists()

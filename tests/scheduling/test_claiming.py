@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 from django.db import OperationalError, connection
 
+from chaos.network import Proxy
 from scheduling import clock, execution
 from scheduling.execution import claim
 from scheduling.finishing import Outcome, finish
 from scheduling.ids import uuid7
 from scheduling.models import Run, State
 from tests.jobs import tasks
-from tests.proxy import Proxy
 from tests.scheduling.ledger import run
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -9,12 +9,12 @@ from uuid import UUID
 import pytest
 import redis
 
+from chaos.network import Proxy
 from scheduling import clock
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import UNFINISHED, Heartbeat, Run, State
 from scheduling.waiting import cancel
 from tests.jobs import tasks
-from tests.proxy import Proxy
 from tests.system.processes import System
 from tests.waiting import wait_for
 
