@@ -1,9 +1,10 @@
 """kill -9, freeze and wipe: what dies delays work, and never drops or doubles it."""
 
+import os
 import signal
 import threading
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,37 @@ def test_a_worker_that_dies_in_mid_run_is_replaced(system: System, evidence: Pat
     assert [line.split()[:2] for line in evidence.read_text().splitlines()] == [
         ["start", "1"], ["start", "2"], ["end", "2"],
     ]  # fmt: skip
+
+
+def test_with_settings_as_they_come_a_lost_run_starts_again_within_35_seconds(
+    system: System, evidence: Path
+) -> None:
+    for name in ("RUN_LEASE_SECONDS", "RETRY_BACKOFF_SECONDS"):
+        del system.env[name]
+    system.beat()
+    doomed = system.ready_worker(2)
+    runs = [enqueue(tasks.sleep, (str(evidence), 90)).id for _ in range(2)]
+    wait_for(lambda: evidence.read_text().count("start 1") == 2, timeout=20)
+    system.ready_worker(2)
+    Run.objects.update(args=f'["{evidence}", 0.1]')
+    child = int(evidence.read_text().split()[2])
+    os.kill(child, signal.SIGKILL)
+    died_at = clock.now()
+    wait_for(lambda: Run.objects.filter(pk__in=runs, state=State.SUCCEEDED).exists(), timeout=10)
+    doomed.kill()
+    lost_at = clock.now()
+    wait_for(all_final, timeout=40)
+    first, second = Run.objects.filter(pk__in=runs).order_by("finished_at")
+    assert [(run.state, run.attempt, run.failures) for run in (first, second)] == [
+        (State.SUCCEEDED, 2, 1)
+    ] * 2
+    assert started(first) - died_at < timedelta(seconds=5)
+    assert timedelta(seconds=15) < started(second) - lost_at < timedelta(seconds=35)
+
+
+def started(run: Run) -> datetime:
+    assert run.started_at is not None
+    return run.started_at
 
 
 def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System) -> None:
