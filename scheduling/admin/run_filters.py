@@ -9,8 +9,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from scheduling import clock
-from scheduling.admin.filters import InputFilter
-from scheduling.history import of_schedule
+from scheduling.admin.filters import InputFilter, TaskFilter
+from scheduling.history import Selection, of_schedule, of_task
 
 
 class ScheduleFilter(InputFilter):
@@ -23,6 +23,17 @@ class ScheduleFilter(InputFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         name = (self.value() or "").strip()
         return queryset.filter(of_schedule(name)) if name else queryset
+
+
+class RunTaskFilter(TaskFilter):
+    """By task; the list, which goes by ids, begins at the newest that there is."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        task = self.value()
+        if not task:
+            return queryset
+        newest = list(Selection(task=task).newest(1))
+        return queryset.filter(of_task(task), pk__lte=newest[0].pk) if newest else queryset.none()
 
 
 class DueFilter(admin.SimpleListFilter):

@@ -27,9 +27,8 @@ from scheduling.admin.display import (
     span,
     when,
 )
-from scheduling.admin.filters import TaskFilter
 from scheduling.admin.paging import BoundedPaginator
-from scheduling.admin.run_filters import DueFilter, ScheduleFilter
+from scheduling.admin.run_filters import DueFilter, RunTaskFilter, ScheduleFilter
 from scheduling.admin.run_replays import ReplayAll
 from scheduling.enqueueing import replay
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
@@ -70,7 +69,7 @@ class RunAdmin(ReplayAll):
     list_display = (
         "short_id", "work", "state_", "due", "start", "duration", "attempt_and_worker",
     )  # fmt: skip
-    list_filter = ("state", DueFilter, ScheduleFilter, TaskFilter, "origin")
+    list_filter = ("state", DueFilter, ScheduleFilter, RunTaskFilter, "origin")
     list_per_page = 50
     list_max_show_all = 200
     # Ids sort by when they were made, and are indexed: the newest come first.

@@ -573,6 +573,11 @@ class Migration(migrations.Migration):
                         name="run_late",
                     ),
                     models.Index(
+                        condition=models.Q(("finished_at__isnull", False)),
+                        fields=["task", "id"],
+                        name="run_of_task",
+                    ),
+                    models.Index(
                         condition=models.Q(("replay_of__isnull", False)),
                         fields=["replay_of"],
                         name="run_replays",

@@ -55,6 +55,46 @@ class TestSelection:
         assert Selection(schedule="nightly").runs().count() == 1
 
 
+class TestNewest:
+    def test_they_come_newest_first_whatever_their_state(self) -> None:
+        states = [state for state in State for _ in range(2)]
+        made = [run(state, task="t").pk for state in states]
+        run(task="u")
+        found = [one.pk for one in Selection(task="t").newest(100, "args")]
+        assert found == made[::-1]
+        assert [one.pk for one in Selection(task="t").newest(5)] == made[::-1][:5]
+
+    @pytest.mark.parametrize("state", State)
+    def test_of_one_state(self, state: State) -> None:
+        made = [run(one, task="t").pk for one in State for _ in range(3)]
+        mine = Run.objects.filter(pk__in=made, state=state).order_by("-pk")
+        assert list(Selection(state, task="t").newest(2)) == list(mine[:2])
+
+    def test_other_conditions_narrow(self) -> None:
+        row = schedule("nightly")
+        wanted = run(State.FAILED, schedule_id=row.pk, task="t", due_at=NOON)
+        run(State.FAILED, schedule_id=row.pk, task="u", due_at=NOON)
+        run(State.FAILED, task="t", due_at=NOON - timedelta(1))
+        assert list(Selection(task="t", since=NOON).newest(9)) == [wanted]
+        assert list(Selection(schedule="nightly", task="t").newest(9)) == [wanted]
+
+    def test_the_runs_of_other_tasks_are_not_read(self) -> None:
+        now = clock.now()
+        ended = {"finished_at": now, "state": State.SUCCEEDED}
+        Run.objects.bulk_create(
+            Run(task="was" if n < 1000 else "is", queue="q", origin="adhoc", due_at=now,
+                run_at=now, **ended if n < 15_000 else {})
+            for n in range(20_000)
+        )  # fmt: skip
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE scheduling_run")
+        for task in ("was", "never"):
+            plan = Selection(task=task).newest(50).explain()
+            assert "run_of_task" in plan
+            assert "Seq Scan" not in plan
+            assert "pkey" not in plan
+
+
 class TestReplayAll:
     def test_each_becomes_a_new_run_that_names_the_old_one(self) -> None:
         old = run(

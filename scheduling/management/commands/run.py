@@ -69,9 +69,8 @@ class Command(LedgerCommand):
     def list(self, options: dict[str, Any], now: datetime) -> None:
         """Print the newest runs."""
         selection, schedule = self._selection(options, now), options["schedule"]
-        # Their ids sort by the time they were made.
-        runs = selection.runs().order_by("-pk")[: options["limit"] + 1]
-        found = list(runs if options["json"] else runs.defer(*UNSHOWN))
+        unshown = () if options["json"] else UNSHOWN
+        found = list(selection.newest(options["limit"] + 1, *unshown))
         shown = found[: options["limit"]]
         if not found and schedule is not None:
             schedules.named(schedule)  # a name that was mistyped is an error, not an empty list
