@@ -15,7 +15,7 @@ from django.db import OperationalError, connection, transaction
 from scheduling import schedules
 from scheduling.errors import SchedulingError
 from scheduling.logs import event
-from scheduling.models import Failure, Plan, Policy, State
+from scheduling.models import Failure, Policy, State
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,6 @@ def _pause(schedule_id: int, failure: Failure, now: datetime) -> Paused | None:
     reason = f"{runs} failed; the last one: {failure.error}"[:500]
     # The pause counts from the failure: what came due since then does not fire any more.
     schedules.pause(policy.schedule, by=BY, reason=reason, now=failure.noted_at)
-    Plan.objects.filter(pk=schedule_id).update(plan_from=failure.noted_at)
     return Paused(policy, reason, failure)
 
 

@@ -210,6 +210,17 @@ class TestPauses:
         schedules.resume(row, by="ann")
         assert asked(row)
 
+    def test_a_pause_counts_from_its_own_instant(self) -> None:
+        row, now = planned(policy={}), clock.now()
+        policy, ago = Policy.objects.filter(schedule=row), now - timedelta(seconds=5)
+        policy.update(paused_at=ago)
+        assert plan_of(row).plan_from == ago
+        policy.update(paused_until=now + timedelta(hours=1))
+        assert plan_of(row).plan_from >= now
+        policy.update(paused_at=None, paused_until=None)
+        policy.update(paused_at=ago, paused_until=ago)
+        assert plan_of(row).plan_from >= now, "that one is over"
+
     def test_a_policy_that_is_made_paused_asks_for_a_plan(self) -> None:
         row = planned()
         Policy.objects.create(schedule=row, paused_at=TOMORROW)
