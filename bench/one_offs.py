@@ -7,6 +7,8 @@ memory.
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY late), percentile_cont(0.99) 
 
 
 class Watched(NamedTuple):
-    """Megabytes when the first was due and at the highest, of a worker and of beat."""
+    """Megabytes when the first was due and at the highest, of the workers and of beat."""
 
     worker: float
     worker_most: float
@@ -43,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs that are asked for ahead")  # fmt: skip
     parser.add_argument("--one-offs-for", type=float, default=10, metavar="SECONDS",
                         help="the time over which they are due")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, metavar="N",
+                        help="workers that share the one-offs")  # fmt: skip
     parser.add_argument("--peer-one-offs", type=int, default=5_000, metavar="N",
                         help="how many of the peer, at the same rate")  # fmt: skip
 
@@ -58,15 +62,18 @@ def measure(ground: Ground) -> Table:
         row("of it, until its hint was sent: p50", 2, "ms"),
         row("of it, until its hint was sent: p99", 2, "ms"),
         row("never started", 2, "", most=0, compared=False),
-        row("memory of the worker when the first is due", 2, "MB"),
-        row("memory of the worker at its highest", 2, "MB"),
+        row("memory of the workers when the first is due", 2, "MB"),
+        row("memory of the workers at its highest", 2, "MB"),
         row("memory of beat when the first is due", 2, "MB"),
         row("memory of beat at its highest", 2, "MB"),
     ]
     _ours(ground, rows, options.one_offs, rate)
     if options.peer_runs:
         _theirs(ground, rows, theirs, rate)
-    title = f"One-off runs, {rate:,.0f} due each second"
+    title = (
+        f"One-off runs, {rate:,.0f} due each second, {options.workers} workers with "
+        f"{options.concurrency} children each"
+    )
     columns = (f"Truebeat, {options.one_offs:,}", f"Celery with an ETA, {theirs:,}")
     return Table(title, columns, rows)
 
@@ -78,11 +85,10 @@ def _ours(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
     with (
         Evidence() as evidence,
         beat(TRUEBEAT, ground) as beating,
-        worker(OWN_APP, ground, concurrency=ground.options.concurrency,
-               BENCH_EVIDENCE=evidence.path) as working,
-    ):  # fmt: skip
+        _workers(OWN_APP, ground, evidence) as working,
+    ):
         enqueue_many(JOB, [Call((0.0,)) for _ in range(100)])
-        working.wait(lambda: evidence.count() >= 100, 30)
+        working[0].wait(lambda: evidence.count() >= 100, 30)
         since = ground.now() + 2 + count / ENQUEUED
         steps = int(count / rate / STEP)
         for step in range(steps):
@@ -100,12 +106,11 @@ def _theirs(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
     ground.clear()
     with (
         Evidence() as evidence,
-        worker(PLAIN_APP, ground, concurrency=ground.options.concurrency,
-               BENCH_EVIDENCE=evidence.path) as working,
+        _workers(PLAIN_APP, ground, evidence) as working,
         app.producer_or_acquire() as producer,
-    ):  # fmt: skip
+    ):
         app.send_task(JOB, (0.0,), producer=producer)
-        working.wait(lambda: evidence.count() >= 1, 30)
+        working[0].wait(lambda: evidence.count() >= 1, 30)
         since = ground.now() + 2 + count / SENT
         for number in range(count):
             due = since + number / rate
@@ -115,6 +120,18 @@ def _theirs(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
         _finish(ground, rows, 1, evidence, since, count, working, watched)
 
 
+@contextmanager
+def _workers(app: str, ground: Ground, evidence: Evidence) -> Iterator[list[Process]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                worker(app, ground, "--hostname", f"w{number}@%h",
+                       concurrency=ground.options.concurrency, BENCH_EVIDENCE=evidence.path)
+            )
+            for number in range(ground.options.workers)
+        ]  # fmt: skip
+
+
 def _warn_if_late(ground: Ground, since: float) -> None:
     if ground.now() > since:
         late = timedelta(seconds=round(ground.now() - since))
@@ -122,13 +139,15 @@ def _warn_if_late(ground: Ground, since: float) -> None:
 
 
 def _watch(
-    ground: Ground, since: float, seconds: float, working: Process, beating: Process | None
+    ground: Ground, since: float, seconds: float, working: list[Process], beating: Process | None
 ) -> Watched:
     time.sleep(max(since - ground.now(), 0))
     seen = []
     while ground.now() < since + seconds:
-        seen.append((working.memory(), beating.memory() if beating else 0.0))
-        working.check()
+        of_workers = sum(process.memory() for process in working)
+        seen.append((of_workers, beating.memory() if beating else 0.0))
+        for process in working:
+            process.check()
         time.sleep(1)
     workers, beats = zip(*seen, strict=True)
     return Watched(workers[0], max(workers), beats[0], max(beats))
@@ -136,10 +155,10 @@ def _watch(
 
 def _finish(
     ground: Ground, rows: list[Row], column: int, evidence: Evidence, since: float, count: int,
-    working: Process, watched: Watched,
+    working: list[Process], watched: Watched,
 ) -> None:  # fmt: skip
     limit = ground.options.limit if column == 0 else ground.options.peer_limit
-    working.wait(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
+    working[0].wait(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
     late = evidence.lateness(since - 1)
     memory = list(watched) if column == 0 else list(watched)[:2]
     sent = ground.ledger.execute(SENT_AFTER, [since]).fetchone() if column == 0 else (None, None)

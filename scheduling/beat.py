@@ -32,7 +32,7 @@ from scheduling.doorbell import Listener
 from scheduling.firing import copy_last_runs
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
-from scheduling.sql import going_on, was_ended
+from scheduling.sql import going_on, run_prepared, was_ended
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Scheduler(beat.Scheduler):
         self._bell = Listener()
         self._pause = 0.0
         self._low = LONG_AGO
-        self._limited: Any = None  # the connection that herds.LIMIT_LOCKS was said to
+        self._prepared: Any = None  # the connection that herds.SESSION was said to
         self._full_look_at = 0.0
         self._behind = False
         self._resend_at = 0.0
@@ -187,12 +187,12 @@ class Scheduler(beat.Scheduler):
         full = time.monotonic() >= self._full_look_at
         low = LONG_AGO if full else self._low
         parameters = {**look_settings(), "low": low}
-        with connection.cursor() as cursor:
-            if connection.connection is not self._limited:
-                cursor.execute(herds.LIMIT_LOCKS)
-                self._limited = connection.connection
-            cursor.execute(LOOK, parameters)
-            look = Look(*cursor.fetchone())
+        if connection.connection is None or connection.connection is not self._prepared:
+            with connection.cursor() as cursor:
+                cursor.execute(herds.SESSION)
+            self._prepared = connection.connection
+        (row,) = run_prepared(LOOK, parameters)
+        look = Look(*row)
         self._low = LONG_AGO if full else look.now - LOOK_BACK
         if full:
             self._full_look_at = time.monotonic() + FULL_LOOK_EVERY

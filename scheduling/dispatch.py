@@ -17,6 +17,7 @@ from django.db import connection
 from scheduling.hints import Broker, Hint, Lane
 from scheduling.logs import event
 from scheduling.models import Priority
+from scheduling.sql import run_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,8 @@ def push(broker: Broker, hints: Sequence[Hint]) -> int:
 
 def _waiting_lanes() -> dict[Lane, float]:
     """Return each lane with waiting runs, and the seconds until its first may start."""
-    with connection.cursor() as cursor:
-        cursor.execute(WAITING_LANES)
-        return {Lane(queue, priority): wait for queue, priority, wait in cursor.fetchall()}
+    rows = run_prepared(WAITING_LANES, {})
+    return {Lane(queue, priority): wait for queue, priority, wait in rows}
 
 
 def _room(lane: Lane, length: int) -> int:
@@ -113,9 +113,7 @@ def _window(lane: Lane) -> int:
 def _queue(lane: Lane, limit: int) -> list[Hint]:
     if limit <= 0:
         return []
-    with connection.cursor() as cursor:
-        cursor.execute(QUEUE, {**lane._asdict(), "limit": limit})
-        return [Hint(*row) for row in cursor.fetchall()]
+    return [Hint(*row) for row in run_prepared(QUEUE, {**lane._asdict(), "limit": limit})]
 
 
 OLD_LANES = """

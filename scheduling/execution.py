@@ -37,7 +37,7 @@ from scheduling.options import read_options
 from scheduling.outcomes import died, not_stored, outcome_of, refused
 from scheduling.registry import check_arguments, decode_error
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
-from scheduling.sql import prepared_cursor
+from scheduling.sql import run_prepared
 from scheduling.transport import ATTEMPT
 
 if TYPE_CHECKING:
@@ -188,9 +188,8 @@ def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -
         "lease": settings.RUN_LEASE,
         "claim_id": claim_id or uuid7(),
     }
-    with prepared_cursor() as cursor:
-        row = cursor.execute(CLAIM, parameters, prepare=True).fetchone()
-    return Claimed(*row) if row else None
+    rows = run_prepared(CLAIM, parameters)
+    return Claimed(*rows[0]) if rows else None
 
 
 def patiently(

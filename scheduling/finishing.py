@@ -25,7 +25,7 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.registry import attempts_allowed
-from scheduling.sql import clean, going_on, prepared_cursor
+from scheduling.sql import clean, going_on, run_prepared
 
 if TYPE_CHECKING:
     from scheduling.results import Backend, StoredResult
@@ -279,9 +279,7 @@ def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") 
         parameters = {**parameters, **_columns(result)}
         recorded = f", recorded AS ({RECORD})"
     sql = f"WITH done AS ({move}), released AS ({RELEASE}){noted}{recorded} {MOVED}"
-    with prepared_cursor() as cursor:
-        cursor.execute(sql, parameters, prepare=True)
-        moved, others_may_go = cursor.fetchone() or (0, False)
+    ((moved, others_may_go),) = run_prepared(sql, parameters)
     if others_may_go:
         ring_on_commit()
     return int(moved)

@@ -6,16 +6,18 @@ Python; over a batch of 500 rows that costs more than Postgres itself.
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from psycopg.pq import Format
 
+PLANS_LAST = 5.0  # seconds
 TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
 
 
@@ -28,20 +30,42 @@ def lean_cursor() -> Iterator[Any]:
         yield cursor
 
 
-@contextmanager
-def prepared_cursor() -> Iterator["psycopg.Cursor[Any]"]:
-    """A cursor for statements that Postgres is to plan once, and not for every run.
+class _Prepared(NamedTuple):
+    """What a connection keeps for its prepared statements."""
 
-    `execute(sql, parameters, prepare=True)`; parameters are bound by the server, so where a type
-    cannot be told from its place the SQL needs a cast. Errors are Django's. A plan that was
-    made for a small table lasts as long as the connection, or until the table is analysed.
+    cursor: "psycopg.Cursor[Any]"
+    plan_anew_at: float
+
+
+def run_prepared(sql: str, parameters: Mapping[str, object]) -> list[tuple[Any, ...]]:
+    """Run a statement that Postgres is to plan once, and not every time; return its rows.
+
+    Parameters are bound by the server, so where a type cannot be told from its place the SQL needs
+    a cast. Errors are Django's. The cursor is the connection's own, to be made once: with Django's
+    around it, it would take longer than the statement.
     """
-    with connection.cursor() as cursor:  # connects, and refuses a broken transaction
-        raw: psycopg.Connection[Any] = cursor.cursor.connection
+    with connection.wrap_database_errors:
+        connection.ensure_connection()
+        prepared = getattr(connection.connection, "truebeat_prepared", None)
+        if prepared is None or time.monotonic() >= prepared.plan_anew_at:
+            prepared = _plan_anew(connection.connection, prepared)
+        return prepared.cursor.execute(sql, parameters, prepare=True).fetchall()
+
+
+def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
+    """Let Postgres forget the plans of a connection: they last, and tables grow.
+
+    What is best for a ledger with a handful of rows, to read it all, takes milliseconds for each
+    run a minute later, and until autovacuum comes by nothing else would change it.
+    """
     if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
         raw.prepare_threshold = sys.maxsize
-    with connection.wrap_database_errors, psycopg.Cursor(raw) as prepared:
-        yield prepared
+    cursor = psycopg.Cursor(raw) if prepared is None else prepared.cursor
+    if prepared is not None:
+        cursor.execute("DISCARD PLANS")
+    renewed = _Prepared(cursor, time.monotonic() + PLANS_LAST)
+    raw.truebeat_prepared = renewed
+    return renewed
 
 
 def arrays(rows: Sequence[tuple[object, ...]], width: int) -> list[str]:

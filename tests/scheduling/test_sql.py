@@ -1,10 +1,11 @@
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import DataError, connection, transaction
 
-from scheduling.sql import arrays, lean_cursor
+from scheduling.sql import arrays, lean_cursor, run_prepared
 
 ODD_TEXTS = ["", "NULL", "null", 'a "quoted" word', "a\\b", "{1,2}", "a,b", " spaced ", "line\nend",
              "tab\t", "Zürich ☃ 🎄", "'", "\x01"]  # fmt: skip
@@ -56,3 +57,37 @@ class TestLeanCursor:
         with connection.cursor() as cursor:
             cursor.execute("SELECT '2026-11-20 13:00+01'::timestamptz")
             assert cursor.fetchone()[0].tzinfo is UTC
+
+
+@pytest.mark.django_db
+class TestPreparedStatements:
+    def test_a_plan_made_for_an_empty_table_goes_when_the_table_has_grown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        query = "SELECT id FROM grown WHERE id = %(id)s::int"
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE grown (id int PRIMARY KEY)")
+            cursor.execute("ANALYZE grown")
+            for _ in range(8):  # Postgres makes the plan that lasts at the sixth
+                assert run_prepared(query, {"id": 1}) == []
+            cursor.execute("INSERT INTO grown SELECT generate_series(1, 10000)")
+            assert "Seq Scan" in _plan_of(query)
+            monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+            assert run_prepared(query, {"id": 7}) == [(7,)]
+            assert "Index" in _plan_of(query)
+
+    def test_an_error_is_djangos_and_the_next_statement_works(self) -> None:
+        with pytest.raises(DataError), transaction.atomic():
+            run_prepared("SELECT 1 / %(zero)s::int", {"zero": 0})
+        assert run_prepared("SELECT %(one)s::int", {"one": 1}) == [(1,)]
+
+
+def _plan_of(query: str) -> str:
+    start = query.split("%")[0]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT name FROM pg_prepared_statements WHERE starts_with(statement, %s)", [start]
+        )
+        (name,) = cursor.fetchone()
+        cursor.execute(f"EXPLAIN EXECUTE {name}(1)")
+        return "\n".join(line for (line,) in cursor.fetchall())
