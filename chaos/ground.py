@@ -41,7 +41,7 @@ class Service:
         self.ways = ways  # to postgres and to redis
         self.skew = 0  # seconds by which its clock is off
         self.lock = threading.RLock()  # held while a fault works on it
-        self._command, self._env, self._log = command, env, log
+        self._command, self._env, self.log = command, env, log
         self._back_at = 0.0
         self._expected = True
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,7 +52,7 @@ class Service:
 
     def start(self) -> None:
         self._expected = False
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = popen_bound(
                 [sys.executable, "-W", "ignore", "-m", *self._command],
                 signal.SIGKILL,
@@ -72,7 +72,7 @@ class Service:
         return self._process is None or self._process.poll() is not None
 
     def said(self, text: str) -> bool:
-        return self._log.exists() and text in self._log.read_text(errors="replace")
+        return self.log.exists() and text in self.log.read_text(errors="replace")
 
     def expect_end(self, back_in: float) -> None:
         """Note that it ends by our doing."""
@@ -174,6 +174,7 @@ def environment(ground: Ground, lease: float) -> dict[str, str]:
         "DATABASE_URL": ground.postgres.url,
         "REDIS_URL": ground.redis_server.url,
         "DJANGO_SETTINGS_MODULE": "chaos.settings",
+        "TIME_ZONE": "UTC",
         "SECRET_KEY": "only-for-chaos-" + "0123456789" * 4,
         "RUN_LEASE_SECONDS": str(lease),
         "RETRY_BACKOFF_SECONDS": "0.5",

@@ -16,6 +16,7 @@ from celery.schedules import crontab
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
+MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,37 @@ class Noon:
 Rule = Every | Cron | Once | Noon
 
 
+@dataclass(frozen=True)
+class Off:
+    """Days off, by the clocks of a zone, as ISO dates; and what becomes of what is due on them.
+
+    It is skipped, or takes place on the previous or the next day that is none, if that has nothing
+    of its own.
+    """
+
+    zone: str
+    dates: list[str]
+    treatment: str
+
+
+def is_off(off: Off, instant: datetime) -> bool:
+    """Return whether an instant is on a day off, and what is due then is skipped."""
+    day = instant.astimezone(ZoneInfo(off.zone)).date()
+    return off.treatment == "skip" and day.isoformat() in off.dates
+
+
 def slack(rule: Rule) -> timedelta:
     """Return how far an instant of the scheduler's may lie from the oracle's."""
     return timedelta(seconds=1) if isinstance(rule, Noon) else timedelta(0)
 
 
-def instants(rule: Rule, after: datetime, upto: datetime) -> list[datetime]:
-    """Return all instants with after < t <= upto, ascending."""
+def instants(rule: Rule, after: datetime, upto: datetime, off: Off | None = None) -> list[datetime]:
+    """Return all instants with after < t <= upto, ascending: where they take place.
+
+    Those that are skipped are among them.
+    """
+    if off is not None and off.treatment != "skip":
+        return [instant for instant in _moved(rule, off, after, upto) if after < instant <= upto]
     match rule:
         case Every():
             found = _every(rule, upto)
@@ -71,6 +96,25 @@ def instants(rule: Rule, after: datetime, upto: datetime) -> list[datetime]:
         case Noon():
             found = _noons(rule, after, upto)
     return [instant for instant in found if after < instant <= upto]
+
+
+def _moved(rule: Rule, off: Off, after: datetime, upto: datetime) -> Iterator[datetime]:
+    """Yield what takes place on each day that is none off: its own, or else its neighbour's."""
+    zone = ZoneInfo(off.zone)
+    day = after.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    step = DAY if off.treatment == "previous" else -DAY
+    while day.replace(tzinfo=zone) <= upto:
+        found, other = _on(rule, day, zone), day + step
+        while not found and other.date().isoformat() in off.dates:
+            found, other = [each - (other - day) for each in _on(rule, other, zone)], other + step
+        if day.date().isoformat() not in off.dates:
+            yield from found
+        day += DAY
+
+
+def _on(rule: Rule, day: datetime, zone: ZoneInfo) -> list[datetime]:
+    begin = day.replace(tzinfo=zone).astimezone(UTC)
+    return instants(rule, begin - MICROSECOND, begin + DAY - MICROSECOND)
 
 
 def _every(rule: Every, upto: datetime) -> Iterator[datetime]:

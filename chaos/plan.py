@@ -3,7 +3,7 @@
 Pure, and derived from the seed and the length alone: the same seed is the same plan.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -79,23 +79,53 @@ class Planned:
     max_attempts: int | None = None
     expire_seconds: int | None = None
     one_off: bool = False
+    deadline_after: float | None = None
+    excluded_day: str = ""  # of the calendar with these days off, counted from today
+    off: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Edit:
-    """At second `at`: pause, resume or change (the interval to `every` seconds) a schedule."""
+    """At second `at`: pause, resume or change (the interval to `every` seconds) a schedule.
+
+    Or pause it for `lasts` seconds; or make working days of its days off (`calendar` takes the
+    calendar away, `dates` empties it), and days off of them again.
+    """
 
     at: float
     kind: str
     schedule: str
     every: int = 0
+    lasts: float = 0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """At second `at`: cancel an unfinished run, or replay a final one; `draw` says which."""
+
+    at: float
+    kind: str
+    draw: int
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """At second `at`: fill the last `reach` seconds of a schedule; perhaps cancel it after all."""
+
+    at: float
+    schedule: str
+    reach: float
+    concurrency: int
+    again: bool
+    cancelled_after: float | None
 
 
 @dataclass(frozen=True)
 class Call:
     """At second `at`: a call of `enqueue`, or of `apply_async` with a countdown.
 
-    `then` is link, for a call with a link and an errback, or chord, for a chord of two and a body.
+    `then` is link, for a call with a link and an errback; chord, for a chord of two and a body; or
+    chain, for one of three. With a unique key, `times` of them are made at once.
     """
 
     at: float
@@ -111,6 +141,8 @@ class Call:
     unique_key: str | None = None
     rolled_back: bool = False
     cancelled: bool = False
+    deadline: float | None = None
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,8 @@ class Plan:
     schedules: list[Planned]
     edits: list[Edit]
     calls: list[Call]
+    wishes: list[Wish]
+    backfills: list[Backfill]
 
 
 def make(seed: int, seconds: float, *, lease: float, schedules: int, pace: float) -> Plan:
@@ -137,6 +171,8 @@ def make(seed: int, seconds: float, *, lease: float, schedules: int, pace: float
         made,
         _edits(Random(f"edits {seed}"), made, seconds),
         _calls(Random(f"calls {seed}"), seconds, lease),
+        _wishes(Random(f"wishes {seed}"), seconds),
+        _backfills(Random(f"backfills {seed}"), made, seconds),
     )
 
 
@@ -155,7 +191,23 @@ def _faults(random: Random, seconds: float, lease: float, pace: float) -> list[F
 
 
 def _schedules(random: Random, count: int, seconds: float, lease: float) -> list[Planned]:
-    return [_schedule(random, number, seconds, lease) for number in range(count)]
+    made = [_schedule(random, number, seconds, lease) for number in range(count)]
+    return [_with_calendar(random, schedule) for schedule in made]
+
+
+def _with_calendar(random: Random, schedule: Planned) -> Planned:
+    """Give some a calendar: of one whose days off are now, it has to be found out in minutes."""
+    kind = schedule.rule[0]
+    if kind not in ("cron", "every") or random.random() > (0.4 if kind == "cron" else 0.1):
+        return schedule
+    treatment = random.choice(["skip", "skip", "skip", "previous", "next"])
+    off = random.choice([(-1, 0, 1), (-1, 0, 1), (5,)])
+    rule = schedule.rule
+    if treatment != "skip" and kind == "cron" and random.random() < 0.8:
+        # What is due yesterday alone, a day off, takes place today; or what is due tomorrow.
+        off = (1,) if treatment == "previous" else (-1,)
+        rule = ("cron", random.choice(MINUTES), "*", off[0], "")
+    return replace(schedule, rule=rule, excluded_day=treatment, off=off)
 
 
 def _schedule(random: Random, number: int, seconds: float, lease: float) -> Planned:
@@ -174,7 +226,7 @@ def _schedule(random: Random, number: int, seconds: float, lease: float) -> Plan
         rule = ("cron", *map(random.choice, (MINUTES, HOURS, WEEKDAYS, ZONES)))
         return Planned(
             name, rule, task, argument, catch_up, random.choice([None, 20.0]), spread=spread,
-            max_attempts=max_attempts,
+            max_attempts=max_attempts, deadline_after=random.choice([None, 0.1, 5.0]),
         )  # fmt: skip
     step = random.choice([2, 3, 5, 5, 7, 10, 10, 15, 20, 30])
     overlap = random.choice(["allow", "allow", "skip", "queue", "replace"])
@@ -193,6 +245,7 @@ def _schedule(random: Random, number: int, seconds: float, lease: float) -> Plan
         spread,
         max_attempts,
         random.choice([None, None, None, 8]),
+        deadline_after=random.choice([None, None, 0.1, 5.0]),
     )
 
 
@@ -210,19 +263,68 @@ def _edits(random: Random, schedules: list[Planned], seconds: float) -> list[Edi
     edits = []
     for schedule in schedules:
         draw = random.random()
-        if schedule.one_off or draw > 0.25:
+        if schedule.one_off or draw > (0.6 if schedule.off else 0.25):
             continue
         at, every = random.uniform(2, seconds / 3), 4
+        if schedule.off:
+            if 0 in schedule.off and schedule.rule[0] == "cron":
+                edits += _changes_of_days(random, schedule, seconds)
+            continue
         if draw > 0.12 and schedule.rule[0] == "every":
             while at < seconds - 5:
                 edits.append(Edit(round(at, 3), "change", schedule.name, every))
                 at, every = at + random.uniform(15, 60), every + 1
         elif draw <= 0.12:
             while at < seconds - 12:
-                edits.append(Edit(round(at, 3), "pause", schedule.name))
-                edits.append(Edit(round(at + random.uniform(3, 10), 3), "resume", schedule.name))
+                lasts = round(random.uniform(3, 10), 3)
+                if random.random() < 0.4:
+                    edits.append(Edit(round(at, 3), "pause_until", schedule.name, lasts=lasts))
+                else:
+                    edits.append(Edit(round(at, 3), "pause", schedule.name))
+                    edits.append(Edit(round(at + lasts, 3), "resume", schedule.name))
                 at += random.uniform(25, 60)
     return sorted(edits, key=lambda edit: edit.at)
+
+
+def _changes_of_days(random: Random, schedule: Planned, seconds: float) -> list[Edit]:
+    """Make working days of days off, and the other way round, again and again."""
+    kind, edits = random.choice(["calendar", "dates"]), []
+    at = random.uniform(2, seconds / 3)
+    while at < seconds - 5:
+        edits.append(Edit(round(at, 3), kind, schedule.name))
+        at += random.uniform(15, 90)
+    return edits
+
+
+def _wishes(random: Random, seconds: float) -> list[Wish]:
+    wishes, at = list[Wish](), 3.0
+    while at < seconds:
+        kind = random.choice(["cancel", "replay"])
+        wishes.append(Wish(round(at, 3), kind, random.randrange(2**32)))
+        at += random.expovariate(1)
+    return wishes
+
+
+def _backfills(random: Random, schedules: list[Planned], seconds: float) -> list[Backfill]:
+    """Fill the past of some schedules; a crontab has one, an interval only what has passed."""
+    fills, at = list[Backfill](), random.uniform(1, 6)
+    may = [schedule for schedule in schedules if schedule.rule[0] in ("cron", "every")]
+    while at < seconds - 2 and may:
+        schedule = random.choice(may)
+        cron = schedule.rule[0] == "cron"
+        reach = random.uniform(60, 900) if cron else random.uniform(5, 20) * schedule.rule[1]
+        fills.append(
+            Backfill(
+                round(at, 3),
+                schedule.name,
+                round(reach, 3),
+                random.choice([1, 1, 2, 3]),
+                random.random() < 0.3,
+                random.choice([None, None, None, round(random.uniform(0.5, 10), 3)]),
+            )
+        )
+        at += random.expovariate(1 / 8)
+    return fills
 
 
 def _calls(random: Random, seconds: float, lease: float) -> list[Call]:
@@ -238,13 +340,15 @@ def _calls(random: Random, seconds: float, lease: float) -> list[Call]:
                 argument,
                 after=random.choice([0, 0, round(random.uniform(0.1, 20), 3)]),
                 by_celery=random.random() < 0.2,
-                then=random.choice([*[""] * 8, "link", "chord"]),
+                then=random.choice([*[""] * 12, "link", "chord", "chain"]),
                 priority=random.choice(["front", "high", "medium", "medium", "low"]),
                 max_attempts=random.choice([None, None, 1, 1, 2, 5]),
                 expires=random.choice([None] * 9 + [5.0]),
                 unique_key=f"key-{random.randrange(3)}" if unique else None,
                 rolled_back=random.random() < 0.05,
                 cancelled=random.random() < 0.05,
+                deadline=random.choice([None, None, 0.3, 2.0, 30.0]),
+                times=random.choice([1, 2, 4]) if unique else 1,
             )
         )
         at += random.expovariate(5)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from os import cpu_count, getloadavg
 
-from chaos.checker import Breach
+from chaos.laws import Breach
 from chaos.story import Story
 
 

@@ -13,14 +13,16 @@ from django.db import connection
 
 from chaos import faults
 from chaos.ground import Ground
+from chaos.operators import Operators
 from chaos.plan import Plan
-from chaos.story import Done, Row, Story
+from chaos.story import Anew, Done, Row, Story
 from chaos.users import Users, unfinished
 
 LEDGER = """
 SELECT r.id::text, r.schedule_id, r.origin, r.task, r.args::json->>0, r.due_at, r.run_at, r.state,
     r.reason, r.attempt, r.failures, r.max_attempts, r.coalesced, r.created_at, r.finished_at,
-    r.expires_at, r.unique_key, r.errors::text, t.status, t.result
+    r.expires_at, r.unique_key, r.errors::text, t.status, t.result, r.deadline, r.started_at,
+    extract(epoch FROM r.late_by)::float, r.replay_of::text, r.backfill_id::text
   FROM scheduling_run r
   LEFT JOIN django_celery_results_taskresult t ON t.task_id = r.id::text
  ORDER BY r.id
@@ -42,7 +44,8 @@ class Stage:
         users = self._set_up()
         threading.Thread(target=self._ground.keep, daemon=True).start()
         self._begun = time.monotonic()
-        acting = threading.Thread(target=self._act, args=[users], daemon=True)
+        operators = Operators(users)
+        acting = threading.Thread(target=self._act, args=[users, operators], daemon=True)
         acting.start()
         self._strike()
         self._pool.shutdown()
@@ -60,6 +63,10 @@ class Stage:
             [done.result() for done in self._done],
             self._ground.surprises,
             settled_in=time.monotonic() - calm,
+            anew=list(_anew(self._ground)),
+            cancels=users.cancels,
+            replays=operators.replays,
+            fills=operators.fills,
         )
 
     def _set_up(self) -> Users:
@@ -74,11 +81,18 @@ class Stage:
         connection.close()  # it would not survive what follows
         return users
 
-    def _act(self, users: Users) -> None:
-        """Do what users do, in order of time."""
+    def _act(self, users: Users, operators: Operators) -> None:
+        """Do what users and operators do, in order of time."""
         acts: list[tuple[float, Callable[[Any], None], Any]] = [
             *((edit.at, users.edit, edit) for edit in self._plan.edits),
             *((call.at, users.call, call) for call in self._plan.calls),
+            *((wish.at, operators.wish, wish) for wish in self._plan.wishes),
+            *((fill.at, operators.fill, fill) for fill in self._plan.backfills),
+            *(
+                (fill.at + fill.cancelled_after, operators.cancel_fill, fill)
+                for fill in self._plan.backfills
+                if fill.cancelled_after is not None
+            ),
         ]
         for at, act, what in sorted(acts, key=lambda each: each[0]):
             self._wait_until(at)
@@ -101,6 +115,14 @@ def wait(condition: Callable[[], bool], complaint: str, seconds: float = 150) ->
         if time.monotonic() > until:
             raise TimeoutError(complaint)
         time.sleep(0.1)
+
+
+def _anew(ground: Ground) -> Iterator[Anew]:
+    """Yield when workers said that they start themselves anew."""
+    for worker in ground.workers:
+        for line in worker.log.read_text(errors="replace").splitlines():
+            if " worker_restarts " in line:
+                yield Anew(worker.name, datetime.fromisoformat(line.split()[0]).timestamp())
 
 
 def _rows() -> Iterator[Row]:

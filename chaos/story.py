@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from chaos import evidence
-from chaos.oracle import Rule
+from chaos.oracle import Off, Rule
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ class Phase:
     since: datetime
     until: datetime
     rule: Rule | None
+    off: Off | None = None
 
 
 @dataclass
@@ -46,8 +47,9 @@ class Asked:
     ended: str
     max_attempts: int | None = None
     unique_key: str | None = None
-    cancelled: bool = False
     then: str = ""
+    began: float = 0.0
+    found: str = ""  # the run that has its unique key
 
 
 @dataclass
@@ -74,6 +76,55 @@ class Row:
     errors: list[Any]
     result_status: str | None
     result: str | None
+    deadline: datetime | None = None
+    started_at: datetime | None = None
+    late_by: float | None = None  # seconds
+    replay_of: str | None = None
+    backfill_id: str | None = None
+
+
+@dataclass
+class Cancel:
+    """A cancel of a run, `granted` where the answer arrived: it `waited`, or an attempt ran."""
+
+    run: str
+    granted: bool = False
+    waited: bool = False
+    attempt: int = 0
+
+
+@dataclass
+class Replay:
+    """A replay of a final run. None was `made` where no answer arrived: one may have been."""
+
+    of: str
+    made: str | None = None
+
+
+@dataclass
+class Fill:
+    """A backfill of a range, by the rule of its time; asked for at `at`."""
+
+    id: str
+    schedule_id: int
+    schedule: str
+    rule: Rule
+    off: Off | None
+    since: datetime
+    until: datetime
+    concurrency: int
+    again: bool
+    at: datetime
+    cancelled: bool = False  # somebody has tried to
+    cancelled_at: float | None = None  # when that had happened, if the answer arrived
+
+
+@dataclass
+class Anew:
+    """A worker that said in its log that it starts itself anew."""
+
+    process: str
+    at: float
 
 
 @dataclass
@@ -100,6 +151,10 @@ class Story:
     # Processes that ended though nobody had done anything to them.
     ended_by_themselves: list[str] = field(default_factory=list)
     lines: list[evidence.Line] = field(default_factory=list)
+    anew: list[Anew] = field(default_factory=list)
+    cancels: list[Cancel] = field(default_factory=list)
+    replays: list[Replay] = field(default_factory=list)
+    fills: list[Fill] = field(default_factory=list)
     settled_in: float = 0.0
 
 
@@ -110,6 +165,8 @@ def save(story: Story, place: Path) -> None:
         for phase, real in zip(schedule["phases"], kept.phases, strict=True):
             if real.rule is not None:
                 phase["rule"]["kind"] = type(real.rule).__name__
+    for fill, asked in zip(fields["fills"], story.fills, strict=True):
+        fill["rule"]["kind"] = type(asked.rule).__name__
     (place / "story.json").write_text(json.dumps(fields, default=_text, indent=1))
 
 
@@ -142,7 +199,7 @@ def _value(hint: Any, value: Any) -> Any:
 
 
 def _of_union(kinds: Sequence[Any], value: Any) -> Any:
-    if isinstance(value, dict):  # rules say which they are
+    if isinstance(value, dict) and "kind" in value:  # rules say which they are
         named = {kind.__name__: kind for kind in kinds}
         return _read(named[value["kind"]], {k: v for k, v in value.items() if k != "kind"})
     return _value(next(kind for kind in kinds if kind is not types.NoneType), value)

@@ -1,11 +1,15 @@
 """What people and code do meanwhile: make schedules, edit them, enqueue, cancel."""
 
+import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from celery import chord, current_app
+from celery import chain, chord, current_app
 from django.db import Error, connection, transaction
 from django_celery_beat.models import (
     ClockedSchedule,
@@ -15,14 +19,14 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from chaos.oracle import Cron, Every, Noon, Once, Rule, noon_longitude
+from chaos.oracle import Cron, Every, Noon, Off, Once, Rule, noon_longitude
 from chaos.plan import Call, Edit, Planned
-from chaos.story import Asked, Phase, Schedule
+from chaos.story import Asked, Cancel, Phase, Schedule
 from chaos.tasks import work
-from scheduling import schedules
+from scheduling import calendars, schedules
 from scheduling.errors import SchedulingError
 from scheduling.jobs import enqueue
-from scheduling.models import UNFINISHED, Plan, Policy, Run
+from scheduling.models import UNFINISHED, Calendar, ExcludedDate, Plan, Policy, Run, State
 from scheduling.waiting import cancel
 
 T = TypeVar("T")
@@ -35,14 +39,17 @@ class Users:
 
     def __init__(self, begun: datetime) -> None:
         self._begun = begun
+        self._off_at_first: dict[str, Off] = {}
         self.schedules: dict[str, Schedule] = {}
         self.asked: list[Asked] = []
+        self.cancels: list[Cancel] = []
 
     # --- Schedules ------------------------------------------------------------------------------
 
     def make(self, planned: Planned) -> None:
         """Write a schedule and its policy."""
         columns, rule = self._rule(planned)
+        off = self._off(planned, rule)
         with transaction.atomic():
             row = PeriodicTask.objects.create(
                 name=planned.name,
@@ -59,6 +66,9 @@ class Users:
                 overlap=planned.overlap,
                 spread=timedelta(seconds=planned.spread),
                 max_attempts=planned.max_attempts,
+                deadline_after=_duration(planned.deadline_after),
+                calendar=None if off is None else self._calendar(planned.name, off),
+                excluded_day=planned.excluded_day or "skip",
             )
             since = _plan_from(row.pk)
         if isinstance(rule, Every) and rule.anchor == END:
@@ -67,7 +77,7 @@ class Users:
             since = min(since, rule.at - MOMENT)
         self.schedules[planned.name] = Schedule(
             row.pk, planned.name, planned.catch_up, planned.catch_up_window, planned.overlap,
-            planned.spread, planned.max_attempts, [Phase(since, END, rule)],
+            planned.spread, planned.max_attempts, [Phase(since, END, rule, off)],
         )  # fmt: skip
 
     def _rule(self, planned: Planned) -> tuple[dict[str, Any], Rule]:
@@ -81,6 +91,9 @@ class Users:
             return {"interval": interval, "start_time": anchor}, rule
         if kind == "cron":
             minute, hour, weekday, zone = values
+            if not zone:  # of one neighbour of this day
+                zone = _zone_where_it_is_noon(self._begun)
+                weekday = f"{self._day(zone, weekday):%a}".lower()
             crontab = CrontabSchedule.objects.create(
                 minute=minute, hour=hour, day_of_week=weekday, timezone=zone
             )
@@ -92,33 +105,76 @@ class Users:
         solar = SolarSchedule.objects.create(event="solar_noon", latitude=0, longitude=longitude)
         return {"solar": solar}, Noon(longitude)
 
+    def _day(self, zone: str, number: int) -> date:
+        return self._begun.astimezone(ZoneInfo(zone)).date() + timedelta(days=number)
+
+    def _off(self, planned: Planned, rule: Rule) -> Off | None:
+        if not planned.off:
+            return None
+        zone = rule.zone if isinstance(rule, Cron) else "UTC"
+        dates = [self._day(zone, number).isoformat() for number in planned.off]
+        return Off(zone, dates, planned.excluded_day)
+
+    def _calendar(self, name: str, off: Off) -> Calendar:
+        dates = {date.fromisoformat(day): "chaos" for day in off.dates}
+        calendar = calendars.add(f"of {name}", by="chaos", dates=dates)
+        self._off_at_first[name] = off
+        return calendar
+
     def _at(self, second: float) -> datetime:
         return self._begun + timedelta(seconds=second)
 
     def edit(self, edit: Edit) -> None:
-        """Pause, resume or change a schedule, however often the database is away meanwhile."""
+        """Change how a schedule is treated, however often the database is away meanwhile."""
         kept = self.schedules[edit.schedule]
-        since = _until_done(lambda: self._edited(edit, kept))
         last = kept.phases[-1]
+        new = self._treated(edit, kept)
+        until = datetime.now(UTC) + timedelta(seconds=edit.lasts)
+        since = until_done(lambda: self._edited(edit, kept, new, until))
+        if since is None:  # the pause would have been over before it could begin
+            return
         last.until = since
+        rule = new.rule
+        if edit.kind == "change" and isinstance(rule, Every) and not rule.with_anchor:
+            rule = replace(rule, anchor=since)
+        kept.phases.append(Phase(since, END, rule, new.off))
+        if edit.kind == "pause_until":
+            kept.phases[-1].until = until - MOMENT
+            kept.phases.append(Phase(until - MOMENT, END, last.rule, last.off))
+
+    def _treated(self, edit: Edit, kept: Schedule) -> Phase:
+        """Return the phase that an edit begins, but for when."""
+        last = kept.phases[-1]
         rule: Rule | None = None
         if edit.kind == "resume":
             rule = kept.phases[-2].rule
         elif edit.kind == "change" and isinstance(last.rule, Every):
-            with_anchor = last.rule.with_anchor
-            rule = Every(edit.every, last.rule.anchor if with_anchor else since, with_anchor)
-        kept.phases.append(Phase(since, END, rule))
+            rule = replace(last.rule, seconds=edit.every)
+        elif edit.kind in ("calendar", "dates"):
+            off = self._off_at_first[kept.name] if last.off is None else None
+            return Phase(END, END, last.rule, off)
+        return Phase(END, END, rule, last.off)
 
-    def _edited(self, edit: Edit, kept: Schedule) -> datetime:
+    def _edited(self, edit: Edit, kept: Schedule, new: Phase, until: datetime) -> datetime | None:
+        """Edit; done twice it is the same, since an answer may be lost on its way here."""
         with transaction.atomic():
             row = schedules.named(kept.name)
             if edit.kind == "change":
-                # Saved twice, it is the same: an answer may be lost on its way here.
                 PeriodicTask.objects.filter(pk=row.pk).update(interval=_interval(edit.every))
+            elif edit.kind == "calendar":
+                calendar = new.off and calendars.named(f"of {kept.name}")
+                Policy.objects.filter(schedule=row).update(calendar=calendar)
+            elif edit.kind == "dates":
+                _set_dates(calendars.named(f"of {kept.name}"), new.off)
+            elif edit.kind == "resume":
+                schedules.resume(row, by="chaos")
             elif edit.kind == "pause":
                 schedules.pause(row, by="chaos")
-            else:
-                schedules.resume(row, by="chaos")
+            elif not Policy.objects.filter(schedule=row, paused_until=until).exists():
+                try:
+                    schedules.pause(row, by="chaos", until=until)
+                except SchedulingError:
+                    return None
             return _plan_from(row.pk)
 
     def stop(self, within: float) -> None:
@@ -137,10 +193,33 @@ class Users:
     # --- Calls ----------------------------------------------------------------------------------
 
     def call(self, call: Call) -> None:
-        """Enqueue, and note what became of it."""
+        """Enqueue, and note what became of it; some do so at the same moment."""
+        if call.times == 1:
+            self._call(call)
+            return
+        tokens = [call.token, *(f"{call.token}.{number}" for number in range(1, call.times))]
+        begin = threading.Barrier(call.times)
+
+        def one(token: str) -> None:
+            try:
+                connection.ensure_connection()
+            except Error:
+                connection.close()
+            begin.wait(30)
+            self._call(replace(call, token=token))
+            connection.close()
+
+        threads = [threading.Thread(target=one, args=(token,), daemon=True) for token in tokens]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _call(self, call: Call) -> None:
+        now = time.time()
         asked = Asked(
-            call.token, time.time() + call.after, "unknown", call.max_attempts, call.unique_key,
-            then=call.then,
+            call.token, now + call.after, "unknown", call.max_attempts, call.unique_key,
+            then=call.then, began=now,
         )  # fmt: skip
         self.asked.append(asked)
         try:
@@ -168,20 +247,32 @@ class Users:
                 after=timedelta(seconds=call.after),
                 priority=call.priority,
                 max_attempts=call.max_attempts,
+                deadline=_duration(call.deadline and call.deadline + call.after),
                 expires=_duration(call.expires and call.expires + call.after),
                 unique_key=call.unique_key,
             )
             if call.rolled_back:
                 raise _RollBack
-        if call.cancelled and run.created:
-            asked.cancelled = True
-            try:
-                cancel(run.pk, by="chaos")
-            except SchedulingError:
-                pass  # it is final already
-            except Error:
-                connection.close()
-        return "committed" if run.created else "found"
+        if not run.created:
+            asked.found = str(run.pk)
+            return "found"
+        if call.cancelled:
+            self.cancel(run.pk)
+        return "committed"
+
+    def cancel(self, run_id: UUID) -> None:
+        """Cancel a run, and note what is known of it."""
+        kept = Cancel(str(run_id))
+        self.cancels.append(kept)
+        try:
+            run = cancel(run_id, by="chaos")
+        except SchedulingError:
+            return  # it is final already
+        except Error:
+            connection.close()
+            return
+        kept.granted, kept.waited = True, run.state == State.CANCELLED
+        kept.attempt = run.attempt
 
     def _send_canvas(self, call: Call, job: Any) -> None:
         """Send what others follow, as a user of Celery would."""
@@ -194,6 +285,8 @@ class Users:
             if call.then == "link":
                 options = {"link": part("link"), "link_error": part("error")}
                 first.apply_async(countdown=call.after, **options)
+            elif call.then == "chain":
+                chain(first, part("second"), part("third")).apply_async(countdown=call.after)
             else:
                 chord([first, part("other")], part("body")).apply_async(countdown=call.after)
             if call.rolled_back:
@@ -213,6 +306,18 @@ def _interval(step: int) -> IntervalSchedule:
     return found or IntervalSchedule.objects.create(every=step, period="seconds")
 
 
+def _set_dates(calendar: Calendar, off: Off | None) -> None:
+    if off is None:
+        ExcludedDate.objects.filter(calendar=calendar).delete()
+        return
+    days = [ExcludedDate(calendar=calendar, date=day, reason="chaos") for day in off.dates]
+    ExcludedDate.objects.bulk_create(days, ignore_conflicts=True)
+
+
+def _zone_where_it_is_noon(instant: datetime) -> str:
+    return f"Etc/GMT{instant.hour - 12:+d}"  # a + is to the west
+
+
 def _plan_from(schedule_id: int) -> datetime:
     """Return the instant at which the database took note of an edit, in the edit's transaction."""
     return Plan.objects.values_list("plan_from", flat=True).get(schedule_id=schedule_id)
@@ -222,7 +327,7 @@ def _duration(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 
-def _until_done(act: Callable[[], T]) -> T:
+def until_done(act: Callable[[], T]) -> T:
     while True:
         try:
             return act()

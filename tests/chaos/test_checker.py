@@ -10,12 +10,13 @@ import pytest
 from chaos import story as stories
 from chaos.checker import check
 from chaos.evidence import Line
-from chaos.oracle import Every
+from chaos.oracle import Every, Off
 from chaos.report import report
-from chaos.story import Asked, Done, Phase, Row, Schedule, Story
+from chaos.story import Anew, Asked, Cancel, Done, Fill, Phase, Replay, Row, Schedule, Story
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 LOST = {"attempt": 1, "error": "WorkerLostError: its lease ran out"}
+TODAY, TOMORROW = Off("UTC", ["2026-11-20"], "skip"), Off("UTC", ["2026-11-21"], "skip")
 
 
 def second(count: float) -> datetime:
@@ -144,6 +145,44 @@ class TestWindows:
         assert "unexplained row" in laws(good(d=row("d", 20, schedule_id=2)))
 
 
+class TestDaysOff:
+    def off(self, off: Off, **fields: Any) -> Story:
+        story = good(b=row("b", 20, **fields))
+        story.schedules[0].phases[0].off = off
+        return story
+
+    SKIPPED: ClassVar[dict[str, Any]] = {
+        "state": "skipped", "reason": "calendar 'x': 2026-11-20 chaos", "result_status": None,
+    }  # fmt: skip
+
+    def all_skipped(self) -> Story:
+        rows = {
+            name: row(name, at, **self.SKIPPED) for name, at in (("a", 10), ("b", 20), ("c", 30))
+        }
+        story = good(**rows)
+        story.schedules[0].phases[0].off = TODAY
+        return story
+
+    def test_what_runs_on_a_day_off_is_named(self) -> None:
+        assert laws(self.off(TODAY, **self.SKIPPED)) == ["day off", "day off"]
+
+    def test_what_is_skipped_on_a_working_day_is_named(self) -> None:
+        assert laws(self.off(TOMORROW, **self.SKIPPED)) == ["day off"]
+        assert laws(self.off(TOMORROW)) == []
+
+    def test_a_day_off_on_which_all_is_skipped_is_right(self) -> None:
+        assert check(self.all_skipped()) == []
+
+    def test_one_that_is_not_even_recorded_is_missing(self) -> None:
+        story = self.all_skipped()
+        story.rows.pop(1)
+        assert laws(story) == ["missing"]
+
+    def test_what_has_moved_to_another_day_is_not_expected_here(self) -> None:
+        story = self.off(Off("UTC", ["2026-11-20"], "next"))
+        assert set(laws(story)) == {"unexplained row"}
+
+
 class TestStarts:
     def test_an_early_start_is_named(self) -> None:
         story = good()
@@ -187,6 +226,37 @@ class TestStarts:
         story.faults = [Done("stop_worker", "0", at, at, "worker0")]
         assert check(story) == []
 
+    @pytest.mark.parametrize(("at", "explained"), [(10.3, True), (10.1, False), (10.6, False)])
+    def test_a_worker_that_starts_itself_anew_explains_one_between(
+        self, at: float, explained: bool
+    ) -> None:
+        story = self.second_attempt()
+        story.anew = [Anew("worker0", second(at).timestamp())]
+        assert (check(story) == []) == explained
+
+    def test_the_end_of_another_worker_explains_nothing(self) -> None:
+        story = self.second_attempt()
+        story.anew = [Anew("worker1", second(10.3).timestamp())]
+        story.faults = [Done("stop_worker", "2", NOON.timestamp(), NOON.timestamp(), "worker2")]
+        assert laws(story) == ["doubled"]
+
+    def test_a_lost_lease_of_another_attempt_explains_nothing(self) -> None:
+        lost = {"attempt": 2, "error": "WorkerLostError: its lease ran out"}
+        assert laws(self.second_attempt(errors=[lost], failures=1)) == ["doubled"]
+
+    def test_a_second_attempt_before_the_first_was_given_up_is_doubled(self) -> None:
+        lost = LOST | {"ended_at": second(10.6).isoformat()}
+        assert laws(self.second_attempt(errors=[lost], failures=1)) == ["doubled"]
+        lost = LOST | {"ended_at": second(10.4).isoformat()}
+        assert laws(self.second_attempt(errors=[lost], failures=1)) == []
+
+    def test_a_retry_before_its_own_time_is_early(self) -> None:
+        story = self.second_attempt(errors=[LOST], failures=1, run_at=second(10.6))
+        assert laws(story) == ["early"]
+
+    def test_a_claim_before_its_time_is_early_whatever_the_job_says(self) -> None:
+        assert laws(good(a=row("a", 10, started_at=second(9.99)))) == ["early"]
+
     def test_a_run_with_one_attempt_never_starts_twice(self) -> None:
         story = self.second_attempt(errors=[LOST], failures=0, max_attempts=1)
         assert "doubled" in laws(story)
@@ -225,10 +295,54 @@ class TestEnds:
         assert "unexplained end" in laws(good(b=row("b", 20, **fields)))
 
     def test_the_end_of_all_attempts_is_explained(self) -> None:
+        assert check(self.failed()) == []
+
+    def failed(self) -> Story:
         errors = [{"attempt": n, "error": "Deliberate: no"} for n in (1, 2, 3)]
-        failed = row("b", 20, state="failed", failures=3, attempt=3, errors=errors,
-                     result_status="FAILURE")  # fmt: skip
-        assert check(good(b=failed)) == []
+        story = good(b=row("b", 20, state="failed", failures=3, attempt=3, errors=errors,
+                           result_status="FAILURE"))  # fmt: skip
+        story.lines += [line("b", "fail", 20.7, attempt) for attempt in (1, 2, 3)]
+        return story
+
+    def test_a_failure_that_the_job_knows_nothing_of_is_named(self) -> None:
+        story = self.failed()
+        story.lines.pop()
+        assert laws(story) == ["no evidence"]
+
+    def test_what_did_not_run_must_say_why(self) -> None:
+        story = good(b=row("b", 20, state="expired", expires_at=second(20.5)))
+        story.lines = [line for line in story.lines if line.run != "b"]
+        assert "it says not why" in told(story)
+        story.rows[1].reason = "expired"
+        assert check(story) == []
+
+    def test_an_expired_run_that_started_is_named(self) -> None:
+        fields = {"state": "expired", "reason": "expired", "expires_at": second(20.5)}
+        assert laws(good(b=row("b", 20, **fields))) == ["unexplained start"]
+
+    def test_a_start_after_the_expiry_is_named(self) -> None:
+        assert laws(good(b=row("b", 20, expires_at=second(20.2), started_at=second(20.3)))) == [
+            "unexplained start"
+        ]
+
+    def test_one_that_expired_before_its_second_attempt_is_explained(self) -> None:
+        story = good(b=row("b", 20, state="expired", reason="expired", attempt=2, failures=1,
+                           errors=[LOST], expires_at=second(20.8)))  # fmt: skip
+        story.lines = [replace(line, attempt=1) for line in story.lines]
+        assert check(story) == []
+
+    @pytest.mark.parametrize(
+        ("deadline", "late_by", "told"),
+        [(20.5, None, True), (20.5, 0.1, True), (20, None, False), (20, 0.1, True),
+         (20, 0.3, False), (None, 0.1, False)],
+    )  # fmt: skip
+    def test_how_late_it_was_for_its_deadline_must_be_written_down(
+        self, deadline: float | None, late_by: float | None, told: bool
+    ) -> None:
+        missed = {(20.5, None), (20, 0.3)}
+        story = good(b=row("b", 20, started_at=second(20.3), late_by=late_by,
+                           deadline=None if deadline is None else second(deadline)))  # fmt: skip
+        assert laws(story) == ([] if (deadline, late_by) in missed else ["deadline"])
 
     def test_a_success_without_evidence_is_named(self) -> None:
         story = good()
@@ -287,7 +401,7 @@ class TestCalls:
 
     @pytest.mark.parametrize(
         ("ended", "rows"),
-        [("committed", 1), ("rolled_back", 0), ("found", 0), ("unknown", 0), ("unknown", 1)],
+        [("committed", 1), ("rolled_back", 0), ("unknown", 0), ("unknown", 1)],
     )
     def test_what_was_committed_and_nothing_else_has_a_run(self, ended: str, rows: int) -> None:
         assert check(self.called(ended, rows)) == []
@@ -298,7 +412,6 @@ class TestCalls:
             ("committed", 0, "missing"),
             ("committed", 2, "missing"),
             ("rolled_back", 1, "unexplained row"),
-            ("found", 1, "unexplained row"),
             ("unknown", 2, "doubled"),
         ],
     )
@@ -323,20 +436,164 @@ class TestCalls:
         story.lines += [line("y", "start", 8), line("y", "end", 8.5)]
         assert laws(story) == ["overlap"]
 
+    def found(self, **fields: Any) -> Story:
+        story = self.called("committed", 1, unique_key="k")
+        asked = Asked("call-1", second(5).timestamp(), "found", unique_key="k", found="x0",
+                      began=second(5).timestamp())  # fmt: skip
+        story.asked.append(replace(asked, **fields))
+        return story
+
+    def test_a_call_that_finds_an_unfinished_run_of_its_key_is_right(self) -> None:
+        assert check(self.found()) == []
+
+    @pytest.mark.parametrize(
+        "fields", [{"found": "y"}, {"unique_key": "l"}, {"began": second(7).timestamp()}], ids=str
+    )
+    def test_a_call_that_finds_another_or_one_that_has_ended_is_named(
+        self, fields: dict[str, Any]
+    ) -> None:
+        assert laws(self.found(**fields)) == ["key"]
+
+
+class TestWishes:
+    def cancelled(self, state: str = "cancelled", **fields: Any) -> Story:
+        reason = "cancelled by chaos" if state == "cancelled" else ""
+        story = good(b=row("b", 20, state=state, reason=reason))
+        story.cancels = [Cancel("b", granted=True, **fields)]
+        return story
+
+    def test_a_cancel_explains_an_end(self) -> None:
+        assert check(self.cancelled(attempt=1)) == []
+
+    def test_a_cancel_without_an_answer_promises_nothing(self) -> None:
+        story = self.cancelled("succeeded")
+        story.cancels[0].granted = False
+        assert check(story) == []
+
+    def test_one_that_waited_and_started_all_the_same_is_named(self) -> None:
+        assert laws(self.cancelled(attempt=1, waited=True)) == ["cancel"]
+
+    def test_one_that_waited_and_succeeded_is_named(self) -> None:
+        assert "cancel" in laws(self.cancelled("succeeded", attempt=2, waited=True))
+
+    def test_another_attempt_after_a_cancel_is_named(self) -> None:
+        story = self.cancelled(attempt=1)
+        story.rows[1].attempt, story.rows[1].errors = 2, [LOST]
+        story.lines.append(line("b", "start", 20.95, 2))
+        assert laws(story) == ["cancel"]
+
+    def replayed(self, made: str | None, *rows: str) -> Story:
+        story = good()
+        story.replays = [Replay("a", made)]
+        for name in rows:
+            story.rows.append(row(name, 10, origin="replay", run_at=second(20), replay_of="a"))
+            story.lines += [line(name, "start", 21), line(name, "end", 22)]
+        return story
+
+    @pytest.mark.parametrize(("made", "rows"), [("r", ["r"]), (None, []), (None, ["r"])])
+    def test_a_replay_is_one_run(self, made: str | None, rows: list[str]) -> None:
+        assert check(self.replayed(made, *rows)) == []
+
+    @pytest.mark.parametrize(
+        ("made", "rows", "law"),
+        [("r", [], "missing"), ("r", ["r", "q"], "unexplained row"),
+         (None, ["r", "q"], "unexplained row"), ("r", ["q"], "missing")],
+    )  # fmt: skip
+    def test_another_number_of_replays_is_named(
+        self, made: str | None, rows: list[str], law: str
+    ) -> None:
+        assert laws(self.replayed(made, *rows))[0] == law
+
+    def test_a_replay_before_its_time_is_early(self) -> None:
+        story = self.replayed("r", "r")
+        story.rows[-1].run_at = second(21.5)
+        assert laws(story) == ["early"]
+
+
+class TestBackfills:
+    """Of 10 and 20 seconds, at 25; its first run takes the place of none."""
+
+    def filled(self, *dues: float, began: float = 26, **fields: Any) -> Story:
+        story = good(c=row("c", 30, created_at=second(60)))
+        fill = Fill(
+            "f", 1, "every-0", Every(10, NOON, with_anchor=False), None, second(5), second(20),
+            1, True, second(25),
+        )  # fmt: skip
+        story.fills = [replace(fill, **fields)]
+        for place, due in enumerate(dues):
+            name, start = f"f{place}", began + place
+            story.rows.append(
+                row(name, due, origin="backfill", backfill_id="f", run_at=second(26),
+                    finished_at=second(start + 0.9), started_at=second(start))
+            )  # fmt: skip
+            story.lines += [line(name, "start", start + 0.1), line(name, "end", start + 0.8)]
+        return story
+
+    def test_a_run_for_each_occurrence_is_right(self) -> None:
+        assert check(self.filled(10, 20)) == []
+
+    def test_an_occurrence_without_a_run_is_missing(self) -> None:
+        story = self.filled(20)
+        assert laws(story) == ["missing"]
+
+    def test_what_has_succeeded_may_be_left_out_unless_again_is_asked_for(self) -> None:
+        assert check(self.filled(20, again=False)) == []
+
+    def test_what_had_failed_may_not_be_left_out(self) -> None:
+        story = self.filled(20, again=False)
+        story.rows[0].finished_at, story.rows[0].state = second(12), "cancelled"
+        story.cancels, story.rows[0].reason = [Cancel("a")], "cancelled"
+        assert laws(story) == ["missing"]
+
+    def test_two_runs_of_one_occurrence_are_doubled(self) -> None:
+        assert laws(self.filled(10, 20, 20)) == ["doubled"]
+
+    def test_a_run_of_another_instant_is_unexplained(self) -> None:
+        assert laws(self.filled(10, 20, 30)) == ["unexplained row"]
+
+    def test_days_off_have_none(self) -> None:
+        assert "unexplained row" in laws(self.filled(10, 20, off=TODAY))
+        assert laws(self.filled(off=TODAY)) == []
+
+    def test_more_at_once_than_its_concurrency_are_named(self) -> None:
+        story = self.filled(10, 20)
+        story.rows[3].finished_at = second(27.5)
+        assert laws(story) == ["pace"]
+        story.fills[0].concurrency = 2
+        assert check(story) == []
+
+    def test_a_start_after_its_cancel_is_named(self) -> None:
+        story = self.filled(10, 20, cancelled=True, cancelled_at=second(26.5).timestamp())
+        assert laws(story) == ["cancel"]
+
+    def test_its_cancel_explains_an_end(self) -> None:
+        story = self.filled(10, 20, cancelled=True)
+        story.rows[-1].state, story.rows[-1].reason = "cancelled", "backfill cancelled by chaos"
+        assert check(story) == []
+
+    def test_one_that_nobody_asked_for_is_named(self) -> None:
+        story = self.filled(10, 20)
+        story.fills = []
+        assert laws(story) == ["unexplained row"]
+
 
 class TestFollowUps:
     def followed(self, then: str, *followers: str, **fields: Any) -> Story:
         asked = Asked("call-0", second(5).timestamp(), "committed", then=then)
         names = ["", "/other"] if then == "chord" else [""]
+        ends = {"second": 9, "third": 10} if then == "chain" else {}
         made = [
             row(f"x{name}", 5, origin=origin, schedule_id=None, token=f"call-0{name}", **changed)
             for name, origin, changed in [
                 *((name, "adhoc", fields) for name in names),
-                *((f"/{name}", "follow_up", {"finished_at": second(9)}) for name in followers),
+                *(
+                    (f"/{name}", "follow_up", {"finished_at": second(ends.get(name, 9))})
+                    for name in followers
+                ),
             ]
         ]
         lines = [
-            line(each.id, what, 6 + (each.origin == "follow_up"))
+            line(each.id, what, 6 + (each.origin == "follow_up") + 3 * each.id.endswith("third"))
             for each in made
             for what in ("start", "end")
         ]
@@ -351,6 +608,25 @@ class TestFollowUps:
         assert check(self.followed("chord", "body")) == []
         assert check(self.followed("link", "error", **self.FAILED)) == []
         assert check(self.followed("chord", **self.FAILED)) == []
+
+    def test_a_chain_goes_on_after_each_success(self) -> None:
+        assert check(self.followed("chain", "second", "third")) == []
+        assert check(self.followed("chain", **self.FAILED)) == []
+
+    @pytest.mark.parametrize("followers", [[], ["second"], ["third"], ["second", "second"]])
+    def test_a_chain_that_breaks_off_or_leaves_one_out_is_named(self, followers: list[str]) -> None:
+        assert "follow-up" in laws(self.followed("chain", *followers))
+
+    def test_a_chain_that_goes_on_before_an_end_is_early(self) -> None:
+        story = self.followed("chain", "second", "third")
+        story.rows[1].finished_at = second(11)
+        assert laws(story) == ["early"]
+
+    def test_a_body_without_one_of_its_parts_is_named(self) -> None:
+        story = self.followed("chord", "body")
+        story.rows[1].state, story.rows[1].failures = "failed", 3
+        story.rows[1].result_status = "FAILURE"
+        assert "follow-up" in laws(story)
 
     @pytest.mark.parametrize(
         ("then", "followers"),
@@ -374,7 +650,10 @@ class TestFollowUps:
 def test_a_story_is_the_same_after_it_was_kept(tmp_path: Path) -> None:
     story = good(b=row("b", 20, errors=[LOST]))
     story.lines = []
-    story.schedules[0].phases.append(Phase(second(35), second(36), None))
+    story.schedules[0].phases.append(Phase(second(35), second(36), None, TODAY))
+    rule = Every(10, NOON, with_anchor=False)
+    story.fills = [Fill("f", 1, "every-0", rule, TODAY, NOON, NOON, 1, True, NOON)]
+    story.cancels, story.replays, story.anew = [Cancel("b")], [Replay("b")], [Anew("worker0", 1.0)]
     stories.save(story, tmp_path)
     (tmp_path / "evidence").mkdir()
     assert stories.load(tmp_path) == story

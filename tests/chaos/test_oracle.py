@@ -1,11 +1,11 @@
 """The oracle on dates that anybody can work out, and against the scheduler's own rules."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from chaos import oracle, plan
-from chaos.oracle import Cron, Every, Noon, Once, instants
+from chaos.oracle import Cron, Every, Noon, Off, Once, instants, is_off
 from scheduling import recurrence
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -27,6 +27,41 @@ def test_a_crontab_is_read_on_the_clocks_of_its_zone() -> None:
 def test_a_single_instant_is_one() -> None:
     assert instants(Once(NOON), NOON - HOUR, NOON) == [NOON]
     assert instants(Once(NOON), NOON, NOON + HOUR) == []
+
+
+FRIDAY, SATURDAY = "2026-11-20", "2026-11-21"
+NIGHT = datetime(2026, 11, 19, 18, 15, tzinfo=UTC)  # when Friday begins in Kathmandu
+
+
+def test_what_is_skipped_is_an_instant_of_its_rule_all_the_same() -> None:
+    off = Off("Asia/Kathmandu", [FRIDAY], "skip")
+    rule = Every(3600, NIGHT, with_anchor=False)
+    assert len(instants(rule, NIGHT, NOON, off)) == 17
+    assert is_off(off, NIGHT)
+    assert not is_off(off, NIGHT - timedelta(seconds=1))
+    assert is_off(off, NOON + 6 * HOUR)
+    assert not is_off(off, NOON + 7 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("treatment", "off", "weekday"),
+    [("previous", SATURDAY, "sat"), ("next", FRIDAY, "fri"), ("next", SATURDAY, "*")],
+)
+def test_days_off_move_as_the_scheduler_moves_them(
+    treatment: recurrence.ExcludedDay, off: str, weekday: str
+) -> None:
+    zone = "Asia/Kathmandu"
+    days = recurrence.days_off("x", dates={date.fromisoformat(off): ""})
+    rule = recurrence.on_working_days(
+        recurrence.cron(f"7,31 3,22 * * {weekday}", zone), days, treatment, zone
+    )
+    ours = list(recurrence.occurrences_between(rule, NOON - 48 * HOUR, NOON + 96 * HOUR))
+    oracles = instants(
+        Cron("7,31", "3,22", weekday, zone), NOON - 48 * HOUR, NOON + 96 * HOUR,
+        Off(zone, [off], treatment),
+    )  # fmt: skip
+    assert oracles == ours
+    assert oracles
 
 
 def test_the_sun_is_highest_where_it_is_looked_for() -> None:
