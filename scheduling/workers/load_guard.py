@@ -24,7 +24,7 @@ CGROUP = Path("/sys/fs/cgroup")
 def measure() -> dict[str, float]:
     """Return the load average of a minute per core, and the memory and CPU in use in per cent.
 
-    CPU is that since the last call.
+    CPU is that since this thread's last call.
     """
     return {
         "load": os.getloadavg()[0] / (os.cpu_count() or 1),
@@ -62,7 +62,7 @@ def excess(figures: Mapping[str, float], allowed: Mapping[str, float], *, closed
 
 
 class LoadGuard:
-    """Measures, and closes or opens the worker's intake."""
+    """Measures, and closes or opens the worker's intake; all of it in one thread."""
 
     def __init__(self) -> None:
         self._closed = False

@@ -16,6 +16,7 @@ from scheduling.workers.load_guard import LoadGuard
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0  # seconds
+FIRST_LOOK = 0.1  # seconds of which the first figure of the CPU is
 
 
 class Watch:
@@ -23,23 +24,25 @@ class Watch:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self._guard = LoadGuard()
         self._liveness = Liveness(worker)
+        self._looked = threading.Event()
 
     def start(self) -> None:
-        self._guard.look()  # before the first message is asked for
         threading.Thread(target=self._live, name="watch", daemon=True).start()
+        self._looked.wait(5)  # before the first message is asked for
 
     def _live(self) -> None:
-        pause = min(LOOK_EVERY, settings.STUCK_AFTER.total_seconds() / 5)
+        guard, pause = LoadGuard(), FIRST_LOOK
         while True:
             time.sleep(pause)
             try:
-                self._guard.look()
-                if why := self._liveness.stuck():
+                guard.look()
+                if self._looked.is_set() and (why := self._liveness.stuck()):
                     self._start_anew(why)
             except Exception:
                 logger.exception("watch_error")
+            self._looked.set()
+            pause = min(LOOK_EVERY, settings.STUCK_AFTER.total_seconds() / 5)
 
     def _start_anew(self, why: str) -> None:
         """Let what runs end, as a shutdown would, hand back the rest, and begin again."""

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -168,21 +169,36 @@ def change_limit(system: System, figure: str, limit: float) -> None:
     )  # fmt: skip
 
 
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """A machine that does something, however idle it is."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        yield
+        spinning.kill()
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "raised"),
+    [("memory", 0.001, 0), ("cpu", 0.1, 200), ("load", 0.0001, 10_000)],
+)
 def test_above_its_limits_a_worker_takes_nothing_and_says_so(
-    system: System, evidence: Path, redis_client: redis.Redis
-) -> None:
+    system: System, evidence: Path, redis_client: redis.Redis, busy: None,
+    figure: str, limit: float, raised: float,
+) -> None:  # fmt: skip
+    others = {f"MAX_{name.upper()}": "100000" for name in ("memory", "cpu", "load")}
     system.beat()
-    worker = system.ready_worker(1, MAX_MEMORY="0.001", MAX_LOAD="1000")
-    assert worker.said("work_refused")
+    worker = system.ready_worker(1, **{**others, f"MAX_{figure.upper()}": str(limit)})
+    assert worker.said("work_refused"), "before it could take anything"
     run_id = enqueue(tasks.write, (str(evidence), "ran")).id
     wait_for(lambda: run_of(run_id).state == State.QUEUED, timeout=10)
-    pulse = Heartbeat.objects.filter(service="worker", doing__contains="takes no work: memory at")
+    refuses = f"takes no work: {figure} at"
+    pulse = Heartbeat.objects.filter(service="worker", doing__contains=refuses)
     wait_for(pulse.exists, timeout=10)
     queued_at, seen_at = run_of(run_id).queued_at, pulse.get().seen_at
     wait_for(lambda: pulse.get().seen_at > seen_at, timeout=10)  # it lives, and goes on refusing
     assert (run_of(run_id).state, run_of(run_id).queued_at) == (State.QUEUED, queued_at)
     assert redis_client.llen("celery\x06\x166") == 1
-    change_limit(system, "memory", 0)
+    change_limit(system, figure, raised)
     wait_for(lambda: run_of(run_id).state == State.SUCCEEDED, timeout=10)
     assert worker.said("work_taken_again")
     last = f"took 1 in all, the last {tasks.write.name}"
