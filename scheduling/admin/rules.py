@@ -97,11 +97,24 @@ class RuleAdmin(admin.ModelAdmin[Any]):
 
 
 class CrontabAdmin(RuleAdmin):
-    list_display = ("__str__", "human_readable", "users")
-    fields = (*CRON_FIELDS, "timezone", "human_readable", "users")
-    readonly_fields = ("human_readable", "users")
+    list_display = ("__str__", "in_words", "users")
+    fields = (*CRON_FIELDS, "timezone", "in_words", "users")
+    readonly_fields = ("in_words", "users")
     search_fields = CRON_FIELDS
     search_help_text = "The rule's beginning, such as “0 5 * *”, or a part of the time zone's name."
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "timezone":
+            # What it was at first would be read, as a file's name, without a check.
+            kwargs["show_hidden_initial"] = False
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    @admin.display(description="human readable")
+    def in_words(self, crontab: Any) -> str:
+        try:
+            return str(crontab.human_readable)
+        except Exception:  # whatever two parsers make of a field that cannot be read
+            return "it cannot be read"
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
