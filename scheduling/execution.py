@@ -21,7 +21,7 @@ from celery import current_app
 from celery.app.trace import trace_ok_t
 from celery.utils.saferepr import saferepr
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, connections
 from kombu.utils.json import loads
 from psycopg.pq import TransactionStatus
 
@@ -35,7 +35,7 @@ from scheduling.logs import event
 from scheduling.models import State
 from scheduling.options import read_options
 from scheduling.outcomes import died, not_stored, outcome_of, refused
-from scheduling.registry import check_arguments, decode_error
+from scheduling.registry import check_arguments, decode_call
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
 from scheduling.sql import run_prepared
 from scheduling.transport import ATTEMPT
@@ -158,21 +158,23 @@ def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claim
 
 
 def _drop_unclean_connection() -> None:
-    """Close a connection that is old or lost, or on which a job left a transaction open.
+    """Close a connection that is old or lost, or that a job left in a state of its own.
 
     Whether it works is not asked, for that would be a statement more for each run: what is done
     with it is tried again on another (`patiently`).
     """
-    raw = connection.connection
-    if raw is None or connection.in_atomic_block:
+    django: Any = connections["default"]
+    raw = django.connection
+    if raw is None or django.in_atomic_block:
         return
     status = raw.info.transaction_status
-    old = connection.close_at is not None and time.monotonic() >= connection.close_at
-    if status == TransactionStatus.IDLE and not old:
-        return
     if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):  # UNKNOWN: it is lost
         event(logger, "connection_left_open", level=logging.ERROR)
-    connection.close()
+    old = django.close_at is not None and time.monotonic() >= django.close_at
+    changed = django.autocommit != django.settings_dict["AUTOCOMMIT"]
+    if status != TransactionStatus.IDLE or old or changed or django.errors_occurred:
+        django.close()
+    django.health_check_done = True
 
 
 def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -> Claimed | None:
@@ -229,10 +231,8 @@ def _call_of(
     execution: Execution, claimed: Claimed
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Return the arguments and the options that the row holds."""
-    if problem := decode_error(claimed.args, claimed.kwargs):
-        raise EnqueueError(problem)
+    args, kwargs = decode_call(claimed.args, claimed.kwargs)
     options = read_options(claimed.options)
-    args, kwargs = loads(claimed.args), loads(claimed.kwargs)
     if failure := options.get("failure"):
         args = errback_arguments(execution.job, failure, args, kwargs)
         execution.arguments = args, kwargs
@@ -271,12 +271,6 @@ def _fill_request(
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     """Write the outcome, for as long as the lease may still be ours; never raises."""
     _drop_unclean_connection()
-    if connection.connection is not None:
-        connection.close_if_unusable_or_obsolete()
-        # That was said without a question to Postgres. `finish` needs none before its own
-        # statement either: on a connection that is dead it is tried again, on another.
-        django: Any = connection
-        django.health_check_done = True
     refused = ""
     for wanted in (outcome, outcome, None):
         last = wanted or not_stored(refused)

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from json import JSONDecoder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import current_app
 from celery.exceptions import QueueNotFound
@@ -19,6 +19,7 @@ from scheduling.models import Priority
 if TYPE_CHECKING:
     from scheduling.jobs import Job
 
+T = TypeVar("T")
 
 DEFAULT_QUEUE = "celery"
 PLAIN = JSONDecoder()  # kombu's `loads` makes one for each text, for the types that it adds
@@ -121,17 +122,30 @@ def decode_error(args: str, kwargs: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _decode_error(args: str, kwargs: str) -> str:
-    for label, text, kind, name in (
-        ("args", args, list, "array"),
-        ("kwargs", kwargs, dict, "object"),
-    ):
-        try:
-            value = loads(text) if "__type__" in text else PLAIN.decode(text)
-        except Exception as error:  # kombu's decoders of typed values raise whatever they like
-            return f"{label} are not JSON: {text[:100]!r} ({error})"
-        if not isinstance(value, kind):
-            return f"{label} must be a JSON {name}: {text[:100]!r}"
+    try:
+        decode_call(args, kwargs)
+    except EnqueueError as error:
+        return str(error)
     return ""
+
+
+def decode_call(args: str, kwargs: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return a call's arguments from their JSON texts.
+
+    Raises:
+        EnqueueError: they are no JSON, or no array and object.
+    """
+    return _decode("args", args, list, "array"), _decode("kwargs", kwargs, dict, "object")
+
+
+def _decode(label: str, text: str, kind: type[T], name: str) -> T:
+    try:
+        value = loads(text) if "__type__" in text else PLAIN.decode(text)
+    except Exception as error:  # kombu's decoders of typed values raise whatever they like
+        raise EnqueueError(f"{label} are not JSON: {text[:100]!r} ({error})") from None
+    if not isinstance(value, kind):
+        raise EnqueueError(f"{label} must be a JSON {name}: {text[:100]!r}")
+    return value
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,7 @@ result is only prepared; it is stored in the transaction that moves the run.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from celery import group, maybe_signature, states
@@ -139,7 +140,15 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
         """Return a prepared result that names what its task has set off."""
         meta = self.decode(result.meta) if result.meta else {}
         meta["children"] = [*meta.get("children", ()), *(child.as_tuple() for child in children)]
-        return replace(result, meta=self.encode_content(meta)[2])
+        return replace(result, meta=self._encode_meta(meta))
+
+    @cached_property
+    def no_meta(self) -> str:
+        """What is kept beside most results, encoded."""
+        return self._encode_meta({"children": []})
+
+    def _encode_meta(self, meta: Any) -> str:
+        return str(self.encode_content(meta)[2])
 
     def prepare_success(self, value: object, task: str) -> StoredResult:
         """Return the TaskResult columns of a success whose task stores no result."""
@@ -154,16 +163,15 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             kombu.exceptions.EncodeError: the result is not JSON.
         """
         content_type, content_encoding, content = self.encode_content(result)
-        meta = {
-            **self._get_meta_from_request(request),
-            "children": self.current_task_children(request),
-        }
+        children = self.current_task_children(request)
+        own = self._get_meta_from_request(request)
+        meta = self._encode_meta({**own, "children": children}) if own or children else self.no_meta
         extended = self._get_extended_properties(request, traceback)
         return StoredResult(
             status=status,
             result=content,
             traceback=traceback,
-            meta=self.encode_content(meta)[2],
+            meta=meta,
             content_type=content_type,
             content_encoding=content_encoding,
             **{
@@ -191,7 +199,7 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             status=status,
             result=content,
             traceback=None,
-            meta=self.encode_content({"children": []})[2],
+            meta=self.no_meta,
             content_type=content_type,
             content_encoding=content_encoding,
             task_name=task,
