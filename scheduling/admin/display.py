@@ -4,6 +4,10 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
+from django import forms
+from django.contrib.admin.widgets import AdminSplitDateTime
+from django.db import models
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
@@ -20,6 +24,22 @@ def moment(instant: datetime | None) -> str:
     if instant is None:
         return NOTHING
     return clock.local(instant).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+class Moments(AdminSplitDateTime):
+    """The boxes of an instant; at either end of time, where TIME_ZONE has no clocks, in UTC."""
+
+    def decompress(self, value: Any) -> Any:
+        if isinstance(value, datetime) and timezone.is_aware(value):
+            value = timezone.make_naive(value, clock.local(value).tzinfo)
+            return [value.date(), value.time()]
+        return super().decompress(value)
+
+
+# For an admin page's `formfield_overrides`.
+MOMENTS: dict[Any, Any] = {
+    models.DateTimeField: {"form_class": forms.SplitDateTimeField, "widget": Moments}
+}
 
 
 def span(length: timedelta) -> str:

@@ -24,6 +24,7 @@ from django_celery_beat.models import (
 )
 
 from scheduling import clock, recurrence
+from scheduling.admin.display import MOMENTS, moment
 from scheduling.admin.filters import LONGEST_NUMBER
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.models import ManagedBy, Schedule
@@ -149,6 +150,7 @@ class IntervalAdmin(RuleAdmin):
 
 
 class ClockedAdmin(RuleAdmin):
+    formfield_overrides = MOMENTS
     search_fields = ("clocked_time",)
     search_help_text = "The beginning of the time in UTC, such as “2026-03-29”."
 
@@ -180,3 +182,7 @@ for model, page in (
 ):
     admin.site.unregister(model)
     admin.site.register(model, page)
+
+# How boxes, titles and schedules name such a row. django-celery-beat's own words end in an error at
+# either end of time, where TIME_ZONE has no clocks.
+ClockedSchedule.__str__ = lambda clocked: moment(clocked.clocked_time)

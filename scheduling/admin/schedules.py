@@ -18,7 +18,7 @@ from django_celery_beat.models import PeriodicTask
 from scheduling import clock, recurrence
 from scheduling import schedules as core
 from scheduling.admin import schedule_filters as filters
-from scheduling.admin.display import NOTHING, ago, badge, breakable, moment, when
+from scheduling.admin.display import MOMENTS, NOTHING, ago, badge, breakable, moment, when
 from scheduling.admin.filters import TaskFilter
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.admin.policies import PolicyInline
@@ -55,6 +55,7 @@ class ScheduleChangeList(ChangeList):
 @admin.register(Schedule)
 class ScheduleAdmin(ScheduleActions):
     form = ScheduleForm
+    formfield_overrides = MOMENTS
     inlines = (PolicyInline,)
     change_form_template = "admin/scheduling/schedule/change_form.html"
     list_display = (

@@ -15,6 +15,7 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 from django_celery_results.models import TaskResult
+from pytest_django import Settings
 
 from scheduling.models import ManagedBy, Policy
 
@@ -150,3 +151,33 @@ def test_stored_results_are_found_by_id_and_without_counting_them_all(
     page = reverse("admin:django_celery_results_taskresult_changelist")
     assert len(admin_client.get(page, {"q": "some-task"}).context["cl"].result_list) == 1
     assert not admin_client.get(page, {"q": "other"}).context["cl"].result_list
+
+
+@pytest.mark.parametrize(
+    ("at", "zone"),
+    [
+        (datetime(1, 1, 1, 0, 30, tzinfo=UTC), "America/New_York"),
+        (datetime(9999, 12, 31, 23, 30, tzinfo=UTC), "Europe/Berlin"),
+    ],
+)
+def test_pages_show_an_instant_for_which_the_zone_has_no_clocks(
+    admin_client: Client, settings: Settings, at: datetime, zone: str
+) -> None:
+    settings.TIME_ZONE = zone
+    row = ClockedSchedule.objects.create(clocked_time=at)
+    schedule = PeriodicTask(
+        name="at the end", task=ADD, clocked=row, one_off=True, start_time=at, expires=at
+    )
+    PeriodicTask.objects.bulk_create([schedule])
+    pages = [
+        reverse("admin:django_celery_beat_clockedschedule_changelist"),
+        page_of(row),
+        page_of(row, "history"),
+        reverse("admin:scheduling_schedule_changelist"),
+        reverse("admin:scheduling_schedule_change", args=[schedule.pk]),
+        "/admin/autocomplete/?app_label=scheduling&model_name=schedule&field_name=clocked",
+    ]
+    for page in pages:
+        answer = admin_client.get(page)
+        assert answer.status_code == 200
+        assert "30:00" in answer.content.decode()
