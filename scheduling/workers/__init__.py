@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from scheduling import execution
 from scheduling.ids import uuid7
 from scheduling.transport import ATTEMPT
-from scheduling.workers.forking import no_fork
+from scheduling.workers.forking import no_fork, share_memory
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
 from scheduling.workers.watch import Watch
@@ -40,6 +40,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        share_memory()
         execution.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
 
     def start(self, worker: Any) -> None:

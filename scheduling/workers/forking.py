@@ -1,12 +1,13 @@
-"""What the threads of a worker's parent hold while they talk to Postgres or Redis.
+"""Forks of a worker's parent: what children share, and what its threads hold meanwhile.
 
-No child is forked meanwhile: one that is forked in the middle of a connect inherits libpq's or the
-resolver's locks as they are, and hangs in its own first connect.
+None is forked while a thread talks to Postgres or Redis: a child that is forked in the middle of a
+connect inherits libpq's or the resolver's locks as they are, and hangs in its own first connect.
 
-And none of them waits for ever. A network that loses everything does not say so: a statement would
+And no thread waits for ever. A network that loses everything does not say so: a statement would
 wait for as long as TCP does, which may be a quarter of an hour, and leases would run out unseen.
 """
 
+import gc
 import logging
 import math
 import os
@@ -59,6 +60,16 @@ def _hang_up(raw: "psycopg.Connection[Any] | None") -> None:
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
         event(logger, "database_silent", level=logging.WARNING)
+
+
+def share_memory() -> None:
+    """Keep what has been imported out of Python's garbage collector, before the first fork.
+
+    It writes into every object that it looks at, and so gives each child a copy of nearly all of
+    the parent's memory: 40 MB, where 10 MB do.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 no_fork = NoFork()

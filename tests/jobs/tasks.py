@@ -1,5 +1,6 @@
 """Jobs that leave evidence outside the system under test: one line for each start, in a file."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -30,6 +31,12 @@ def note(path: str, text: str) -> int:
 @shared_task
 def add(x: int, y: int) -> int:
     return x + y
+
+
+@shared_task
+def shared_objects() -> int:
+    """Return how many objects the garbage collector leaves alone."""
+    return gc.get_freeze_count()
 
 
 @shared_task

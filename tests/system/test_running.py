@@ -166,6 +166,13 @@ def test_every_ending_leaves_the_run_in_the_right_state(
     assert all(len(run.errors) == run.failures and run.reason for run in failed)
 
 
+def test_children_share_what_their_parent_has_imported(system: System) -> None:
+    system.beat()
+    system.ready_worker()
+    run_id = enqueue(tasks.shared_objects).id
+    assert AsyncResult(str(run_id)).get(timeout=30) > 50_000
+
+
 def test_time_limits_are_recorded_as_such(system: System, tmp_path: Path) -> None:
     expected = {
         enqueue(tasks.softly).id: ("SoftTimeLimitExceeded", 1),
