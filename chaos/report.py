@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from os import cpu_count, getloadavg
 
 from chaos.laws import Breach
-from chaos.story import Story
+from chaos.story import Row, Story
 
 
 def report(story: Story, breaches: list[Breach]) -> str:
@@ -27,7 +27,7 @@ def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
     starts = [line for line in story.lines if line.what == "start"]
     asked = f"{len(story.schedules)} schedules and {len(story.asked)} calls"
     yield f"runs: {len(story.rows)}, of {asked}"
-    ends = Counter((_kind(row.token), row.state) for row in story.rows)
+    ends = Counter((_kind(row), row.state) for row in story.rows)
     yield from (f"  {kind:10} {state:10} {n:6}" for (kind, state), n in sorted(ends.items()))
     coalesced = sum(row.coalesced for row in story.rows)
     repeats = len(starts) - len({line.run for line in starts})
@@ -36,11 +36,27 @@ def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
     yield f"starts: {len(starts)}, of which {repeats} are second ones or later"
     yield f"failed attempts: {errors}, of which {lost} by a lost lease; coalesced: {coalesced}"
     yield f"ended by themselves, and were started again: {len(story.ended_by_themselves)}"
+    yield from _by_hand(story)
     yield _lateness(story)
     yield f"all final {story.settled_in:.1f} s after the last fault"
     yield ""
     yield f"breaches: {len(breaches)}"
     yield from (f"  {breach}" for breach in breaches[:50])
+
+
+def _by_hand(story: Story) -> Iterator[str]:
+    granted = [cancel for cancel in story.cancels if cancel.granted]
+    waited = sum(cancel.waited for cancel in granted)
+    yield f"cancels: {len(granted)}, of which {waited} waited; replays: {len(story.replays)}"
+    cancelled = sum(fill.cancelled for fill in story.fills)
+    yield f"backfills: {len(story.fills)}, of which {cancelled} were cancelled"
+    keys = [asked for asked in story.asked if asked.unique_key]
+    found = sum(asked.ended == "found" for asked in keys)
+    yield f"calls with a unique key: {len(keys)}, of which {found} found a run"
+    days_off = sum(row.reason.startswith("calendar ") for row in story.rows)
+    deadlines = [row for row in story.rows if row.deadline]
+    late = sum(row.late_by is not None for row in deadlines)
+    yield f"deadlines: {len(deadlines)}, of which {late} were missed; on days off: {days_off}"
 
 
 def _lateness(story: Story) -> str:
@@ -67,5 +83,5 @@ def _lateness(story: Story) -> str:
     )
 
 
-def _kind(token: str) -> str:
-    return token.partition("-")[0]
+def _kind(row: Row) -> str:
+    return row.origin if row.origin in ("backfill", "replay") else row.token.partition("-")[0]
