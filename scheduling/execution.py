@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -37,6 +37,7 @@ from scheduling.options import read_options
 from scheduling.outcomes import died, not_stored, outcome_of, refused
 from scheduling.registry import check_arguments, decode_call
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
+from scheduling.silence import waits
 from scheduling.sql import run_prepared
 from scheduling.transport import ATTEMPT
 
@@ -49,7 +50,6 @@ Tracer = Callable[..., Any]
 T = TypeVar("T")
 
 NO_RUN = UUID(int=0)
-UNGUARDED = nullcontext()
 NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
 
 # Who this process is in the ledger; the worker's parent sets it before it forks.
@@ -197,7 +197,7 @@ def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -
 def patiently(
     act: Callable[[], T],
     patience: timedelta | None = None,
-    guard: AbstractContextManager[object] = UNGUARDED,
+    guard: AbstractContextManager[object] = waits,
 ) -> T:
     """Return act(), tried again while the database is away: for ever, or for `patience`.
 

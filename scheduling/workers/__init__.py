@@ -14,13 +14,15 @@ from celery.worker.request import Request
 
 from scheduling import execution
 from scheduling.ids import uuid7
+from scheduling.silence import waits
 from scheduling.transport import ATTEMPT
-from scheduling.workers.forking import no_fork, share_memory
+from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
 from scheduling.workers.watch import Watch
 
 worker_process_init.connect(listen_in_child, weak=False)
+worker_process_init.connect(waits.watch, weak=False)
 
 
 class HintRequest(Request):
@@ -47,7 +49,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
         keeper = Keeper(worker)
         execution.reporter = keeper.take
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
-        threading.Thread(target=no_fork.end_silences, name="silence", daemon=True).start()
+        waits.watch()
         Watch(worker).start()
         worker_shutting_down.connect(keeper.shut_down, weak=False)
         worker_shutdown.connect(keeper.drain, weak=False)

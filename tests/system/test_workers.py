@@ -110,6 +110,24 @@ def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
     assert alone.process.poll() is None
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_job_whose_connection_is_dead_but_open_goes_on_with_another(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    with Proxy.before(system.env["DATABASE_URL"]) as proxy:
+        worker = system.ready_worker(1, "--pool", pool, DATABASE_URL=proxy.url)
+        enqueue(tasks.write, (str(evidence), "first"))
+        wait_for(all_final, timeout=20)
+        proxy.swallow()  # before a claim
+        enqueue(tasks.sleep, (str(evidence), 0.5))
+        wait_for(lambda: len(lines(evidence)) > 1, timeout=20)
+        proxy.swallow()  # before an end
+        wait_for(all_final, timeout=20)
+    assert set(Run.objects.values_list("state", flat=True)) == {State.SUCCEEDED}
+    assert worker.said("database_silent")
+
+
 # --- The end of a worker -------------------------------------------------------------------------
 
 
