@@ -33,6 +33,16 @@ class HintRequest(Request):
         if ATTEMPT in self.request_dict:
             self.acknowledge()
 
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """End this task, at a cold shutdown (see Celery's).
+
+        A pool of threads cannot: then the lease thread hands its runs back, and ends the process.
+        """
+        try:
+            super().cancel(pool, signal, emit_retry)
+        except NotImplementedError:
+            worker_shutting_down.send(sender=self.hostname, sig="SIGQUIT", how="Cold", exitcode=0)
+
 
 class LeaseKeeper(bootsteps.StartStopStep):
     """Starts the lease thread with the worker; it lives until the process ends.

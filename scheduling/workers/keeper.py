@@ -91,9 +91,13 @@ class Keeper:
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
         """Note that the worker was told to end. Called in a signal handler."""
-        if how == "Warm" and self._end_by == math.inf:
-            self._end_by = time.monotonic() + settings.SHUTDOWN_GRACE.total_seconds()
-            self._reports.put(lambda: None)  # wakes the thread
+        grace = settings.SHUTDOWN_GRACE.total_seconds()
+        if how == "Cold":
+            if stopping.can_stop_one(self._worker):
+                return  # Celery kills the children, and reports each
+            grace = 0.0
+        self._end_by = min(self._end_by, time.monotonic() + grace)
+        self._reports.put(lambda: None)  # wakes the thread
 
     def drain(self, **_: Any) -> None:
         """Write what is still queued, at the worker's end, within a few seconds."""

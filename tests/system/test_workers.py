@@ -151,10 +151,14 @@ def test_a_worker_that_is_told_to_end_hands_back_what_does_not_end_in_time(
     assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
 
 
-def test_a_worker_that_must_end_at_once_hands_back_its_runs(system: System, evidence: Path) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_that_must_end_at_once_hands_back_its_runs(
+    system: System, evidence: Path, pool: str
+) -> None:
     system.beat()
-    old = system.ready_worker(2)
-    ids = [enqueue(tasks.sleep, (str(evidence), 30)).id for _ in range(3)]
+    old = system.ready_worker(2, "--pool", pool)
+    ids = [enqueue(tasks.sleep, (str(evidence), 30)).id for _ in range(4)]
+    Run.objects.filter(pk__in=ids[::2]).update(options='{"ignore_result": true}')
     wait_for(lambda: len(lines(evidence)) == 2, timeout=20)
     old.process.send_signal(signal.SIGQUIT)
     old.process.wait(20)
