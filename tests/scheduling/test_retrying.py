@@ -36,6 +36,11 @@ def for_ever(self: "Task[Any, Any]") -> None:
     raise self.retry(countdown=0)
 
 
+@shared_task(bind=True, max_retries=1)
+def once_more(self: "Task[Any, Any]", max_retries: int | None = None) -> None:
+    raise self.retry(countdown=0, max_retries=max_retries)
+
+
 @shared_task(autoretry_for=(KeyError,), max_retries=2, default_retry_delay=0)
 def at_once() -> None:
     raise KeyError("no")
@@ -177,6 +182,17 @@ class TestRetries:
         for attempt in range(1, 11):
             hint(made, attempt)
         assert (fresh(made).state, fresh(made).failures) == (State.SCHEDULED, 10)
+
+    @pytest.mark.parametrize(
+        ("max_retries", "max_attempts", "attempts"),
+        [(None, None, 2), (None, 5, 2), (3, None, 4), (3, 9, 4), (3, 2, 2), (0, 5, 1)],
+    )
+    def test_the_lower_of_both_limits_holds(
+        self, max_retries: int | None, max_attempts: int | None, attempts: int
+    ) -> None:
+        made = of(once_more, max_retries, max_attempts=max_attempts)
+        assert len(work()) == attempts
+        assert (fresh(made).state, fresh(made).failures) == (State.FAILED, attempts)
 
     def test_autoretry_with_no_delay_is_tried_at_once_and_ends(self) -> None:
         made = of(at_once)
