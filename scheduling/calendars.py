@@ -61,6 +61,23 @@ def days_off_of(calendar: Calendar) -> DaysOff:
     return kept or days_off_by_id([calendar.pk])[calendar.pk]
 
 
+def days_off_as(calendar: Calendar, dates: Mapping[date, str] | None = None) -> DaysOff:
+    """Return the days off of a calendar as its form has it; by default with the dates it has.
+
+    Raises:
+        RecurrenceError: weekdays that leave no working day.
+    """
+    if dates is None:
+        dates = days_off_of(calendar).dates
+    return recurrence.days_off(
+        calendar.name,
+        weekdays=calendar.weekdays,
+        dates=dates,
+        country=calendar.country,
+        subdivision=calendar.subdivision,
+    )
+
+
 def add(
     name: str,
     *,

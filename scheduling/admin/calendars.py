@@ -4,7 +4,9 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
+from django.core.exceptions import ValidationError
 from django.db.models import Count, QuerySet
+from django.forms import BaseInlineFormSet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -12,7 +14,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from scheduling import calendars as core
-from scheduling import clock, recurrence
+from scheduling import clock, recurrence, silencing
+from scheduling.errors import SchedulingError
 from scheduling.models import Calendar, ExcludedDate
 from scheduling.recurrence import WEEKDAYS
 
@@ -58,9 +61,38 @@ class CalendarForm(forms.ModelForm[Calendar]):
         if "country" in fields:
             fields["country"].choices = _countries(self.instance.country)
 
+    def _post_clean(self) -> None:
+        """Check what follows the calendar; where its dates stand beside it, DatesFormSet does."""
+        super()._post_clean()  # type: ignore[misc]
+        if not self.errors and self.changed_data and _dates_stand_elsewhere(self.instance):
+            try:
+                silencing.check_calendar(
+                    self.instance, core.days_off_as(self.instance), clock.now()
+                )
+            except (recurrence.RecurrenceError, SchedulingError) as error:
+                self.add_error(None, str(error))
+
+
+class DatesFormSet(BaseInlineFormSet[ExcludedDate, Calendar, Any]):
+    """Refuses days off that leave nothing of a schedule that follows the calendar."""
+
+    def clean(self) -> None:
+        super().clean()
+        calendar = self.instance
+        if calendar.pk is None or any(self.errors):
+            return
+        forms = [form for form in self.forms if form not in self.deleted_forms]
+        rows = [form.instance for form in forms if form.instance.date]
+        try:
+            days_off = core.days_off_as(calendar, {row.date: row.reason for row in rows})
+            silencing.check_calendar(calendar, days_off, clock.now())
+        except (recurrence.RecurrenceError, SchedulingError) as error:
+            raise ValidationError(str(error)) from None
+
 
 class DateInline(admin.TabularInline[ExcludedDate, Calendar]):
     model = ExcludedDate
+    formset = DatesFormSet
     verbose_name = "date off"
     verbose_name_plural = "single dates off"
     fields = ("date", "reason")
@@ -117,7 +149,7 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
         core.remove(obj, by=request.user.get_username())
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
-        return [] if obj is not None and obj.dates.count() > DATES_EDITED else [DateInline]
+        return [] if obj is not None and _dates_stand_elsewhere(obj) else [DateInline]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).annotate(
@@ -168,6 +200,10 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
         many = calendar.date_count > DATES_EDITED
         note = format_html(TOO_MANY, f"{calendar.date_count:,}") if many else ""
         return format_html("{}{}{}", note, *years)
+
+
+def _dates_stand_elsewhere(calendar: Calendar) -> bool:
+    return calendar.pk is not None and calendar.dates.count() > DATES_EDITED
 
 
 def _year(calendar: Calendar, year: int) -> SafeString:

@@ -23,10 +23,11 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from scheduling import clock, recurrence
+from scheduling import clock, recurrence, silencing
 from scheduling.admin.display import MOMENTS, moment
 from scheduling.admin.filters import LONGEST_NUMBER
 from scheduling.admin.paging import BoundedPaginator
+from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
 from scheduling.rules import rule_of
 
@@ -41,17 +42,18 @@ COLUMNS: dict[type[models.Model], str] = {
 
 
 class RuleForm(forms.ModelForm[Any]):
-    """Refuses a rule that cannot be read or never fires: all its schedules would stand still."""
+    """Refuses a rule that cannot be read, or by which it or any of its schedules never fires."""
 
     def _post_clean(self) -> None:
         super()._post_clean()  # type: ignore[misc]
         if self.errors or not self.changed_data:
             return
-        now = clock.now()
-        schedule = PeriodicTask(**{COLUMNS[type(self.instance)]: self.instance})
+        now, column = clock.now(), COLUMNS[type(self.instance)]
+        schedule = PeriodicTask(**{column: self.instance})
         try:
             recurrence.check(rule_of(schedule, anchor=now), now)
-        except recurrence.RecurrenceError as error:
+            silencing.check_rule(column, self.instance, now)
+        except (recurrence.RecurrenceError, SchedulingError) as error:
             self.add_error(None, str(error))
 
 

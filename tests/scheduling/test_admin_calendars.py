@@ -1,11 +1,12 @@
 """The admin's pages of calendars, and what they do to the pages of schedules."""
 
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import calendars
@@ -95,6 +96,50 @@ class TestCalendars:
         assert admin_client.post(address(german), data).status_code == 302
         german.refresh_from_db()
         assert calendars.days_off_of(german).is_off(date(2026, 12, 31))
+
+    def test_days_off_that_would_silence_a_schedule_are_refused(
+        self, admin_client: Client, german: Calendar
+    ) -> None:
+        saturdays = calendars.add("Saturdays", by="ann", weekdays=[5])
+        schedule("on Mondays", crontab=crontab("0", "9", day_of_week="1"),
+                 policy={"calendar": saturdays})  # fmt: skip
+        answer = admin_client.post(address(saturdays), form(name="Saturdays", weekdays=["0", "5"]))
+        assert "would never fire again" in answer.content.decode()
+        assert "on Mondays" in answer.content.decode()
+        saturdays.refresh_from_db()
+        assert saturdays.weekdays == [5]
+        data = form(name="Saturdays", weekdays=["5", "6"])
+        assert admin_client.post(address(saturdays), data).status_code == 302
+
+    def test_a_date_off_that_would_silence_a_schedule_is_refused(
+        self, admin_client: Client
+    ) -> None:
+        saturdays = calendars.add("Saturdays", by="ann", weekdays=[5])
+        day = timezone.localdate() + timedelta(days=400)
+        day += timedelta(days=day.weekday() == 5)
+        noon = datetime.combine(day, time(12), UTC)
+        schedule("on that day", crontab=crontab("0", "12"), start_time=noon, expires=noon,
+                 policy={"calendar": saturdays})  # fmt: skip
+        data = form(name="Saturdays", weekdays=["5"], **{
+            "dates-0-calendar": saturdays.pk, "dates-0-date": f"{day}",
+        })  # fmt: skip
+        answer = admin_client.post(address(saturdays), data)
+        assert "on that day" in answer.content.decode()
+        assert not ExcludedDate.objects.exists()
+
+    def test_a_calendar_with_thousands_of_dates_is_checked_with_them(
+        self, admin_client: Client
+    ) -> None:
+        many = calendars.add("many", by="ann", weekdays=[5])
+        first = timezone.localdate().toordinal()
+        many.dates.bulk_create(
+            ExcludedDate(calendar=many, date=date.fromordinal(first + n))
+            for n in range(4000)
+            if date.fromordinal(first + n).weekday() not in (0, 5)
+        )
+        schedule("on Mondays", crontab=crontab("0", "9"), policy={"calendar": many})
+        answer = admin_client.post(address(many), form(name="many", weekdays=["0", "5"]))
+        assert "on Mondays" in answer.content.decode()
 
     def test_one_in_use_cannot_be_deleted(self, admin_client: Client, german: Calendar) -> None:
         schedule(policy={"calendar": german})

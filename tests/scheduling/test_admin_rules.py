@@ -17,6 +17,7 @@ from django_celery_beat.models import (
 from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
+from scheduling import calendars
 from scheduling.models import ManagedBy, Policy
 
 pytestmark = pytest.mark.django_db
@@ -99,6 +100,20 @@ def test_a_crontab_that_cannot_fire_is_refused(
     response = admin_client.post(page_of(rules["crontab"]), {**CRONTAB, **changes})
     assert response.status_code == 200
     assert complaint in str(response.context["errors"])
+    rules["crontab"].refresh_from_db()
+    assert rules["crontab"].day_of_week == "1"
+
+
+def test_an_edit_that_would_silence_a_schedule_is_refused_with_its_name(
+    admin_client: Client, rules: dict[str, Any]
+) -> None:
+    sundays = calendars.add("Sundays", by="ann", weekdays=[6])
+    for name, calendar in (("office", sundays), ("free", None)):
+        row = PeriodicTask.objects.create(name=name, task=ADD, crontab=rules["crontab"])
+        Policy.objects.create(schedule=row, calendar=calendar)
+    response = admin_client.post(page_of(rules["crontab"]), {**CRONTAB, "day_of_week": "0"})
+    (complaint,) = response.context["errors"][0]
+    assert "a schedule would never fire again, or not within ten years: 'office'" in complaint
     rules["crontab"].refresh_from_db()
     assert rules["crontab"].day_of_week == "1"
 
