@@ -24,8 +24,8 @@ from scheduling.rules import (
     with_fields,
 )
 
-# Only so many of the schedules are looked at, and only so many of their shapes, the most common first:
-# half a second at worst. One beyond that which never fires shows as such, by its plan's error or by
+# Only so many of the schedules are looked at, and only so many shapes of them, the most common
+# first: half a second at worst. One beyond that which never fires shows as such, by its plan's error or by
 # its runs, which are skipped with the reason.
 MOST_SCHEDULES = 20_000
 MOST_SHAPES = 200
