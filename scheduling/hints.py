@@ -13,6 +13,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 # What a template's message holds where a hint has its own id, attempt and delivery tag.
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
-SLOTS = re.compile(f"{ID}|{TAG}|{TRY}")
+SLOTS = re.compile(f"{TAG}|{TRY}")
+ALL_BUT_ID = itemgetter(slice(1, None))
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
 
@@ -44,7 +47,7 @@ class Lane(NamedTuple):
 class Hint(NamedTuple):
     """A run that may start; `options` is its JSON text, which may hold time limits."""
 
-    id: UUID
+    id: UUID | str
     attempt: int
     task: str
     queue: str
@@ -71,14 +74,16 @@ class Broker:
 
     def push(self, hints: Iterable[Hint]) -> int:
         """Push hints to the tails of their lanes, in order; return how many."""
-        messages = defaultdict[tuple[str, int], list[str]](list)
-        for hint in hints:
-            messages[hint.queue, hint.priority].append(message(hint))
+        lanes = defaultdict[Lane, list[str]](list)
+        for alike, some in groupby(hints, key=ALL_BUT_ID):
+            _, _, queue, priority, _ = alike
+            pieces = _pieces(*alike)
+            lanes[Lane(queue, priority)] += [str(hint.id).join(pieces) for hint in some]
         pipeline = self._redis.pipeline(transaction=False)
-        for lane, payloads in messages.items():
-            pipeline.lpush(list_key(Lane(*lane)), *payloads)
+        for lane, messages in lanes.items():
+            pipeline.lpush(list_key(lane), *messages)
         pipeline.execute()
-        return sum(map(len, messages.values()))
+        return sum(map(len, lanes.values()))
 
     def ids_in(self, lane: Lane) -> set[UUID]:
         """Return the ids of all messages that lie in a lane."""
@@ -105,11 +110,15 @@ def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
 
 def message(hint: Hint) -> str:
     """Return the hint as kombu's Redis transport would store it."""
-    run_id = str(hint.id)
+    return str(hint.id).join(_pieces(*hint[1:]))
+
+
+def _pieces(attempt: int, task: str, queue: str, priority: int, options: str) -> list[str]:
+    """Return what lies between the places of the id in the messages of hints that are alike."""
+    template = _template(task, queue, priority, *_time_limits(options))
     # A hint that is sent again is another message: its tag must be its own.
-    tag = f"{run_id}.{time.time_ns()}"
-    template = _template(hint.task, hint.queue, hint.priority, *_time_limits(hint.options))
-    return template % {ID: run_id, TAG: tag, str(TRY): hint.attempt}
+    tag = f"{ID}.{time.time_ns()}"
+    return (template % {TAG: tag, str(TRY): attempt}).split(ID)
 
 
 @lru_cache(maxsize=4096)
