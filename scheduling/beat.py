@@ -23,13 +23,12 @@ from scheduling import (
     failure_groups,
     finishing,
     heartbeats,
-    herds,
     planning,
     raising,
     waiting,
 )
 from scheduling.doorbell import Listener
-from scheduling.firing import copy_last_runs
+from scheduling.firing import copy_last_runs, fire_due
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
 from scheduling.sql import going_on, run_prepared, was_ended
@@ -51,6 +50,10 @@ RESEND_SHARE = 20  # and this many times what the last look took: long queues ar
 LOOK_BACK = timedelta(minutes=1)
 FULL_LOOK_EVERY = 60.0
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Whatever row a user's transaction holds, beat goes on with the others. And what it looks for has
+# an index, however small a table was when the statement was planned.
+SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off"
 
 LOOK = """
 SELECT statement_timestamp(),
@@ -111,7 +114,7 @@ class Scheduler(beat.Scheduler):
         self._bell = Listener()
         self._pause = 0.0
         self._low = LONG_AGO
-        self._prepared: Any = None  # the connection that herds.SESSION was said to
+        self._prepared: Any = None  # the connection that SESSION was said to
         self._full_look_at = 0.0
         self._behind = False
         self._resend_at = 0.0
@@ -162,14 +165,14 @@ class Scheduler(beat.Scheduler):
         self._pulse(look)
         self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
-        next_due, room, herd = look.next_due_in, dict[Lane, int](), False
+        next_due, room = look.next_due_in, dict[Lane, int]()
         busy_until = time.monotonic() + BUSY_MAX
         while True:
             planned = planning.plan_changed() if look.to_plan else 0
             due = bool(planned) or (next_due is not None and next_due <= 0)
-            fired = self._fire(room, herd=herd) if due else 0
+            fired = self._fire(room) if due else 0
             published = dispatch.publish(self._broker, others=room)
-            room, herd = dict(published.room), fired >= planning.BATCH
+            room = dict(published.room)
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full or time.monotonic() >= busy_until:
                 break
@@ -189,7 +192,7 @@ class Scheduler(beat.Scheduler):
         parameters = {**look_settings(), "low": low}
         if connection.connection is None or connection.connection is not self._prepared:
             with connection.cursor() as cursor:
-                cursor.execute(herds.SESSION)
+                cursor.execute(SESSION)
             self._prepared = connection.connection
         (row,) = run_prepared(LOOK, parameters)
         look = Look(*row)
@@ -198,17 +201,15 @@ class Scheduler(beat.Scheduler):
             self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
         return look
 
-    def _fire(self, room: dict[Lane, int], *, herd: bool) -> int:
-        fire = herds.fire_herd if herd else herds.fire_batch
-        plans = 0
-        for fired in fire(self._broker, self._low, room):
-            self._last_fired.update(fired.schedule_ids)
-            self._behind |= fired.behind
-            self._fired_in_all += len(fired.schedule_ids)
-            if fired.one_off_ids:
-                copy_last_runs(fired.one_off_ids)
-            plans += fired.plans
-        return plans
+    def _fire(self, room: dict[Lane, int]) -> int:
+        fired = fire_due(self._low, room=room)
+        dispatch.push(self._broker, fired.hints)
+        self._last_fired.update(fired.schedule_ids)
+        self._behind |= fired.behind
+        self._fired_in_all += len(fired.schedule_ids)
+        if fired.one_off_ids:
+            copy_last_runs(fired.one_off_ids)
+        return fired.plans
 
     def _recover(self, look: Look) -> None:
         """Repair in the ledger what needs no Redis; each step runs only where `look` found work.

@@ -4,18 +4,21 @@ Which runs, `deciding` says, by the policies.
 """
 
 import logging
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models.functions import Coalesce, Now
 
 from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.hints import Hint, Lane
+from scheduling.ids import uuid7_texts
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
+from scheduling.registry import decode_error
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, with_fields
 from scheduling.sql import arrays, lean_cursor
 from scheduling.waiting import cancel_waiting_of
@@ -23,7 +26,6 @@ from scheduling.waiting import cancel_waiting_of
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-STATE = NewRun._fields.index("state")
 NONE_LEFT = Unfinished()
 
 
@@ -33,26 +35,57 @@ def bounded(column: str) -> str:
     return f"CASE WHEN {column} > {limit} THEN {limit} ELSE {column} END"
 
 
-# `low` spares the dead entries that an old snapshot keeps at the index's beginning.
+# What a decision rests on, besides how many runs are unfinished and whether the arguments can be
+# read. What counts only under one condition is NULL without it, so that more plans are alike.
+# `alone` is what has the like of nobody: an offset of its own, or arguments too long for an array.
+SHAPE = """
+    next_due_at, alone, needs_plan, last_due_at, anchor_at, one_off, task, headers, queue, priority,
+    catch_up, catch_up_window, overlap, spread, deadline_after, expire_seconds, rule,
+    replaced_at, start_time, expires, calendar_id, excluded_day, crontab_id, interval_id,
+    clocked_id, solar_id
+"""
+
+# Plans of one shape make one row. `low` spares the dead entries that an old snapshot keeps at the
+# index's beginning.
 LOCK_DUE = f"""
 WITH due AS MATERIALIZED (
     SELECT * FROM scheduling_plan
      WHERE next_due_at <= statement_timestamp() AND next_due_at > %(low)s
-     ORDER BY next_due_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
-SELECT statement_timestamp(), p.schedule_id, p.next_due_at, p.needs_plan, p.last_due_at,
-    p.anchor_at, t.one_off, t.task,
-    COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{{}}'),
-    COALESCE(t.headers, ''), t.queue, t.priority,
-    COALESCE(y.catch_up, 'latest'), {bounded("y.catch_up_window")}, COALESCE(y.overlap, 'allow'),
-    COALESCE({bounded("y.spread")}, interval '0'), {bounded("y.deadline_after")}, t.expire_seconds,
-    CASE WHEN p.needs_plan THEN p.rule ELSE '' END, LEAST(p.replaced_at, p.plan_from),
+     ORDER BY next_due_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED),
+plans AS (
+    SELECT t.id, COALESCE(NULLIF(t.args, ''), '[]') AS args,
+        COALESCE(NULLIF(t.kwargs, ''), '{{}}') AS kwargs,
+        CASE WHEN y.spread <> interval '0'
+            OR octet_length(t.args) + octet_length(t.kwargs) > 10000 THEN t.id END AS alone,
+        p.next_due_at, p.needs_plan, t.one_off, t.task, COALESCE(t.headers, '') AS headers,
+        t.queue, t.priority, t.expire_seconds, t.start_time, t.expires,
+        t.crontab_id, t.interval_id, t.clocked_id, t.solar_id,
+        CASE WHEN p.needs_plan OR t.interval_id IS NOT NULL THEN p.anchor_at END AS anchor_at,
+        CASE WHEN p.needs_plan THEN p.last_due_at END AS last_due_at,
+        CASE WHEN p.needs_plan THEN p.rule ELSE '' END AS rule,
+        CASE WHEN p.needs_plan THEN LEAST(p.replaced_at, p.plan_from) END AS replaced_at,
+        COALESCE(y.catch_up, 'latest') AS catch_up, y.calendar_id, y.excluded_day,
+        {bounded("y.catch_up_window")} AS catch_up_window, COALESCE(y.overlap, 'allow') AS overlap,
+        COALESCE({bounded("y.spread")}, interval '0') AS spread,
+        {bounded("y.deadline_after")} AS deadline_after
+      FROM due p
+      JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
+      LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id),
+shapes AS (
+    SELECT array_agg(id) AS ids, array_agg(args) AS args, array_agg(kwargs) AS kwargs, {SHAPE}
+      FROM plans GROUP BY {SHAPE})
+SELECT t.ids, t.args, t.kwargs, statement_timestamp(), t.ids[1], t.next_due_at, t.needs_plan,
+    t.last_due_at, t.anchor_at, t.one_off, t.task, t.args[1], t.kwargs[1], t.headers, t.queue,
+    t.priority, t.catch_up, t.catch_up_window, t.overlap, t.spread, t.deadline_after,
+    t.expire_seconds, t.rule, COALESCE(t.replaced_at, statement_timestamp()),
     {RULE_COLUMNS}
-  FROM due p
-  JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
-  LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id
+  FROM shapes t
+  CROSS JOIN LATERAL (SELECT t.calendar_id, t.excluded_day) AS y
   {RULE_JOINS}
+ ORDER BY t.next_due_at
 """  # noqa: S608 (constants only)
 
+# A row for the runs that differ in nothing but their ids and schedules, and one for the plans.
 WRITE = """
 WITH fired AS (
     INSERT INTO scheduling_run
@@ -60,23 +93,25 @@ WITH fired AS (
          due_at, run_at, deadline, expires_at, state, reason, queued_at, finished_at, coalesced,
          max_attempts)
     SELECT r.id, t.id, t.name, 'schedule', t.task, COALESCE(NULLIF(t.args, ''), '[]'),
-        COALESCE(NULLIF(t.kwargs, ''), '{}'), r.options, r.queue, r.priority, r.due_at, r.run_at,
-        r.deadline, r.expires_at, r.state, r.reason,
-        CASE WHEN r.state = 'queued' THEN clock_timestamp() END,
-        CASE WHEN r.state = 'skipped' THEN statement_timestamp() END,
-        r.coalesced, y.max_attempts
-      FROM unnest(%s::uuid[], %s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[],
+        COALESCE(NULLIF(t.kwargs, ''), '{}'), a.options, a.queue, a.priority, a.due_at, a.run_at,
+        a.deadline, a.expires_at, a.state, a.reason,
+        CASE WHEN a.state = 'queued' THEN clock_timestamp() END,
+        CASE WHEN a.state = 'skipped' THEN statement_timestamp() END,
+        a.coalesced, y.max_attempts
+      FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[],
                   %s::text[], %s::integer[], %s::text[], %s::smallint[], %s::text[],
                   %s::timestamptz[], %s::timestamptz[])
-        AS r (id, schedule_id, due_at, run_at, state, reason, coalesced, queue, priority, options,
-              deadline, expires_at)
+        AS a (ids, schedule_ids, due_at, run_at, state, reason, coalesced, queue, priority,
+              options, deadline, expires_at)
+      CROSS JOIN unnest(a.ids::uuid[], a.schedule_ids::integer[]) AS r (id, schedule_id)
       JOIN django_celery_beat_periodictask t ON t.id = r.schedule_id
       LEFT JOIN scheduling_policy y ON y.schedule_id = t.id
     ON CONFLICT (schedule_id, due_at) WHERE origin = 'schedule' DO NOTHING)
-UPDATE scheduling_plan p SET next_due_at = n.next_due_at, last_due_at = n.last_due_at,
-    fired_count = p.fired_count + n.fired, error = n.error, done = p.done OR n.done
-  FROM unnest(%s::integer[], %s::timestamptz[], %s::timestamptz[], %s::integer[], %s::text[],
-              %s::boolean[]) AS n (schedule_id, next_due_at, last_due_at, fired, error, done)
+UPDATE scheduling_plan p SET next_due_at = a.next_due_at, last_due_at = a.last_due_at,
+    fired_count = p.fired_count + a.fired, error = a.error, done = p.done OR a.done
+  FROM unnest(%s::text[], %s::timestamptz[], %s::timestamptz[], %s::integer[], %s::text[],
+              %s::boolean[]) AS a (schedule_ids, next_due_at, last_due_at, fired, error, done)
+    CROSS JOIN unnest(a.schedule_ids::integer[]) AS n (schedule_id)
  WHERE p.schedule_id = n.schedule_id
 """
 
@@ -105,10 +140,43 @@ class Fired(NamedTuple):
     behind: bool = False
 
 
+class Runs(NamedTuple):
+    """Runs that differ in nothing but their ids and schedules; `like` is the first of them."""
+
+    like: NewRun
+    ids: list[str]
+    schedule_ids: list[int]
+
+    def row(self) -> tuple[object, ...]:
+        """Return them as one row, in WRITE's order."""
+        return (_literal(self.ids), _literal(self.schedule_ids), *self.like[2:])
+
+    def hints(self, task: str) -> list[Hint]:
+        like = self.like
+        return [Hint(key, 1, task, like.queue, like.priority, like.options) for key in self.ids]
+
+
+class Moves(NamedTuple):
+    """Plans that move on alike; `like` is the first of them."""
+
+    like: Moved
+    schedule_ids: list[int]
+
+    def row(self) -> tuple[object, ...]:
+        """Return them as one row, in WRITE's order."""
+        return (_literal(self.schedule_ids), *self.like[1:])
+
+
+def _literal(values: Iterable[object]) -> str:
+    return f"{{{','.join(map(str, values))}}}"
+
+
 def fire_due(
     low: datetime, limit: int = BATCH, room: MutableMapping[Lane, int] | None = None
 ) -> Fired:
     """Make runs of up to `limit` due plans whose instant is after `low`; move these plans on.
+
+    Plans that are alike are decided on once: a herd is mostly one decision.
 
     A run that may start now is written as queued where its lane is in `room`, which says how many
     hints a lane in which nothing waits can take, and is counted down here. It saves the run its
@@ -116,50 +184,78 @@ def fire_due(
     """
     room = {} if room is None else room
     hints: list[Hint] = []
+    runs: list[Runs] = []
+    moves: list[Moves] = []
+    one_offs: list[int] = []
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
         cursor.execute(LOCK_DUE, {"low": low, "limit": limit})
-        due = with_fields(Due, cursor.fetchall())
-        if not due:
+        rows = cursor.fetchall()
+        if not rows:
             return Fired(0, (), ())
-        unfinished = _unfinished_of(due)
-        runs: list[NewRun] = []
-        moved: list[Moved] = []
-        for plan in due:
-            there = unfinished.get(plan.schedule_id, NONE_LEFT)
+        for plan, schedule_ids, there in _alike(rows):
             new, move = decide(plan, there)
             replacing = there.all and plan.overlap == Overlap.REPLACE and _runs_any(new)
             if replacing and _cancel_unfinished(plan):
                 new = [hold(run) for run in new]
-            new = [_queued(run, plan.now, room) for run in new]
-            hints += [_hint(run, plan.task) for run in new if run.state == State.QUEUED]
-            runs += new
-            moved.append(move)
-        columns = arrays(runs, len(NewRun._fields)) + arrays(moved, len(Moved._fields))
+            for run in new:
+                made = Runs(run, uuid7_texts(len(schedule_ids)), schedule_ids)
+                queued, waiting = _divided(made, plan.now, room)
+                hints += queued.hints(plan.task)
+                runs += [part for part in (queued, waiting) if part.ids]
+            moves.append(Moves(move, schedule_ids))
+            one_offs += schedule_ids if plan.one_off else ()
+            now = plan.now
+        columns = arrays([made.row() for made in runs], len(NewRun._fields))
+        columns += arrays([moved.row() for moved in moves], len(Moved._fields))
         cursor.execute(WRITE, columns)
     _tell(runs)
-    one_offs = [plan.schedule_id for plan in due if plan.one_off]
-    fired = [move.schedule_id for move in moved if move.fired]
-    now = due[0].now
-    behind = any(move.next_due_at is not None and move.next_due_at <= now for move in moved)
-    return Fired(len(due), fired, one_offs, hints, behind)
+    plans = sum(len(moved.schedule_ids) for moved in moves)
+    fired = [key for moved in moves if moved.like.fired for key in moved.schedule_ids]
+    instants = [moved.like.next_due_at for moved in moves]
+    behind = any(instant is not None and instant <= now for instant in instants)
+    return Fired(plans, fired, one_offs, hints, behind)
 
 
-def _queued(run: NewRun, now: datetime, room: MutableMapping[Lane, int]) -> NewRun:
-    """Return the run as queued if it may start now and there is room for its hint."""
-    if run.state != State.SCHEDULED or run.run_at > now:
-        return run
-    lane = Lane(run.queue, run.priority)
-    left = room.get(lane, 0)
-    if left <= 0 or (run.expires_at is not None and run.expires_at <= now):
-        return run
-    room[lane] = left - 1
-    # A third of what _replace takes.
-    return NewRun._make((*run[:STATE], State.QUEUED, *run[STATE + 1 :]))
+def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Unfinished]]:
+    """Yield the due plans on which one decision is the same: the first, and all their schedules.
+
+    A decision rests on a plan's shape, on its schedule's unfinished runs, and on what is wrong with
+    its arguments. Only a plan whose runs are to be cancelled is alone.
+    """
+    shapes = with_fields(Due, [row[3:] for row in rows])
+    unfinished = _unfinished_of(shapes, rows)
+    for shape, (schedule_ids, args, kwargs, *_) in zip(shapes, rows, strict=True):
+        parts = defaultdict[tuple[str, Unfinished, int], list[tuple[int, str, str]]](list)
+        for plan in zip(schedule_ids, args, kwargs, strict=True):
+            there = unfinished.get(plan[0], NONE_LEFT)
+            alone = plan[0] if there.all and shape.overlap == Overlap.REPLACE else 0
+            parts[decode_error(*plan[1:]), there, alone].append(plan)
+        for (_, there, _), plans in parts.items():
+            first, first_args, first_kwargs = plans[0]
+            like = shape._replace(schedule_id=first, args=first_args, kwargs=first_kwargs)
+            yield like, [plan[0] for plan in plans], there
 
 
-def _hint(run: NewRun, task: str) -> Hint:
-    return Hint(run.id, 1, task, run.queue, run.priority, run.options)
+def _divided(made: Runs, now: datetime, room: MutableMapping[Lane, int]) -> tuple[Runs, Runs]:
+    """Return those of the runs that are queued at once, and those that are as they were made.
+
+    Queued are runs that may start now, as many as there is room for.
+    """
+    run, lane = made.like, Lane(made.like.queue, made.like.priority)
+    may_start = (
+        run.state == State.SCHEDULED
+        and run.run_at <= now
+        and (run.expires_at is None or run.expires_at > now)
+    )
+    count = min(max(room.get(lane, 0), 0), len(made.ids)) if may_start else 0
+    if count:
+        room[lane] -= count
+    queued = run._replace(state=State.QUEUED)
+    return (
+        Runs(queued, made.ids[:count], made.schedule_ids[:count]),
+        Runs(run, made.ids[count:], made.schedule_ids[count:]),
+    )
 
 
 def _runs_any(runs: Iterable[NewRun]) -> bool:
@@ -182,11 +278,12 @@ def _cancel_unfinished(plan: Due) -> bool:
     return own.filter(state__in=UNFINISHED).exists()
 
 
-def _unfinished_of(due: Iterable[Due]) -> dict[int, Unfinished]:
+def _unfinished_of(shapes: Sequence[Due], rows: Sequence[tuple[Any, ...]]) -> dict[int, Unfinished]:
     asking = [
-        plan.schedule_id
-        for plan in due
-        if plan.overlap != Overlap.ALLOW or plan.catch_up == CatchUp.ALL
+        schedule_id
+        for shape, row in zip(shapes, rows, strict=True)
+        if shape.overlap != Overlap.ALLOW or shape.catch_up == CatchUp.ALL
+        for schedule_id in row[0]
     ]
     if not asking:
         return {}
@@ -195,12 +292,14 @@ def _unfinished_of(due: Iterable[Due]) -> dict[int, Unfinished]:
         return {row[0]: Unfinished(*row[1:]) for row in cursor.fetchall()}
 
 
-def _tell(runs: Sequence[NewRun]) -> None:
+def _tell(runs: Sequence[Runs]) -> None:
     if runs:
-        event(logger, "runs_fired", runs=len(runs), first_due=min(run.due_at for run in runs))
-    for run in runs:
-        if run.state == State.SKIPPED:
-            event(logger, "run_skipped", run=run.id, schedule=run.schedule_id, reason=run.reason)
+        count = sum(len(made.ids) for made in runs)
+        event(logger, "runs_fired", runs=count, first_due=min(made.like.due_at for made in runs))
+    for like, ids, schedule_ids in runs:
+        if like.state == State.SKIPPED:
+            for run, schedule_id in zip(ids, schedule_ids, strict=True):
+                event(logger, "run_skipped", run=run, schedule=schedule_id, reason=like.reason)
 
 
 COPY_LAST_RUNS = """

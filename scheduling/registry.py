@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 DEFAULT_QUEUE = "celery"
 PLAIN = JSONDecoder()  # kombu's `loads` makes one for each text, for the types that it adds
-CACHED_TEXT = 1000  # characters of a call's arguments above which their check is not remembered
 
 _discovery_begun = False
 
@@ -116,12 +115,6 @@ def encode(value: object) -> str:
 
 def decode_error(args: str, kwargs: str) -> str:
     """Return what is wrong with these JSON texts of a call, or "" if nothing is."""
-    check = _decode_error if len(args) + len(kwargs) < CACHED_TEXT else _decode_error.__wrapped__
-    return check(args, kwargs)
-
-
-@lru_cache(maxsize=4096)
-def _decode_error(args: str, kwargs: str) -> str:
     try:
         decode_call(args, kwargs)
     except EnqueueError as error:

@@ -1,6 +1,7 @@
 """Ticks of beat, in this process: what each finds, and what it costs when there is nothing."""
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,9 +16,8 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from pytest_django import Settings
 
 from config.embedded import RedisServer
-from scheduling import beat, clock, dispatch, finishing, firing, herds, planning
+from scheduling import beat, clock, dispatch, finishing, firing, planning
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
-from scheduling.hints import Broker
 from scheduling.models import Plan, Priority, Run, State
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
@@ -437,22 +437,27 @@ class TestAHerd:
             scheduler.tick()
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
 
-    def test_what_stops_one_thread_is_told_and_its_connection_is_closed(
+    def test_a_connection_that_ends_in_its_midst_only_delays_it(
         self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        many(2400)
+        many(1200)
         Plan.objects.filter(schedule__task="t").update(
             next_due_at=clock.now() - timedelta(seconds=1)
         )
+        scheduler, push = make(), dispatch.push
 
-        def ended_by_postgres(*_: Any) -> None:
-            with connection.cursor() as cursor:
+        def ended_by_postgres(*arguments: Any) -> int:
+            monkeypatch.setattr(dispatch, "push", push)
+            with connection.cursor() as cursor, suppress(OperationalError):
                 cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            return push(*arguments)
 
-        monkeypatch.setattr(herds, "push", ended_by_postgres)
-        with pytest.raises(OperationalError):
-            herds.fire_herd(Broker(), LONG_AGO, {})
-        assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 500 * herds.HANDS
+        monkeypatch.setattr(dispatch, "push", ended_by_postgres)
+        scheduler.tick()
+        assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 500
+        settle(scheduler)
+        ids: Any = redis_client.lrange("celery\x06\x166", 0, -1)
+        assert len(set(ids)) == len(ids) == Run.objects.filter(task="t").count() == 1200
 
 
 def test_celery_can_build_it_as_it_does(redis_client: redis.Redis) -> None:

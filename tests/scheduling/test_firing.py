@@ -420,7 +420,7 @@ class TestFiring:
         room = {Lane("q", Priority.MEDIUM): 3}
         (hint,) = firing.fire_due(LONG_AGO, room=room).hints
         (made,) = runs_of(row)
-        assert hint == (made.id, 1, row.task, "q", Priority.MEDIUM, made.options)
+        assert hint == (str(made.id), 1, row.task, "q", Priority.MEDIUM, made.options)
         assert made.state == State.QUEUED
         assert made.queued_at is not None
         assert room == {Lane("q", Priority.MEDIUM): 2}

@@ -3,7 +3,7 @@ import time
 from typing import Any
 from uuid import RFC_4122, UUID
 
-from scheduling.ids import uuid7
+from scheduling.ids import uuid7, uuid7_texts
 from tests.jobs.tasks import add
 
 
@@ -35,6 +35,19 @@ def test_threads_make_different_ids() -> None:
     for thread in threads:
         thread.join()
     assert len(set(ids)) == 8000
+
+
+def test_ids_made_many_at_once_are_such_ids_as_text() -> None:
+    before = uuid7()
+    texts = uuid7_texts(2000)
+    ids = [UUID(text) for text in texts]
+    assert [str(made) for made in ids] == texts
+    assert {(made.version, made.variant) for made in ids} == {(7, RFC_4122)}
+    assert ids == sorted(set(ids))
+    assert before < ids[0]
+    assert ids[-1] < uuid7()
+    assert {text[19] for text in texts} == set("89ab")
+    assert uuid7_texts(0) == []
 
 
 def test_ids_that_celery_makes_sort_too() -> None:
