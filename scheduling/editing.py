@@ -33,9 +33,12 @@ logger = logging.getLogger(__name__)
 LOOK_AHEAD = timedelta(days=30)
 RULES = ("crontab", "interval", "clocked", "solar")
 # Besides the rule itself: these can make one that never fires.
-DECIDES_WHEN = {"start_time", "calendar", "excluded_day"}
+DECIDES_WHEN = {"start_time", "expires", "calendar", "excluded_day"}
 # What else of a schedule's own row can be changed here; arguments are JSON texts.
-COLUMNS = ("args", "kwargs", "priority", "queue", "start_time", "description")
+COLUMNS = (
+    "task", "args", "kwargs", "priority", "queue", "start_time", "expires", "description",
+)  # fmt: skip
+CALL = {"task", "args", "kwargs"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def preview(
         policy: some of `policies.PolicyOptions`.
 
     Raises:
-        EnqueueError: arguments that do not fit the task, or an unknown queue.
+        EnqueueError: an unknown task or queue, or arguments that do not fit the task.
         ScheduleError: the schedule belongs to code, or a value that cannot be.
     """
     edited, changed, treatment = _edited(schedule, rule, columns, policy, now or clock.now())
@@ -172,9 +175,14 @@ def _edited(
             recurrence.check(rule_of(edited, anchor=now), now)
     except recurrence.RecurrenceError as error:
         raise ScheduleError(str(error)) from error
-    if changed.keys() & {"args", "kwargs"}:
+    if "expires" in changed and None not in (edited.expires, edited.expire_seconds):
+        raise ScheduleError(
+            f"runs of {schedule.name!r} are useless {edited.expire_seconds} s after they are due,"
+            " and django-celery-beat allows no end beside that: take that out first, in the admin."
+        )
+    if changed.keys() & CALL:
         check_call(edited.task, loads(edited.args or "[]"), loads(edited.kwargs or "{}"))
-    if "queue" in changed:
+    if changed.keys() & {"task", "queue"}:
         queue_of(edited.task, edited.queue or None)  # refuses one that does not exist
     return edited, changed, treatment
 

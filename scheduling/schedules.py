@@ -79,6 +79,7 @@ def add(
     priority: Priority | None = None,
     queue: str | None = None,
     start: datetime | None = None,
+    end: datetime | None = None,
     description: str = "",
     now: datetime | None = None,
     **policy: Unpack[PolicyOptions],
@@ -89,6 +90,7 @@ def add(
 
     Args:
         start: the first occurrence is at or after this instant; intervals count from it.
+        end: nothing is due after this instant.
 
     Raises:
         EnqueueError: the task is unknown, or the arguments do not fit it.
@@ -108,6 +110,7 @@ def add(
         priority=priority,
         queue=queue,
         start_time=start,
+        expires=end,
         description=description,
         one_off=isinstance(rule, Once),
     )

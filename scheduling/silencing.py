@@ -25,8 +25,8 @@ from scheduling.rules import (
 )
 
 # Only so many of the schedules are looked at, and only so many shapes of them, the most common
-# first: half a second at worst. One beyond that which never fires shows as such, by its plan's error or by
-# its runs, which are skipped with the reason.
+# first: half a second at worst. One beyond that which never fires shows as such, by an error of its
+# plan or by its runs, which are skipped with the reason.
 MOST_SCHEDULES = 20_000
 MOST_SHAPES = 200
 NAMES_SHOWN = 5

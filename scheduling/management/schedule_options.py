@@ -29,6 +29,11 @@ def add_rule_options(parser: ArgumentParser, *, required: bool = True) -> None:
         "--start", type=start, metavar="ISO", help="the first is not before this",
         default=None if required else SUPPRESS,
     )  # fmt: skip
+    end = parsing.moment_or_duration if required else parsing.or_none(parsing.moment_or_duration)
+    parser.add_argument(
+        "--expires", type=end, metavar="ISO|DURATION", dest="end",
+        help="nothing is due after this", default=None if required else SUPPRESS,
+    )  # fmt: skip
 
 
 def add_policy_options(parser: ArgumentParser, *, clearable: bool = False) -> None:
@@ -62,6 +67,7 @@ def add_policy_options(parser: ArgumentParser, *, clearable: bool = False) -> No
 def add_edit_options(parser: ArgumentParser) -> None:
     """Add what `edit` can change; what is not given stays."""
     add_rule_options(parser, required=False)
+    parser.add_argument("--task", metavar="TASK", default=SUPPRESS)
     json_array, json_object = parsing.json_array, parsing.json_object
     parser.add_argument(
         "--args", dest="task_args", type=json_array, default=SUPPRESS, metavar="JSON"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.test import override_settings
+from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 
 from scheduling import planning, schedules
@@ -13,6 +14,7 @@ from scheduling.models import Calendar, ManagedBy, Origin, Plan, Policy, Run
 from tests.scheduling.commands import called, refusal
 
 SWEEP = "notifications.tasks.sweep"
+PRUNE = "scheduling.tasks.prune"
 
 pytestmark = pytest.mark.django_db
 
@@ -66,7 +68,8 @@ class TestAdd:
     def test_it_takes_every_policy_and_option(self) -> None:
         Calendar.objects.create(name="office")
         schedule = added(
-            *("--every", "5m", "--start", "2030-01-01", "--kwargs", '{"on": "2026-11-20"}'),
+            *("--every", "5m", "--start", "2030-01-01", "--expires", "2031-01-01T12:00Z"),
+            *("--kwargs", '{"on": "2026-11-20"}'),
             *("--catch-up", "all", "--catch-up-window", "1d", "--overlap", "queue"),
             *("--spread", "30s", "--max-attempts", "5", "--deadline-after", "1h"),
             *("--calendar", "office", "--excluded-day", "next", "--pause-after-failures", "3"),
@@ -76,6 +79,7 @@ class TestAdd:
         assert schedule.kwargs == '{"on": "2026-11-20"}'
         assert (schedule.priority, schedule.queue, schedule.description) == (9, "mail", "why")
         assert schedule.start_time == datetime(2030, 1, 1, tzinfo=UTC)
+        assert schedule.expires == datetime(2031, 1, 1, 12, tzinfo=UTC)
         policy = Policy.objects.get(schedule=schedule)
         assert (policy.catch_up, policy.catch_up_window) == ("all", timedelta(days=1))
         assert (policy.overlap, policy.spread) == ("queue", timedelta(seconds=30))
@@ -98,6 +102,9 @@ class TestAdd:
             (["x", SWEEP, "--every", "5m", "--max-attempts", "0"], "is not a whole number"),
             (["x", SWEEP, "--every", "5m", "--timezone", "UTC"], "goes with --cron only"),
             (["x", SWEEP, "--in", "5m", "--start", "2030-01-01"], "--cron and --every only"),
+            (["x", SWEEP, "--in", "5m", "--expires", "1h"], "--expires goes with --cron and"),
+            (["x", SWEEP, "--every", "5m", "--expires", "2020-01-01"], "does not fire"),
+            (["x", SWEEP, "--every", "5m", "--expires", "soon"], "neither a duration"),
             (["x", SWEEP, "--every", "5m", "--cron", "* * * * *"], "not allowed with argument"),
             (["x", SWEEP], "one of the arguments --cron --every --at --in is required"),
             (["x", SWEEP, "--cron", "61 * * * *"], "minute '61'"),
@@ -153,6 +160,45 @@ class TestEdit:
         assert answer.lines[0] == "rule: 0 6 * * * UTC -> every 5 minutes"
         assert answer.lines[-1].startswith("Nothing was written")
         assert listed() == before
+
+    def test_the_task_and_the_end_can_be_changed_and_the_end_taken_back(self) -> None:
+        added("--every", "5m")
+        edit = ("schedule", "edit", "nightly")
+        dry = called(*edit, "--task", PRUNE, "--expires", "2030-01-01T12:00Z", "--dry-run")
+        assert dry.lines[:2] == [
+            f"task: {SWEEP} -> {PRUNE}",
+            "expires: none -> 2030-01-01T12:00:00Z",
+        ]
+        assert PeriodicTask.objects.get().task == SWEEP
+        called(*edit, "--task", PRUNE, "--expires", "2h")
+        row = PeriodicTask.objects.get()
+        assert row.task == PRUNE
+        assert timedelta(hours=1) < row.expires - timezone.now() <= timedelta(hours=2)
+        called(*edit, "--expires", "none")
+        assert PeriodicTask.objects.get().expires is None
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--task", "notifications.tasks.swep"], "did you mean"),
+            (["--task", "tests.jobs.tasks.add"], "arguments do not fit"),
+            (["--task", ""], "task"),
+            (["--expires", "2020-01-01"], "does not fire within ten years"),
+            (["--start", "2030-01-01", "--expires", "2029-01-01"], "does not fire"),
+            (["--cron", "0 0 31 2 *"], "does not fire within ten years"),
+        ],
+    )
+    def test_what_could_never_run_is_refused(self, words: list[str], message: str) -> None:
+        added("--every", "5m")
+        before = listed()
+        assert message in refusal("schedule", "edit", "nightly", *words)
+        assert message in refusal("schedule", "edit", "nightly", *words, "--dry-run")
+        assert listed() == before
+
+    def test_an_end_beside_a_time_after_which_runs_are_useless_is_refused(self) -> None:
+        added()
+        PeriodicTask.objects.update(expire_seconds=60)
+        assert "useless 60 s after" in refusal("schedule", "edit", "nightly", "--expires", "9w")
 
     def test_a_zone_alone_moves_the_rule_there(self) -> None:
         added()

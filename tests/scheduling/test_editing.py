@@ -184,7 +184,7 @@ class TestTheRest:
             ({"rule": Cron("0 0 31 2 *", "UTC")}, ScheduleError, "does not fire"),
             ({"rule": Once(NOON)}, ScheduleError, "is in the past"),
             ({"columns": {"args": "[1]"}}, EnqueueError, "do not fit"),
-            ({"columns": {"task": "t"}}, ScheduleError, "'task' cannot be changed here"),
+            ({"columns": {"headers": "{}"}}, ScheduleError, "'headers' cannot be changed here"),
             ({"columns": {"queue": "q" * 201}}, ScheduleError, "queue: .*at most 200"),
             ({"policy": {"paused_by": "me"}}, ScheduleError, "'paused_by' is no policy"),
             ({"policy": {"max_attempts": 0}}, ScheduleError, "greater than or equal to 1"),

@@ -75,6 +75,7 @@ class Command(LedgerCommand):
             priority=priority and Priority[priority.upper()],
             queue=options["queue"],
             start=self.instant(options["start"]),
+            end=self.limit(options["end"], now),
             description=options["description"],
             now=now,
             **policy,
@@ -85,7 +86,7 @@ class Command(LedgerCommand):
     def edit(self, options: dict[str, Any], now: datetime) -> None:
         """Say what an edit changes, and make it unless this is a dry run."""
         schedule = schedules.named(options["name"])
-        rule, columns = self._new_rule(options, schedule, now), self._columns(options)
+        rule, columns = self._new_rule(options, schedule, now), self._columns(options, now)
         policy = schedule_options.policy_edited(options)
         if options["dry_run"]:
             edit = editing.preview(schedule, rule, columns, policy, now=now)
@@ -226,8 +227,9 @@ class Command(LedgerCommand):
         """Return the rule that was asked for; exactly one option names it."""
         if options["timezone"] is not None and options["cron"] is None:
             self.refuse("--timezone goes with --cron only.")
-        if options["start"] and options["cron"] is None and options["every"] is None:
-            self.refuse("--start goes with --cron and --every only.")
+        for limit, name in (("start", "--start"), ("end", "--expires")):
+            if options[limit] and options["cron"] is None and options["every"] is None:
+                self.refuse(f"{name} goes with --cron and --every only.")
         if options["cron"] is not None:
             zone = options["timezone"]
             return Cron(options["cron"], settings.TIME_ZONE if zone is None else zone)
@@ -252,16 +254,18 @@ class Command(LedgerCommand):
             return Cron(options["cron"], str(crontab.timezone))
         if all(options[name] is None for name in ("cron", "every", "at", "delay")):
             return None
-        return self._rule({**options, "start": None}, now)
+        return self._rule({**options, "start": None, "end": None}, now)
 
-    def _columns(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _columns(self, options: dict[str, Any], now: datetime) -> dict[str, Any]:
         """Return the columns of the schedule's own row that an edit asks for."""
         read: dict[str, tuple[str, Callable[[Any], Any]]] = {
+            "task": ("task", str),
             "task_args": ("args", encode),
             "task_kwargs": ("kwargs", encode),
             "priority": ("priority", lambda step: Priority.__members__.get(step.upper())),
             "queue": ("queue", lambda queue: queue),
             "start": ("start_time", self.instant),
+            "end": ("expires", lambda end: self.limit(end, now)),
             "description": ("description", str),
         }
         return {
