@@ -21,10 +21,10 @@ from django.db.models import F, Max
 
 from scheduling import addresses, clock, mail, outbound
 from scheduling.enqueueing import enqueue
+from scheduling.errors import PermanentError
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import Failure, FailureGroup, News, Policy, Priority, Run
-from scheduling.outcomes import PermanentError
 
 if TYPE_CHECKING:
     from scheduling.streaks import Paused

@@ -21,8 +21,8 @@ from scheduling import (
     backfill_pace,
     dispatch,
     failure_groups,
-    finishing,
     heartbeats,
+    lost_leases,
     planning,
     raising,
     waiting,
@@ -217,7 +217,7 @@ class Scheduler(beat.Scheduler):
         Whatever is wrong with one, the others and the schedules go on.
         """
         steps: tuple[tuple[bool, Callable[[], object]], ...] = (
-            (look.leases_lost, finishing.recover_lost_leases),
+            (look.leases_lost, lost_leases.recover_lost_leases),
             (look.expired, waiting.expire_waiting),
             (look.held, waiting.release_held),
             (look.backfills_held, backfill_pace.let_go),

@@ -15,3 +15,11 @@ class CalendarError(SchedulingError):
 
 class ScheduleError(SchedulingError):
     """A schedule that cannot be made or changed as asked."""
+
+
+class PermanentError(Exception):
+    """Raised by a job: the run ends as failed with this message, without another attempt."""
+
+
+class RunCancelled(PermanentError):
+    """Raised in a job whose run is cancelled while it runs: its chance to clean up."""

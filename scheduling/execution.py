@@ -25,16 +25,17 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from kombu.utils.json import loads
 from psycopg.pq import TransactionStatus
 
+from scheduling.attempts import died, not_stored, outcome_of, refused
 from scheduling.enqueueing import enqueue_message
 from scheduling.errbacks import errback_arguments
 from scheduling.errors import EnqueueError
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.follow_ups import request_fields
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.options import read_options
-from scheduling.outcomes import died, not_stored, outcome_of, refused
+from scheduling.outcomes import Outcome
 from scheduling.registry import check_arguments, decode_call
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
 from scheduling.silence import waits

@@ -6,15 +6,13 @@ the fence: a worker that lost its lease matches no row any more.
 """
 
 import logging
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from celery import current_app, states
-from celery.exceptions import TaskRevokedError, WorkerLostError
-from django.conf import settings
+from celery import states
+from celery.exceptions import TaskRevokedError
 from django.db import connection, transaction
 
 from scheduling import follow_ups, streaks
@@ -24,60 +22,15 @@ from scheduling.follow_ups import FollowUpError
 from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
-from scheduling.registry import attempts_allowed
-from scheduling.sql import clean, going_on, run_prepared
+from scheduling.outcomes import Outcome, backend, cancelled, failed, text_of
+from scheduling.sql import clean, run_prepared
 
 if TYPE_CHECKING:
-    from scheduling.results import Backend, StoredResult
+    from scheduling.results import StoredResult
 
 logger = logging.getLogger(__name__)
 
 TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
-
-
-class NextCall(NamedTuple):
-    """What the next attempt has in place of this one's, texts in JSON; None: the same."""
-
-    task: str | None = None
-    args: str | None = None
-    kwargs: str | None = None
-    options: str | None = None
-    queue: str | None = None
-    priority: int | None = None
-    follow_ups: str | None = None
-    expires: datetime | timedelta | None = None
-
-
-UNCHANGED = NextCall()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one attempt.
-
-    `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
-    and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
-    down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
-    is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
-    are told. `replacement` is the JSON of the signature that goes on in its place. `place` is where
-    it failed, if no traceback can tell.
-    """
-
-    state: State
-    reason: str = ""
-    error: str | None = None
-    traceback: str = ""
-    failed: bool = False
-    lower: bool = False
-    run_at: datetime | None = None
-    delay: timedelta = timedelta(0)
-    call: NextCall = UNCHANGED
-    result: "StoredResult | None" = None
-    lost: bool = False
-    value: object = None
-    replacement: str = ""
-    followed: bool = False  # the run is known to have follow-ups
-    place: str = ""
 
 
 # `CASE state`, lest Postgres look through all that runs, in the index of that, for this one id.
@@ -154,10 +107,6 @@ ON CONFLICT (task_id) DO UPDATE SET
      EXCLUDED.content_type, EXCLUDED.content_encoding, EXCLUDED.task_name, EXCLUDED.task_args,
      EXCLUDED.task_kwargs, EXCLUDED.worker, EXCLUDED.periodic_task_name)
 """
-
-
-def backend() -> "Backend":
-    return cast("Backend", current_app.backend)
 
 
 def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
@@ -273,16 +222,21 @@ def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") 
 
     Where `parameters` say why they failed (failures.described), that is noted.
     """
-    noted = f", noted AS ({NOTE})" if "n_error" in parameters else ""
-    recorded = ""
+    sql = _with_all(move, noted="n_error" in parameters, recorded=result is not None)
     if result is not None:
         parameters = {**parameters, **_columns(result)}
-        recorded = f", recorded AS ({RECORD})"
-    sql = f"WITH done AS ({move}), released AS ({RELEASE}){noted}{recorded} {MOVED}"
     ((moved, others_may_go),) = run_prepared(sql, parameters)
     if others_may_go:
         ring_on_commit()
     return int(moved)
+
+
+@lru_cache
+def _with_all(move: str, *, noted: bool, recorded: bool) -> str:
+    """Return a move of runs with all that goes with it, in one statement."""
+    also = f", noted AS ({NOTE})" if noted else ""
+    also += f", recorded AS ({RECORD})" if recorded else ""
+    return f"WITH done AS ({move}), released AS ({RELEASE}){also} {MOVED}"
 
 
 def record(task_id: str, result: "StoredResult") -> None:
@@ -296,93 +250,3 @@ def _columns(result: "StoredResult") -> dict[str, str | None]:
     return {
         f"r_{name}": None if value is None else clean(value) for name, value in vars(result).items()
     }
-
-
-# --- Attempts whose worker cannot speak for itself -----------------------------------------------
-
-
-def text_of(error: object) -> str:
-    """Return what an error is and says, whatever its own __str__ does."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return f"{type(error).__name__} (it cannot say more)"
-
-
-def failed(text: str, error: BaseException, task: str | None = None) -> Outcome:
-    """Return the outcome of a run that has failed, for which Celery stores no result."""
-    result = backend().prepare_error(states.FAILURE, error, task)
-    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
-
-
-def failed_attempt(
-    task: str,
-    max_attempts: int | None,
-    failures: int,
-    error: BaseException,
-    *,
-    traceback: str = "",
-    counts: bool = True,
-    delay: timedelta = timedelta(0),
-) -> Outcome:
-    """Return the outcome of an attempt that ended with `error` outside the job's own code.
-
-    Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
-    `counts=False` uses none up, but where one is all: a run that may start once has started.
-    """
-    text = text_of(error)
-    allowed = attempts_allowed(task, max_attempts)
-    if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
-        return replace(failed(text, error, task), traceback=traceback)
-    return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
-
-
-def handed_back(
-    task: str, max_attempts: int | None, why: str, delay: timedelta = timedelta(0)
-) -> Outcome:
-    """Return the outcome of an attempt that its worker gave up, which counts as no failure.
-
-    A run that may fail only once must not start twice: it has failed.
-    """
-    if attempts_allowed(task, max_attempts) == 1:
-        text = f"{why}; not tried again, since one attempt is allowed"
-        return failed(text, WorkerLostError(text), task)
-    return Outcome(State.SCHEDULED, f"handed back: {why}", delay=delay)
-
-
-def cancelled(by: str) -> Outcome:
-    """Return the outcome of a running attempt that `by` asked to cancel."""
-    reason = f"cancelled by {by}"
-    result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
-    return Outcome(State.CANCELLED, reason, result=result)
-
-
-LOST = """
-SELECT id, attempt, task, max_attempts, failures, worker,
-       lease_expires_at - %(lease)s::interval > pg_postmaster_start_time() AS counts
-  FROM scheduling_run
- WHERE state = 'running' AND lease_expires_at < statement_timestamp()
-   AND pg_postmaster_start_time() + %(lease)s::interval < statement_timestamp()
- ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-"""
-
-
-def recover_lost_leases(limit: int = 500) -> int:
-    """End the attempts whose lease has run out; return how many.
-
-    While Postgres is away nobody can renew: leases are judged only after it has been there for
-    one, and one that was last renewed before it started does not count as the run's failure.
-    """
-    parameters: dict[str, Any] = {"lease": settings.RUN_LEASE, "limit": limit}
-    with connection.cursor() as cursor:
-        cursor.execute(LOST, parameters)
-        lost = cursor.fetchall()
-    ended = 0
-    for run_id, attempt, task, max_attempts, failures, worker, counts in lost:
-        event(logger, "lease_expired", level=logging.WARNING, run=run_id, attempt=attempt,
-              worker=worker)  # fmt: skip
-        error = WorkerLostError(f"worker {worker} was lost: its lease ran out")
-        outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
-        with going_on(logger, "repair_failed"):
-            ended += finish(run_id, attempt, replace(outcome, lost=True))
-    return ended

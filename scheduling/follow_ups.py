@@ -29,7 +29,7 @@ from scheduling.models import State
 from scheduling.registry import encode, get_job
 
 if TYPE_CHECKING:
-    from scheduling.finishing import Outcome
+    from scheduling.outcomes import Outcome
     from scheduling.results import StoredResult
 
     Links = Signature[Any] | Iterable[Signature[Any]] | None

@@ -8,8 +8,9 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Retry
 
 from scheduling import execution
+from scheduling.attempts import call_body, enter
 from scheduling.enqueueing import Call, enqueue, enqueue_many
-from scheduling.outcomes import PermanentError, RunCancelled, call_body, enter
+from scheduling.errors import PermanentError, RunCancelled
 from scheduling.registry import encode
 from scheduling.running import CurrentRun, current, current_run
 

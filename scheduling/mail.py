@@ -6,7 +6,7 @@ from email.utils import parseaddr
 from django.conf import settings
 from django.core.mail import EmailMessage
 
-from scheduling.outcomes import PermanentError
+from scheduling.errors import PermanentError
 
 # "Authentication required" answers a sender too, but speaks of our login, which can be mended.
 NOT_OF_THIS_MAIL = {530}

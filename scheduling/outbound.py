@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from scheduling.outcomes import PermanentError
+from scheduling.errors import PermanentError
 
 CONNECT_TIMEOUT = 5.0  # seconds, for each address that a name has
 TIMEOUT = 20.0  # seconds for all of it

@@ -1,195 +1,119 @@
-"""What became of an attempt: from what a job did to the outcome that `finish` writes."""
+"""What became of one attempt, and the outcomes that no job decides itself."""
 
-import random
-import sys
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
-from celery import states
-from celery.exceptions import Ignore, Reject, Retry
-from django.conf import settings
-from kombu.utils.json import loads
+from celery import current_app, states
+from celery.exceptions import TaskRevokedError, WorkerLostError
 
-from scheduling.errors import SchedulingError
-from scheduling.finishing import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
-from scheduling.follow_ups import PARKED
 from scheduling.models import State
-from scheduling.options import instant_or_seconds, message_options
-from scheduling.registry import encode, retries_by_itself
-from scheduling.running import Again, Claimed, Execution, current
+from scheduling.registry import attempts_allowed
 
 if TYPE_CHECKING:
-    from scheduling.jobs import Job
-
-BACKOFF_CAP = timedelta(hours=1)
-# Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
-# of that. A child that lives on for so long was told to end for another reason.
-TERM_TO_KILL = 1.0
+    from scheduling.results import Backend, StoredResult
 
 
-class PermanentError(Exception):
-    """Raised by a job: the run ends as failed with this message, without another attempt."""
+class NextCall(NamedTuple):
+    """What the next attempt has in place of this one's, texts in JSON; None: the same."""
+
+    task: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    options: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    follow_ups: str | None = None
+    expires: datetime | timedelta | None = None
 
 
-class RunCancelled(PermanentError):
-    """Raised in a job whose run is cancelled while it runs: its chance to clean up."""
+UNCHANGED = NextCall()
 
 
-def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
-    """Return what Celery's tracer says became of the attempt."""
-    state = returned.info.state if returned.info else states.SUCCESS
-    value = returned.info.retval if returned.info else None
-    traceback = str(getattr(returned.retval, "traceback", "") or "")
-    if execution.replacement:
-        return _replaced(execution)
-    if execution.again is not None:
-        return _once_more(execution, claimed, execution.again, value, traceback)
-    if state == states.SUCCESS:
-        return Outcome(State.SUCCEEDED, result=execution.result, value=returned.retval)
-    if isinstance(value, RunCancelled):
-        return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
-    if isinstance(value, Reject):
-        return _rejected(execution.job, value)
-    if isinstance(value, Ignore):
-        reason = "the job ended with Ignore: no result"
-        return Outcome(State.SUCCEEDED, reason, value=value)
-    if isinstance(value, Retry):
-        delay = execution.job.default_retry_delay
-        again = _same_again(execution, claimed, delay)
-        return _once_more(execution, claimed, again, value, traceback)
-    text = text_of(value)
-    return Outcome(
-        State.FAILED, text, text, traceback, failed=True, result=execution.result, value=value
-    )
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt.
 
-
-def _replaced(execution: Execution) -> Outcome:
-    """Return the outcome of a job that replaced itself.
-
-    What replaces it is written by `finish`; the last part of it has this run's id.
+    `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
+    and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
+    down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
+    is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
+    are told. `replacement` is the JSON of the signature that goes on in its place. `place` is where
+    it failed, if no traceback can tell.
     """
-    name = loads(execution.replacement)["task"]
-    return Outcome(
-        State.SCHEDULED,
-        f"replaced by {name}",
-        run_at=PARKED,
-        call=NextCall(follow_ups=""),
-        result=execution.result,
-        replacement=execution.replacement,
-    )
+
+    state: State
+    reason: str = ""
+    error: str | None = None
+    traceback: str = ""
+    failed: bool = False
+    lower: bool = False
+    run_at: datetime | None = None
+    delay: timedelta = timedelta(0)
+    call: NextCall = UNCHANGED
+    result: "StoredResult | None" = None
+    lost: bool = False
+    value: object = None
+    replacement: str = ""
+    followed: bool = False  # the run is known to have follow-ups
+    place: str = ""
 
 
-def _once_more(
-    execution: Execution, claimed: Claimed, again: Again, value: Any, traceback: str
+def backend() -> "Backend":
+    return cast("Backend", current_app.backend)
+
+
+def text_of(error: object) -> str:
+    """Return what an error is and says, whatever its own __str__ does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (it cannot say more)"
+
+
+def failed(text: str, error: BaseException, task: str | None = None) -> Outcome:
+    """Return the outcome of a run that has failed, for which Celery stores no result."""
+    result = backend().prepare_error(states.FAILURE, error, task)
+    return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
+
+
+def failed_attempt(
+    task: str,
+    max_attempts: int | None,
+    failures: int,
+    error: BaseException,
+    *,
+    traceback: str = "",
+    counts: bool = True,
+    delay: timedelta = timedelta(0),
 ) -> Outcome:
-    """Return the outcome of a job that sent itself again."""
-    when = instant_or_seconds(again.eta)
-    delay = timedelta(seconds=max(again.countdown or 0, 0))
-    has_failed, text = not isinstance(value, Ignore), None
-    if has_failed:
-        cause = getattr(value, "exc", None) or value
-        text = text_of(cause) if cause is not None else "asked for a retry"
-    options = {**loads(claimed.options), **message_options(again.options)}
-    return Outcome(
-        State.SCHEDULED,
-        text or f"goes on as {again.task}",
-        text,
-        traceback,
-        failed=has_failed,
-        lower=has_failed,
-        run_at=when if isinstance(when, datetime) else None,
-        delay=delay,
-        call=NextCall(
-            again.task,
-            again.args,
-            again.kwargs,
-            options=encode(options),
-            queue=again.queue,
-            priority=again.priority,
-            follow_ups=again.follow_ups,
-            expires=instant_or_seconds(again.options.get("expires")),
-        ),
-        result=execution.result,
-    )
+    """Return the outcome of an attempt that ended with `error` outside the job's own code.
 
-
-def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
-    return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
-
-
-def _rejected(job: "Job", reject: Any) -> Outcome:
-    text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
-    if reject.requeue:
-        return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
-    return replace(failed(text, reject, job.name), place="(rejected by the job)")
-
-
-def refused(job: "Job", problem: str) -> Outcome:
-    return replace(failed(problem, TypeError(problem), job.name), place="(arguments)")
-
-
-def not_stored(why: str) -> Outcome:
-    """Return the outcome of an attempt whose own was refused: nothing of that one is in it."""
-    text = f"its outcome could not be stored: {why}"
-    return replace(failed(text, SchedulingError(text)), place="(result)")
-
-
-def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
-    if terminate_handler_fired():
-        time.sleep(TERM_TO_KILL)
-        # So the worker ends: a hand-back, no failure of the job's.
-        why = "its worker was told to end at once"
-        return handed_back(execution.job.name, claimed.max_attempts, why)
-    return failed_attempt(
-        execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
-    )
-
-
-def backoff(failures: int) -> timedelta:
-    """Return the wait before the attempt after `failures` failed ones.
-
-    Exponential from settings.RETRY_BACKOFF to an hour, with jitter over the upper half of each
-    step.
+    Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
+    `counts=False` uses none up, but where one is all: a run that may start once has started.
     """
-    step = min(settings.RETRY_BACKOFF * 2 ** min(failures - 1, 20), BACKOFF_CAP)
-    return timedelta(seconds=step.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311
+    text = text_of(error)
+    allowed = attempts_allowed(task, max_attempts)
+    if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
+        return replace(failed(text, error, task), traceback=traceback)
+    return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
 
 
-def enter(job: "Job") -> Execution | None:
-    """Return this thread's execution if the job's body begins now; None for a plain call of it."""
-    running = current()
-    if running is None or running.entered or running.job.name != job.name:
-        return None
-    running.entered = True
-    return running
+def handed_back(
+    task: str, max_attempts: int | None, why: str, delay: timedelta = timedelta(0)
+) -> Outcome:
+    """Return the outcome of an attempt that its worker gave up, which counts as no failure.
 
-
-def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
-    """Run the job's body; a tracked run that fails and may be tried again asks to be.
-
-    This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
-    and those whose own `retry()` gave up, have decided by themselves.
+    A run that may fail only once must not start twice: it has failed.
     """
-    with running.body(job.request):
-        try:
-            return job.run(*args, **kwargs)
-        except (Retry, Ignore, Reject, PermanentError):
-            raise
-        except Exception as error:
-            if not _retries_by_default(job, running, error):
-                raise
-            countdown = backoff(job.request.retries + 1).total_seconds()
-            raise job.retry(
-                exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
-            ) from error
+    if attempts_allowed(task, max_attempts) == 1:
+        text = f"{why}; not tried again, since one attempt is allowed"
+        return failed(text, WorkerLostError(text), task)
+    return Outcome(State.SCHEDULED, f"handed back: {why}", delay=delay)
 
 
-def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:
-    if retries_by_itself(job) or running.exhausted:
-        return False
-    if isinstance(error, tuple(getattr(job, "dont_autoretry_for", None) or ())):
-        return False
-    return running.tracked and running.attempts_left
+def cancelled(by: str) -> Outcome:
+    """Return the outcome of a running attempt that `by` asked to cancel."""
+    reason = f"cancelled by {by}"
+    result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
+    return Outcome(State.CANCELLED, reason, result=result)

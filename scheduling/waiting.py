@@ -13,15 +13,11 @@ from django.db.models.functions import Coalesce, Now
 
 from scheduling import follow_ups
 from scheduling.errors import SchedulingError
-from scheduling.finishing import (
-    Outcome,
-    apply,
-    backend,
-    record,
-)
+from scheduling.finishing import apply, record
 from scheduling.follow_ups import PARKED
 from scheduling.logs import event
 from scheduling.models import FINAL, WAITING_SQL, Run, State
+from scheduling.outcomes import Outcome, backend
 from scheduling.running import run_id_of
 from scheduling.sql import clean
 

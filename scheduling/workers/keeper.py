@@ -22,7 +22,7 @@ from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import Error, connection
 
-from scheduling import execution, finishing, heartbeats, intake
+from scheduling import execution, heartbeats, intake, outcomes
 from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.running import run_id_of
@@ -153,7 +153,7 @@ class Keeper:
 
     def _end(self, run_id: UUID, attempt: int, by: str) -> None:
         with no_fork:
-            finish(run_id, attempt, finishing.cancelled(by))
+            finish(run_id, attempt, outcomes.cancelled(by))
 
     def _stop_if_still_running(self, elsewhere: dict[UUID, Any]) -> None:
         """Stop those that were not ours a second ago either.

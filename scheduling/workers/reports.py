@@ -8,8 +8,9 @@ from celery import current_app, states
 from celery.exceptions import TimeLimitExceeded
 
 from scheduling import execution, waiting
-from scheduling.finishing import Outcome, failed_attempt, finish, handed_back, text_of
+from scheduling.finishing import finish
 from scheduling.models import Run, State
+from scheduling.outcomes import Outcome, failed_attempt, handed_back, text_of
 
 
 def write(

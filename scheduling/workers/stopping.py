@@ -18,10 +18,11 @@ from typing import Any
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
 from scheduling import execution
-from scheduling.finishing import finish, handed_back
+from scheduling.errors import RunCancelled
+from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.models import Run, State
-from scheduling.outcomes import RunCancelled
+from scheduling.outcomes import handed_back
 from scheduling.running import current
 from scheduling.transport import ATTEMPT
 from scheduling.workers.forking import no_fork

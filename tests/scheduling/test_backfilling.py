@@ -13,8 +13,9 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from scheduling import backfill_pace, backfilling, clock, firing, schedules, waiting
 from scheduling.backfilling import Extent
 from scheduling.errors import EnqueueError, ScheduleError
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.models import Backfill, Origin, Priority, Run, State
+from scheduling.outcomes import Outcome
 from scheduling.waiting import release_held
 from tests.scheduling.ledger import (
     LONG_AGO,

@@ -16,9 +16,10 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from pytest_django import Settings
 
 from config.embedded import RedisServer
-from scheduling import beat, clock, dispatch, finishing, firing, planning
+from scheduling import beat, clock, dispatch, finishing, firing, lost_leases, planning
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
 from scheduling.models import Plan, Priority, Run, State
+from scheduling.outcomes import Outcome
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
     crontab,
@@ -229,12 +230,12 @@ class TestARepairThatFails:
         other = run(State.RUNNING, lease_expires_at=yesterday + timedelta(hours=1))
         finish = finishing.finish
 
-        def refuse_one(run_id: UUID, attempt: int, outcome: finishing.Outcome) -> bool:
+        def refuse_one(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
             if run_id == poison.pk:
                 raise ValueError("nobody expected this")
             return finish(run_id, attempt, outcome)
 
-        monkeypatch.setattr(finishing, "finish", refuse_one)
+        monkeypatch.setattr(lost_leases, "finish", refuse_one)
         settle(scheduler)
         assert Run.objects.get(pk=poison.pk).state == State.RUNNING
         assert Run.objects.get(pk=other.pk).state != State.RUNNING

@@ -12,8 +12,9 @@ from django.db.models import Sum
 from scheduling import clock
 from scheduling.beat import Scheduler
 from scheduling.deciding import CATCH_UP_MAX, CATCH_UP_STEP
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.models import Run, State
+from scheduling.outcomes import Outcome
 from tests.scheduling.ledger import crontab, run, runs_of, schedule, set_plan
 
 pytestmark = pytest.mark.django_db

@@ -9,9 +9,10 @@ from django.db import OperationalError, connection
 from chaos.network import Proxy
 from scheduling import clock, execution
 from scheduling.execution import claim
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.ids import uuid7
 from scheduling.models import Run, State
+from scheduling.outcomes import Outcome
 from tests.jobs import tasks
 from tests.scheduling.ledger import run
 

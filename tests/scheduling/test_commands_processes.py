@@ -9,8 +9,9 @@ import pytest
 
 from config.embedded import PostgresServer
 from scheduling.execution import claim
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.models import Run, State
+from scheduling.outcomes import Outcome
 from tests.waiting import WaitFor
 
 MANAGE = Path(__file__).parents[2] / "manage.py"

@@ -8,10 +8,11 @@ from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.execution import claim
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.jobs import enqueue
 from scheduling.management.command import user_name
 from scheduling.models import Origin, Run, State
+from scheduling.outcomes import Outcome
 from tests.scheduling.commands import called, refusal
 
 SWEEP = "notifications.tasks.sweep"

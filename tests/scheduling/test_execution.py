@@ -18,12 +18,12 @@ from django_celery_results.models import TaskResult
 from pytest_django import Settings
 
 from scheduling import clock, execution, firing
+from scheduling.attempts import backoff
 from scheduling.errors import EnqueueError
 from scheduling.execution import NOTHING_DONE
 from scheduling.ids import uuid7
 from scheduling.jobs import CurrentRun, Job, PermanentError, current_run, enqueue
 from scheduling.models import FINAL, Origin, Run, State
-from scheduling.outcomes import backoff
 from scheduling.running import current
 from scheduling.transport import ATTEMPT
 from tests.jobs import tasks

@@ -12,7 +12,7 @@ from pytest_django import Settings
 from scheduling import alerts, clock, failure_groups, schedules, streaks
 from scheduling.beat import LONG_AGO
 from scheduling.failure_groups import reopen, resolve
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.models import (
     Failure,
     FailureGroup,
@@ -23,6 +23,7 @@ from scheduling.models import (
     Run,
     State,
 )
+from scheduling.outcomes import Outcome
 from tests.scheduling.ledger import (
     ADD,
     in_thread,

@@ -10,10 +10,11 @@ from celery.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from django.conf import settings as project
 from django.db import transaction
 
+from scheduling.attempts import refused
 from scheduling.failures import described, group_id, place_of, type_of
-from scheduling.finishing import Outcome, failed_attempt, finish
+from scheduling.finishing import finish
 from scheduling.models import Failure, State
-from scheduling.outcomes import refused
+from scheduling.outcomes import Outcome, failed_attempt
 from scheduling.transport import ATTEMPT
 from tests.jobs import tasks
 from tests.scheduling.ledger import ADD, run
@@ -23,7 +24,7 @@ ROOT = project.BASE_DIR
 VALUE_ERROR = f'''Traceback (most recent call last):
   File "{ROOT}/.venv/lib/python3.11/site-packages/celery/app/trace.py", line 453, in trace_task
     R = retval = fun(*args, **kwargs)
-  File "{ROOT}/scheduling/outcomes.py", line 118, in call_body
+  File "{ROOT}/scheduling/attempts.py", line 118, in call_body
     return job.run(*args, **kwargs)
   File "{ROOT}/app/tasks.py", line 12, in collect
     parse(page)

@@ -13,16 +13,11 @@ from pytest_django import Settings
 
 from scheduling import clock, finishing
 from scheduling.errors import SchedulingError
-from scheduling.finishing import (
-    NextCall,
-    Outcome,
-    cancelled,
-    failed_attempt,
-    finish,
-    recover_lost_leases,
-)
+from scheduling.finishing import finish
 from scheduling.ids import uuid7
+from scheduling.lost_leases import recover_lost_leases
 from scheduling.models import FINAL, WAITING, Run, State
+from scheduling.outcomes import NextCall, Outcome, cancelled, failed_attempt
 from scheduling.results import StoredResult
 from scheduling.sql import clean
 from scheduling.waiting import (

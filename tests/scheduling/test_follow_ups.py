@@ -23,9 +23,11 @@ from pytest_django import Settings
 
 from scheduling import clock, follow_ups, waiting
 from scheduling.enqueueing import Call, enqueue, enqueue_many, replay
-from scheduling.finishing import Outcome, failed_attempt, finish, recover_lost_leases
+from scheduling.finishing import finish
 from scheduling.ids import uuid7
+from scheduling.lost_leases import recover_lost_leases
 from scheduling.models import UNFINISHED, Origin, Run, State
+from scheduling.outcomes import Outcome, failed_attempt
 from scheduling.repeats import CHORD, SENT
 from scheduling.replaying import replay_all
 from tests.jobs.canvas import (
@@ -502,7 +504,7 @@ class TestOtherEndings:
         self.check(part, body, State.CANCELLED)
 
     def test_a_running_run_is_cancelled(self) -> None:
-        from scheduling.finishing import cancelled
+        from scheduling.outcomes import cancelled
 
         part, body = self.make()
         Run.objects.filter(pk=part.id).update(state=State.RUNNING)

@@ -14,9 +14,10 @@ from scheduling import clock, dispatch
 from scheduling.dispatch import LOST_AFTER, publish, resend
 from scheduling.enqueueing import enqueue
 from scheduling.execution import claim
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.hints import Broker, Lane, list_key
 from scheduling.models import FINAL, WAITING, Priority, Run, State
+from scheduling.outcomes import Outcome
 from scheduling.raising import age_every, raise_for_age, raise_for_deadlines
 from tests.scheduling.ledger import ADD, in_thread, run, second_connection
 from tests.scheduling.test_dispatch import age, hints_in

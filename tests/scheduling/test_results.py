@@ -9,9 +9,10 @@ from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 
 from scheduling import execution
-from scheduling.finishing import Outcome, finish
+from scheduling.finishing import finish
 from scheduling.ids import uuid7
 from scheduling.models import State
+from scheduling.outcomes import Outcome
 from scheduling.transport import ATTEMPT
 from tests.scheduling.ledger import ADD, run
 
