@@ -41,6 +41,12 @@ def once_more(self: "Task[Any, Any]", max_retries: int | None = None) -> None:
     raise self.retry(countdown=0, max_retries=max_retries)
 
 
+@shared_task(bind=True, autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0)
+def asks_for_four(self: "Task[Any, Any]") -> None:
+    self.retry(max_retries=4, throw=False)
+    raise KeyError("no")
+
+
 @shared_task(autoretry_for=(KeyError,), max_retries=2, default_retry_delay=0)
 def at_once() -> None:
     raise KeyError("no")
@@ -193,6 +199,11 @@ class TestRetries:
         made = of(once_more, max_retries, max_attempts=max_attempts)
         assert len(work()) == attempts
         assert (fresh(made).state, fresh(made).failures) == (State.FAILED, attempts)
+
+    def test_autoretry_allows_what_the_jobs_own_retry_has_asked_for(self) -> None:
+        made = of(asks_for_four)
+        assert len(work()) == 5
+        assert (fresh(made).state, fresh(made).failures) == (State.FAILED, 5)
 
     def test_autoretry_with_no_delay_is_tried_at_once_and_ends(self) -> None:
         made = of(at_once)
