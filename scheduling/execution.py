@@ -35,7 +35,7 @@ from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.options import read_options
-from scheduling.outcomes import Outcome
+from scheduling.outcomes import Outcome, text_of
 from scheduling.registry import check_arguments, decode_call
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
 from scheduling.silence import waits
@@ -279,9 +279,9 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
             patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
         except (OperationalError, InterfaceError):  # then the lease runs out
             event(logger, "outcome_not_written", level=logging.ERROR, run=run_id, attempt=attempt)
-        except DatabaseError as error:  # perhaps of a connection that the job spoilt
+        except Exception as error:  # perhaps of a connection that the job spoilt, or a follow-up
             event(logger, "outcome_refused", level=logging.ERROR, run=run_id, error=error)
-            refused = str(error)
+            refused = text_of(error) if not isinstance(error, DatabaseError) else str(error)
             connection.close()
             continue
         return

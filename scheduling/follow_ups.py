@@ -251,7 +251,8 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     if chain:
         steps.append((chain[-1], {"chain": chain[:-1]}))
     with sending(ended):
-        return [_send(ended, step, (value,), options) for step, options in steps]
+        sent = [_send(ended, step, (value,), options) for step, options in steps]
+    return [result for result in sent if result is not None]  # an empty chain has none
 
 
 def send_replacement(ended: Ended, replacement: str) -> None:

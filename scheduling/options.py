@@ -14,11 +14,13 @@ from scheduling.errors import EnqueueError
 from scheduling.models import Origin, Priority
 from scheduling.registry import queue_of
 from scheduling.running import current
+from scheduling.sql import clean
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
 
 LONGEST = timedelta(days=36_500)
+MOST = 32_767  # attempts
 
 
 MESSAGE = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow",
@@ -67,18 +69,20 @@ def checked_options(
     max_attempts: int | None,
     enqueued_by: str,
 ) -> dict[str, Any]:
-    if max_attempts is not None and max_attempts < 1:
-        raise EnqueueError(f"max_attempts must be 1 or more, not {max_attempts}.")
+    if max_attempts is not None and not (type(max_attempts) is int and 1 <= max_attempts <= MOST):
+        raise EnqueueError(
+            f"max_attempts must be a whole number from 1 to {MOST:,}, not {max_attempts!r}."
+        )
     return {
         **no_options(),
         **start(at, after),
         **limit("deadline", deadline),
         **limit("expires", expires),
         "task": job.name,
-        "queue": queue_of(job.name, _checked_queue(queue)),
+        "queue": queue_of(job.name, _checked("queue", queue, 200)),
         "priority": _priority(job.priority if priority is None else priority),
         "max_attempts": max_attempts,
-        "enqueued_by": _checked_asker(enqueued_by) or _asking_run(),
+        "enqueued_by": _checked("enqueued_by", enqueued_by or None, 150) or _asking_run(),
     }
 
 
@@ -123,7 +127,12 @@ def _check_duration(name: str, value: object) -> None:
 def _aware(name: str, value: Any) -> datetime | None:
     if value is not None and not (isinstance(value, datetime) and value.tzinfo):
         raise EnqueueError(f"`{name}` must be a datetime with a time zone, not {value!r}.")
-    return value
+    try:
+        return value and value.astimezone(UTC)
+    except OverflowError:
+        raise EnqueueError(
+            f"`{name}` must be between the years 1 and 9999 in UTC, not {value!r}."
+        ) from None
 
 
 def instant_or_seconds(value: object) -> Any:
@@ -147,27 +156,25 @@ def _priority(value: Priority | str | int | None) -> Priority:
         except KeyError:
             names = ", ".join(step.label for step in Priority)
             raise EnqueueError(f"unknown priority {value!r}: it is one of {names}.") from None
-    if value is not None and value < 0:
-        raise EnqueueError(f"priority must not be negative: {value}.")
+    if value is not None and not (isinstance(value, int) and value >= 0):
+        raise EnqueueError(f"priority must be a name, or a number that is not negative: {value!r}.")
     return Priority.nearest(value)
 
 
-def _checked_queue(queue: str | None) -> str | None:
-    if queue is not None and (not 0 < len(queue) <= 200 or "\0" in queue):
-        raise EnqueueError(f"queue must have 1 to 200 characters and no NUL: {queue[:60]!r}.")
-    return queue
-
-
-def _checked_asker(name: str) -> str:
-    if len(name) > 150 or "\0" in name:
-        raise EnqueueError(f"enqueued_by must have up to 150 characters and no NUL: {name[:60]!r}.")
-    return name
-
-
 def checked_key(key: str | None) -> str | None:
-    if key is not None and (not 0 < len(key) <= 255 or "\0" in key):
-        raise EnqueueError(f"unique_key must have 1 to 255 characters and no NUL: {key[:60]!r}.")
-    return key
+    return _checked("unique_key", key, 255)
+
+
+def _checked(name: str, text: str | None, longest: int) -> str | None:
+    """Return a text that Postgres takes, or None."""
+    if text is None:
+        return None
+    if not isinstance(text, str) or not 0 < len(text) <= longest or clean(text) != text:
+        shown = text[:60] if isinstance(text, str) else text
+        raise EnqueueError(
+            f"{name} must have 1 to {longest} characters, no NUL and no lone surrogate: {shown!r}."
+        )
+    return text
 
 
 def _asking_run() -> str:

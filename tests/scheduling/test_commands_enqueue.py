@@ -99,7 +99,7 @@ def test_a_unique_key_finds_the_unfinished_run() -> None:
         ([SWEEP, "--unknown"], "unrecognized arguments: --unknown"),
         ([], "the following arguments are required: TASK"),
         (["two\nlines"], r"unknown task 'two\nlines'"),
-        ([SWEEP, "--unique-key", "\udcff"], "is not valid text"),
+        ([SWEEP, "--unique-key", "\udcff"], "no lone surrogate: '\\udcff'"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_changed(words: list[str], message: str) -> None:

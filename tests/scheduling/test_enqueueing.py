@@ -1,6 +1,6 @@
 import tracemalloc
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ from tests.scheduling.ledger import ADD, NOON, in_thread, is_blocked, run, sched
 from tests.waiting import wait_for
 
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
+EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
 
 
 @pytest.fixture
@@ -94,8 +95,14 @@ class TestEnqueue:
             ({"expires": timedelta(-1)}, "`expires` must be from 0"),
             ({"expires": 60}, "`expires` must be a datetime"),
             ({"priority": "urgent"}, "unknown priority 'urgent': it is one of front, high"),
-            ({"priority": -1}, "priority must not be negative"),
-            ({"max_attempts": 0}, "max_attempts must be 1 or more"),
+            ({"priority": -1}, "priority must be a name, or a number that is not negative"),
+            ({"max_attempts": 0}, "max_attempts must be a whole number from 1 to 32,767, not 0"),
+            ({"max_attempts": 10**10}, "max_attempts must be a whole number"),
+            ({"max_attempts": True}, "max_attempts must be a whole number"),
+            ({"max_attempts": "3"}, "max_attempts must be a whole number .* not '3'"),
+            ({"priority": 2.5}, "priority must be a name, or a number .*: 2.5"),
+            ({"at": datetime(1, 1, 1, tzinfo=EAST)}, "`at` must be between the years 1 and 9999"),
+            ({"expires": datetime.max.replace(tzinfo=WEST)}, "`expires` must be between"),
             ({"link": "add"}, "`link` must be a signature, as task.s.1., or a list .*'add'"),
             ({"link": [add.s(1), add]}, "`link` must be a signature"),
             ({"link_error": 5}, "`link_error` must be a signature"),
@@ -119,6 +126,11 @@ class TestEnqueue:
             {"queue": "q" * 201},
             {"enqueued_by": "x" * 151},
             {"unique_key": "a\0b"},
+            {"unique_key": "\ud800"},
+            {"unique_key": 5},
+            {"queue": "\ud800"},
+            {"queue": 5},
+            {"enqueued_by": "\ud800"},
             {"after": timedelta.max},
         ],
     )

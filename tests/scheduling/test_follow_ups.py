@@ -153,6 +153,13 @@ class TestLinks:
         work()
         assert sorted(heard, key=str) == [("heard", 4), ("heard", [6, 7])]
 
+    @pytest.mark.parametrize("nothing", [chain(), group(), group([])])
+    def test_a_link_that_comes_to_nothing_is_nothing(self, nothing: Any) -> None:
+        made = enqueue(five, link=[nothing, hear.s()])
+        work()
+        assert heard == [("heard", 5)]
+        assert Run.objects.get(pk=made.pk).state == State.SUCCEEDED
+
     def test_what_is_enqueued_has_errbacks_too(self) -> None:
         made = enqueue(fail, link=hear.s(), link_error=told_id.s())
         work()
@@ -811,6 +818,20 @@ class TestBrokenEnds:
         assert heard == [("told", promised.id)]
         with pytest.raises(Exception, match="could not be stored"):
             value_of(promised)
+
+    def test_an_error_that_nobody_expects_fails_the_run_and_not_its_worker(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any) -> Any:
+            raise AttributeError("no such thing")
+
+        monkeypatch.setattr(current_app.backend, "with_children", broken)
+        made = enqueue(five, link=hear.s(), link_error=told_id.s())
+        work()
+        after = Run.objects.get(pk=made.pk)
+        assert after.state == State.FAILED
+        assert "AttributeError: no such thing" in after.reason
+        assert heard == [("told", str(made.pk))]
 
     def test_an_attempt_that_has_lost_its_fence_sets_nothing_off(self) -> None:
         promised = plus.apply_async((1, 2), link=hear.s(), **NOW)
