@@ -172,6 +172,21 @@ def worker_without_both(ground: Ground, fault: Fault, random: Random) -> str:
     return _cut(ground.workers[fault.target], fault, random, "postgres", "redis")
 
 
+def _forget(service: Service, random: Random) -> str:
+    """Let a service's connections be dead for good, as where a router has forgotten them."""
+    server = random.choice(["postgres", "redis"])
+    service.ways[server].swallow()
+    return f"{service.name}, {server}"
+
+
+def beat_forgotten(ground: Ground, fault: Fault, random: Random) -> str:
+    return _forget(ground.beats[fault.target], random)
+
+
+def worker_forgotten(ground: Ground, fault: Fault, random: Random) -> str:
+    return _forget(ground.workers[fault.target], random)
+
+
 # --- Servers -------------------------------------------------------------------------------------
 
 

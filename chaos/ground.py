@@ -178,6 +178,7 @@ def environment(ground: Ground, lease: float) -> dict[str, str]:
         "SECRET_KEY": "only-for-chaos-" + "0123456789" * 4,
         "RUN_LEASE_SECONDS": str(lease),
         "RETRY_BACKOFF_SECONDS": "0.5",
+        "STUCK_AFTER_SECONDS": str(2 * lease),
         "CELERY_SKIP_CHECKS": "1",
         "PYTHONUNBUFFERED": "1",
         "PGOPTIONS": "",

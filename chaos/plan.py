@@ -35,6 +35,8 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "worker_without_postgres": (5, 0.02, 2.2),  # in leases
     "worker_without_redis": (3, 0.02, 2.2),  # in leases
     "worker_without_both": (3, 0.02, 2.2),  # in leases
+    "beat_forgotten": (2, 0, 0),
+    "worker_forgotten": (3, 0, 0),
     "restart_redis": (3, 0, 5),
     "freeze_redis": (2, 1, 6),
     "flush_redis": (4, 0, 0),

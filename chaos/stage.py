@@ -1,6 +1,7 @@
 """The play: everything a plan holds, at its second, and then the calm in which all must end."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ SELECT r.id::text, r.schedule_id, r.origin, r.task, r.args::json->>0, r.due_at, 
   LEFT JOIN django_celery_results_taskresult t ON t.task_id = r.id::text
  ORDER BY r.id
 """
+HANDED_BACK = re.compile(r" run_retried run=(\S+) .*reason='handed back")
 ERRORS = 17  # their column's place above; it is JSON
 
 
@@ -118,11 +120,13 @@ def wait(condition: Callable[[], bool], complaint: str, seconds: float = 150) ->
 
 
 def _anew(ground: Ground) -> Iterator[Anew]:
-    """Yield when workers said that they start themselves anew."""
+    """Yield when workers said that they start themselves anew, or hand a run back."""
     for worker in ground.workers:
         for line in worker.log.read_text(errors="replace").splitlines():
-            if " worker_restarts " in line:
-                yield Anew(worker.name, datetime.fromisoformat(line.split()[0]).timestamp())
+            run = HANDED_BACK.search(line)
+            if run or " worker_restarts " in line:
+                at = datetime.fromisoformat(line.split()[0]).timestamp()
+                yield Anew(worker.name, at, run[1] if run else "")
 
 
 def _rows() -> Iterator[Row]:

@@ -121,10 +121,11 @@ class Fill:
 
 @dataclass
 class Anew:
-    """A worker that said in its log that it starts itself anew."""
+    """A worker that said in its log that it starts itself anew, or hands this run back."""
 
     process: str
     at: float
+    run: str = ""
 
 
 @dataclass

@@ -25,6 +25,7 @@ from scheduling import (
     lost_leases,
     planning,
     raising,
+    silence,
     waiting,
 )
 from scheduling.doorbell import Listener
@@ -129,6 +130,7 @@ class Scheduler(beat.Scheduler):
 
     def setup_schedule(self) -> None:
         """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
+        silence.waits.watch(leases=1)  # of a whole tick
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Do all that is due, then sleep until the next instant, a ring, or a second has passed.
@@ -140,7 +142,8 @@ class Scheduler(beat.Scheduler):
             0: the sleeping is done here, where a ring ends it.
         """
         try:
-            seconds = self.run_once()
+            with silence.waits:
+                seconds = self.run_once()
         except (OperationalError, InterfaceError) as error:
             connection.close()
             seconds = self._backed_off("database_away", error)

@@ -35,13 +35,13 @@ class Waits:
     def __exit__(self, *_: object) -> None:
         self._waiting.pop(threading.get_ident(), None)
 
-    def watch(self, **_: Any) -> None:
-        """Hang up, for as long as this process lives, where a thread waits for a third of a lease.
+    def watch(self, *, leases: float = 1 / 3, **_: Any) -> None:
+        """Hang up, for as long as this process lives, where a thread waits for so many leases.
 
         Whoever waits gets an OperationalError, and tries again on another connection.
         """
         self._waiting.clear()  # of a parent, in a child
-        patience = settings.RUN_LEASE.total_seconds() / 3
+        patience = settings.RUN_LEASE.total_seconds() * leases
         threading.Thread(target=self._live, args=[patience], name="silence", daemon=True).start()
 
     def _live(self, patience: float) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from chaos.evidence import Line
 from chaos.laws import CLOCK, Breach, allowed, begun, instant, named
-from chaos.story import Asked, Row, Schedule, Story
+from chaos.story import Anew, Asked, Row, Schedule, Story
 
 
 class Stops:
@@ -15,17 +15,20 @@ class Stops:
 
     def __init__(self, story: Story) -> None:
         self._told = defaultdict[str, list[float]](list)
-        self._anew = defaultdict[str, list[float]](list)
+        self._anew = defaultdict[str, list[Anew]](list)
         for fault in story.faults:
             if fault.kind == "stop_worker":
                 self._told[f"worker{fault.target}"].append(fault.began)
         for anew in story.anew:
-            self._anew[anew.process].append(anew.at)
+            self._anew[anew.process].append(anew)
 
     def explain(self, first: Line, second: Line) -> bool:
         """Whether the worker of `first` may have handed its run back before `second` began."""
-        return any(first.at - 60 < at < second.at for at in self._told[first.process]) or any(
-            first.at - CLOCK < at < second.at for at in self._anew[first.process]
+        if any(first.at - 60 < at < second.at for at in self._told[first.process]):
+            return True
+        return any(
+            first.at - CLOCK < anew.at < second.at + CLOCK and anew.run in ("", first.run)
+            for anew in self._anew[first.process]
         )
 
 

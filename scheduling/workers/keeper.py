@@ -32,7 +32,6 @@ from scheduling.workers.leases import Asked, renew, running_here
 
 logger = logging.getLogger(__name__)
 
-OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, and what it had
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
@@ -179,7 +178,7 @@ class Keeper:
             return
         then()
         others = [other for other in running_here().values() if other is not request]
-        stopping.hand_back(others, "its worker had to end for another run's sake", OVERLAP)
+        stopping.hand_back(others, "its worker had to end for another run's sake", stopping.OVERLAP)
         stopping.start_anew(self._worker, f"run {request.id} must end; this pool cannot stop one")
 
     def _stop_all(self) -> None:
@@ -195,7 +194,7 @@ class Keeper:
         if self._gave_up:
             self._leave()
         self._gave_up, self._end_by = True, time.monotonic() + LEAVE_WITHIN
-        running, overlap = list(running_here().values()), OVERLAP
+        running, overlap = list(running_here().values()), stopping.OVERLAP
         if stopping.can_stop_one(self._worker):
             running, overlap = stopping.stop_running(running), timedelta(0)
         why = "its worker was told to end, and it did not end in time"

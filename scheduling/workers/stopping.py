@@ -31,6 +31,7 @@ from scheduling.workers.leases import active_requests
 logger = logging.getLogger(__name__)
 
 TELL = signal.SIGUSR2  # Celery's children listen to SIGUSR1 for soft time limits
+OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, and what it had
 SETTLED = 0.2  # seconds in which the parent reads what a frozen child had answered
 
 

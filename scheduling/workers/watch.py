@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
@@ -50,8 +51,8 @@ class Watch:
         until = time.monotonic() + settings.SHUTDOWN_GRACE.total_seconds()
         while active_requests() and time.monotonic() < until:
             time.sleep(0.1)
-        running = list(running_here().values())
+        running, overlap = list(running_here().values()), stopping.OVERLAP
         if stopping.can_stop_one(self._worker):
-            running = stopping.stop_running(running)
-        stopping.hand_back(running, "its worker was stuck and restarts")
+            running, overlap = stopping.stop_running(running), timedelta(0)
+        stopping.hand_back(running, "its worker was stuck and restarts", overlap)
         stopping.start_anew(self._worker, why)

@@ -234,6 +234,14 @@ class TestStarts:
         story.anew = [Anew("worker0", second(at).timestamp())]
         assert (check(story) == []) == explained
 
+    @pytest.mark.parametrize(("run", "explained"), [("a", True), ("b", False)])
+    def test_a_run_that_is_handed_back_is_explained_and_no_other(
+        self, run: str, explained: bool
+    ) -> None:
+        story = self.second_attempt()
+        story.anew = [Anew("worker0", second(10.3).timestamp(), run)]
+        assert (check(story) == []) == explained
+
     def test_the_end_of_another_worker_explains_nothing(self) -> None:
         story = self.second_attempt()
         story.anew = [Anew("worker1", second(10.3).timestamp())]

@@ -11,6 +11,7 @@ import redis
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
 from chaos.ground import faketime, skewed
+from chaos.network import Proxy
 from scheduling import clock
 from scheduling.jobs import enqueue
 from scheduling.models import Plan, Run, State
@@ -144,3 +145,18 @@ def test_a_beat_whose_clock_is_an_hour_off_fires_nothing_early_or_late(
     assert asked.queued_at is not None
     assert asked.queued_at - asked.run_at < SOON
     assert all(beat.process.poll() is None for beat in beats)
+
+
+def test_a_beat_whose_connection_is_dead_but_open_goes_on_with_another(
+    system: System, evidence: Path
+) -> None:
+    with Proxy.before(system.env["DATABASE_URL"]) as proxy:
+        beat = system.beat(DATABASE_URL=proxy.url)
+        system.ready_worker(1)
+        enqueue(tasks.write, (str(evidence), "first"))
+        wait_for(all_final, timeout=20)
+        proxy.swallow()
+        enqueue(tasks.write, (str(evidence), "second"))
+        wait_for(all_final, timeout=20)
+    assert evidence.read_text().split() == ["first", "second"]
+    assert beat.said("database_silent")
