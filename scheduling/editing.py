@@ -23,7 +23,7 @@ from scheduling.models import Policy, Schedule
 from scheduling.planning import MOMENT
 from scheduling.recurrence import Difference, Rule
 from scheduling.registry import check_call, queue_of
-from scheduling.rule_rows import Cron, Every, Once, column_of, is_length, row_of
+from scheduling.rule_rows import Cron, Every, Once, column_of, hold, is_length, row_of
 from scheduling.rules import build_rule, fields_of, rule_of, same_rule
 from scheduling.schedules import refuse_if_code
 from scheduling.standing import plan_of, policy_of, standing, with_rows
@@ -216,6 +216,10 @@ def _write(edited: PeriodicTask, changed: Mapping[str, Any], treatment: Mapping[
     for value in changed.values():
         if isinstance(value, Model) and value.pk is None:
             value.save()
+    if changed and treatment:
+        for name in changed.keys() & set(RULES):
+            setattr(edited, name, changed[name])  # which has its id by now
+        hold(edited, policy_of(edited).calendar_id)
     # The policy first: whoever pauses the schedule at this moment locks it, then the plan.
     if treatment:
         policies.write(edited, treatment)

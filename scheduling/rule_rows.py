@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import models
-from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule
+from django.db import connection, models
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+)
 
 from scheduling import recurrence
 from scheduling.errors import ScheduleError
@@ -19,6 +24,11 @@ PERIODS = (
     (IntervalSchedule.MICROSECONDS, timedelta(microseconds=1)),
 )
 MOST_PERIODS = 2**31 - 1
+
+HOLD = """
+SELECT scheduling_hold_rules(%s::integer[], %s::integer[], %s::integer[], %s::integer[]),
+    scheduling_hold_calendars(%s::bigint[])
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,17 @@ def _interval(step: timedelta) -> models.Model:
     if step // unit > MOST_PERIODS:
         raise ScheduleError(f"an interval of {step} is too long to keep exactly: shorten it.")
     return _equal_or_new(IntervalSchedule, every=step // unit, period=period)
+
+
+def hold(schedule: PeriodicTask, calendar_id: int | None) -> None:
+    """Lock the rows of the schedule's rule and of its calendar against edits until the commit.
+
+    For whoever writes both a schedule and its policy: the first of the two locks its plan, and an
+    edit of a rule or of a calendar holds that before it comes to plans.
+    """
+    rules = (schedule.crontab_id, schedule.interval_id, schedule.clocked_id, schedule.solar_id)
+    with connection.cursor() as cursor:
+        cursor.execute(HOLD, [[pk] for pk in (*rules, calendar_id)])
 
 
 def is_length(interval: IntervalSchedule, step: timedelta) -> bool:

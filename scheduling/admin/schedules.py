@@ -28,6 +28,7 @@ from scheduling.admin.schedule_form import RULES, ScheduleForm
 from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
 from scheduling.errors import SchedulingError
 from scheduling.models import Policy, Run, Schedule
+from scheduling.rule_rows import hold
 from scheduling.rules import rule_of
 from scheduling.standing import plan_of, policy_of
 
@@ -239,6 +240,7 @@ class ScheduleAdmin(ScheduleActions):
         if not change:
             obj.save(force_insert=True)
         elif form.changed_data:
+            hold(obj, policy_of(obj).calendar_id)
             # Policy, then plan, as a pause locks them: two who save at once wait for each other.
             list(Policy.objects.select_for_update(no_key=True).filter(pk=obj.pk).values("pk"))
             obj.save(update_fields={*form.changed_data, "one_off", "date_changed"})

@@ -15,6 +15,7 @@ from scheduling import (
     backfilling,
     calendars,
     clock,
+    editing,
     firing,
     planning,
     recurrence,
@@ -219,6 +220,31 @@ class TestLocks:
             wait_for(lambda: waiting() == 2)
             holder.commit()
         assert (one.result(5), other.result(5)) == (1, 1)
+
+    @pytest.mark.parametrize("held", ["crontab", "calendar"])
+    def test_an_edit_of_a_schedule_waits_for_its_rule_and_calendar_before_it_has_its_plan(
+        self, held: str
+    ) -> None:
+        row = following()
+        days = Calendar.objects.get()
+        table, column, pk = {
+            "crontab": ("django_celery_beat_crontabschedule", "minute = '7'", row.crontab_id),
+            "calendar": ("scheduling_calendar", "weekdays = '{0}'", days.pk),
+        }[held]
+        with second_connection() as other:
+            other.execute(f"SELECT 1 FROM {table} WHERE id = %s FOR NO KEY UPDATE", [pk])  # noqa: S608
+            edit = in_thread(
+                lambda: editing.edit(
+                    row,
+                    columns={"start_time": datetime(2030, 1, 1, tzinfo=UTC)},
+                    policy={"excluded_day": "next"},
+                    by="ann",
+                )
+            )
+            wait_for(lambda: edit.done() or waiting() == 1)
+            other.execute(f"UPDATE {table} SET {column} WHERE id = %s", [pk])  # noqa: S608
+            other.commit()
+        assert edit.result(5)
 
     def test_a_calendar_in_use_cannot_be_deleted_by_sql_either(self) -> None:
         row = following()
