@@ -7,6 +7,7 @@ never passes on. Leases would run out unseen, or be renewed for a child that wai
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -45,6 +46,8 @@ class Waits:
         threading.Thread(target=self._live, args=[patience], name="silence", daemon=True).start()
 
     def _live(self, patience: float) -> None:
+        # One that this thread took would not end a sleep of the main one, whose handler is meant.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             time.sleep(patience / 4)
             now = time.monotonic()
