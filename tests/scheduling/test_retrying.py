@@ -13,7 +13,7 @@ from django_celery_results.models import TaskResult
 
 from scheduling import clock
 from scheduling.ids import uuid7
-from scheduling.jobs import Job
+from scheduling.jobs import Job, PermanentError
 from scheduling.models import Priority, Run, State
 from tests.jobs.canvas import hear, heard, plus, told_id, total
 from tests.scheduling.child import deliver, forget_tracers, hint, work
@@ -39,6 +39,16 @@ def for_ever(self: "Task[Any, Any]") -> None:
 @shared_task(bind=True, max_retries=1)
 def once_more(self: "Task[Any, Any]", max_retries: int | None = None) -> None:
     raise self.retry(countdown=0, max_retries=max_retries)
+
+
+@shared_task(autoretry_for=(Exception,), max_retries=5, default_retry_delay=0)
+def for_good() -> None:
+    raise PermanentError("gone")
+
+
+@shared_task(dont_autoretry_for=(KeyError,))
+def not_for_this(error: str) -> None:
+    raise {"key": KeyError, "value": ValueError}[error]
 
 
 @shared_task(bind=True, autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0)
@@ -205,6 +215,17 @@ class TestRetries:
         assert len(work()) == 5
         assert (fresh(made).state, fresh(made).failures) == (State.FAILED, 5)
 
+    def test_a_permanent_error_is_not_tried_again_whatever_autoretry_is_for(self) -> None:
+        made = of(for_good)
+        hint(made)
+        assert (fresh(made).state, fresh(made).reason) == (State.FAILED, "PermanentError: gone")
+
+    def test_an_error_that_is_not_to_be_tried_again_is_not(self) -> None:
+        never, again = of(not_for_this, "key"), of(not_for_this, "value")
+        hint(never)
+        hint(again)
+        assert (fresh(never).state, fresh(again).state) == (State.FAILED, State.SCHEDULED)
+
     def test_autoretry_with_no_delay_is_tried_at_once_and_ends(self) -> None:
         made = of(at_once)
         assert len(work()) == 3
@@ -232,6 +253,11 @@ class TestEndings:
         after = fresh(made)
         assert after.state == state
         assert len(after.errors) == after.failures == (state == State.FAILED)
+
+    def test_a_call_may_keep_what_its_task_ignores(self) -> None:
+        promised = ends_quietly.apply_async(("return",), countdown=0, ignore_result=False)
+        work()
+        assert promised.get(timeout=1) == "return"
 
     def test_one_that_is_never_encoded_need_not_be_json(self) -> None:
         made = of(ends_quietly, "unserialisable")
