@@ -236,7 +236,7 @@ UPDATE scheduling_run SET reason = '', task = %(task)s, args = %(args)s, kwargs 
     options = %(options)s, follow_ups = %(follow_ups)s, queue = %(queue)s, follows = %(follows)s,
     run_at = COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval),
     expires_at = COALESCE(%(expires)s::timestamptz,
-                          statement_timestamp() + %(expires_in)s::interval, expires_at)
+                          statement_timestamp() + %(expires_in)s::interval)
  WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
 RETURNING *
 """

@@ -40,13 +40,16 @@ CLOSE_ONE = CLOSE.format(which="id = %(id)s")
 FOLLOWED = """
 SELECT id FROM scheduling_run WHERE {where} AND follow_ups <> '' LIMIT %(limit)s
 """
-EXPIRED = f"expires_at <= statement_timestamp() AND state IN ({WAITING_SQL})"
+# A run that has replaced itself had started in time: what its replacement may take is not its own.
+EXPIRED = f"""
+expires_at <= statement_timestamp() AND state IN ({WAITING_SQL}) AND run_at <> %(parked)s
+"""
 
 
 def expire_waiting(limit: int = 500) -> int:
     """End the waiting runs whose `expires_at` has passed; return how many."""
-    reason = "expired: it had not started by its expiry time"
-    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit})
+    reason = "expired: its expiry time passed while it waited"
+    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit, "parked": PARKED})
 
 
 def cancel(run_id: UUID, *, by: str) -> Run:

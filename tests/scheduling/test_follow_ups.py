@@ -663,6 +663,15 @@ class TestReplacing:
         assert row(promised).state == State.CANCELLED
         assert all_final()
 
+    def test_its_expiry_is_not_that_of_what_replaces_it(self) -> None:
+        made = enqueue(becomes, (1, "chain that waits"), expires=timedelta(hours=1))
+        hint(made)
+        Run.objects.filter(pk=made.pk).update(expires_at=clock.now())
+        assert waiting.expire_waiting() == 0
+        work()
+        later = Run.objects.get(pk=made.pk)
+        assert (later.state, later.expires_at) == (State.SCHEDULED, None)
+
     def test_one_that_cannot_be_written_fails_the_run(self) -> None:
         promised = becomes.apply_async((1, "unsendable"), link_error=told_id.s(), **NOW)
         work()
