@@ -83,6 +83,21 @@ def carried_in(options: Mapping[str, Any]) -> str:
     return encode(carried) if carried else ""
 
 
+def in_words(text: str) -> str:
+    """Return for people what a run's end sets off, "" if nothing: the names of tasks."""
+    try:
+        carried = loads(text) if text else {}
+        named = {
+            "on success": [*carried.get("link", ()), *carried.get("chain", ())[::-1]],
+            "on failure": carried.get("link_error", ()),
+            "part of the chord of": [carried["chord"]] if carried.get("chord") else (),
+        }
+        said = {words: [step["task"] for step in steps] for words, steps in named.items()}
+    except Exception:  # kombu's decoders of typed values raise whatever they like
+        return f"cannot be read: {text[:100]!r}"
+    return "; ".join(f"{words} {', '.join(tasks)}" for words, tasks in said.items() if tasks)
+
+
 def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row's options are called in the request of a Celery task."""
     fields = {name: value for name, value in options.items() if name not in ("headers", "failure")}

@@ -31,6 +31,7 @@ from scheduling.admin.paging import BoundedPaginator
 from scheduling.admin.run_filters import DueFilter, RunTaskFilter, ScheduleFilter
 from scheduling.admin.run_replays import ReplayAll
 from scheduling.enqueueing import replay
+from scheduling.follow_ups import in_words
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
 from scheduling.waiting import cancel
@@ -43,7 +44,7 @@ class RunChangeList(ChangeList):
 
     def get_queryset(self, request: HttpRequest, *args: Any) -> QuerySet[Any]:
         queryset: QuerySet[Any] = super().get_queryset(request, *args)
-        return queryset.defer("args", "kwargs", "options", "errors")
+        return queryset.defer("args", "kwargs", "options", "errors", "follow_ups")
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -113,7 +114,7 @@ class RunAdmin(ReplayAll):
                 "fields": (
                     ("id", "enqueued_by", "replay_of_", "backfill"),
                     ("queue", "priority", "unique_key"),
-                    ("coalesced_", "cancel_requested_by"),
+                    ("coalesced_", "cancel_requested_by", "sets_off"),
                 )
             },
         ),
@@ -221,6 +222,10 @@ class RunAdmin(ReplayAll):
     @admin.display(description="replay of")
     def replay_of_(self, run: Run) -> SafeString | str:
         return _link(run.replay_of) if run.replay_of else NOTHING
+
+    @admin.display(description="sets off")
+    def sets_off(self, run: Run) -> str:
+        return in_words(run.follow_ups) or NOTHING
 
     @admin.display(description="backfill")
     def backfill(self, run: Run) -> SafeString | str:

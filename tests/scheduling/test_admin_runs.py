@@ -266,6 +266,8 @@ class TestActions:
         Run.objects.filter(pk=old.pk).update(follow_ups='{"chord": {"task": "t"}}')
         (said,) = texts(admin_client.post(url, follow=True))
         assert "not set off again: its chord" in said
+        page = admin_client.get(reverse("admin:scheduling_run_change", args=[old.pk]))
+        assert "part of the chord of t" in page.content.decode()
 
     def test_a_page_offers_what_makes_sense(
         self, admin_client: Client, schedule: PeriodicTask

@@ -184,6 +184,10 @@ class TestReplay:
         link = '{"task": "t", "args": [], "kwargs": {}, "options": {}, "subtask_type": null}'
         carried = f'{{"link": [{link}], "chord": {link}}}'
         old = made(state=State.SUCCEEDED, follow_ups=carried)
+        assert (
+            "sets off     on success t; part of the chord of t"
+            in called("run", "show", str(old.id)).out
+        )
         answer = called("run", "replay", str(old.id))
         assert answer.err == (
             "not set off again: its chord, which has counted it once.\n"

@@ -179,6 +179,22 @@ class TestLinks:
         assert Run.objects.get(task="elsewhere.task").args == "[5]"
 
 
+def test_what_a_run_sets_off_can_be_told_in_words() -> None:
+    canvas: Any = plus.s(1, 2) | group(plus.s(1), plus.s(2)) | total.s() | hear.s()
+    canvas.apply_async(link_error=told_id.s(), **NOW)
+    assert follow_ups.in_words(Run.objects.get().follow_ups) == (
+        "on success celery.chord, tests.jobs.canvas.hear; on failure tests.jobs.canvas.told_id"
+    )
+    steps: Any = {"chain": [five.s(), plus.s(1)]}  # the last one first
+    plus.apply_async((1, 2), link=hear.s(), **steps, **NOW)
+    assert follow_ups.in_words(Run.objects.latest("pk").follow_ups) == (
+        "on success tests.jobs.canvas.hear, tests.jobs.canvas.plus, tests.jobs.canvas.five"
+    )
+    assert follow_ups.in_words("") == ""
+    for text in ("[5]", '{"link": 5}', '{"chain": ["x"]}', "{"):
+        assert follow_ups.in_words(text) == f"cannot be read: {text!r}"
+
+
 class TestChains:
     def test_a_chain_goes_on_step_by_step(self) -> None:
         promised: Any = chain(plus.s(1, 2), plus.s(10), plus.s(100)).apply_async(**NOW)

@@ -9,14 +9,14 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from scheduling import clock, enqueueing, pruning, replaying, schedules, waiting
+from scheduling import clock, enqueueing, follow_ups, pruning, replaying, schedules, waiting
 from scheduling.history import Selection
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
 
 # Columns that can be large and that a table does not show.
-UNSHOWN = ("args", "kwargs", "options", "errors")
+UNSHOWN = ("args", "kwargs", "options", "errors", "follow_ups")
 FINAL_STATES = [state.value for state in FINAL]
 
 
@@ -249,6 +249,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
         ("origin", run.get_origin_display() + (f" of {run.replay_of}" if run.replay_of else "")),
         ("backfill", str(run.backfill_id or "")),
         ("asked for by", run.enqueued_by),
+        ("sets off", follow_ups.in_words(run.follow_ups)),
         ("queue", f"{run.queue}, priority {run.get_priority_display()}"),
         ("unique key", run.unique_key or ""),
         ("due", output.full_clock(run.due_at, now) + missed),
