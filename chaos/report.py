@@ -1,13 +1,18 @@
 """What is printed in the end: the faults, what became of the runs, how late they were."""
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from os import cpu_count, getloadavg
+from typing import Any
 
 from chaos.laws import Breach
 from chaos.story import Row, Story
+
+LOST = re.compile(r"worker (\w+)@.* was lost: its lease ran out")
+OF_POSTGRES = ("restart_postgres", "crash_postgres", "terminate_backends")
 
 
 def report(story: Story, breaches: list[Breach]) -> str:
@@ -31,10 +36,12 @@ def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
     yield from (f"  {kind:10} {state:10} {n:6}" for (kind, state), n in sorted(ends.items()))
     coalesced = sum(row.coalesced for row in story.rows)
     repeats = len(starts) - len({line.run for line in starts})
-    lost = sum("lease ran out" in error["error"] for row in story.rows for error in row.errors)
     errors = sum(len(row.errors) for row in story.rows)
+    lost = [error for row in story.rows for error in row.errors if LOST.search(error["error"])]
+    alone = sum(not _explained(error, story) for error in lost)
     yield f"starts: {len(starts)}, of which {repeats} are second ones or later"
-    yield f"failed attempts: {errors}, of which {lost} by a lost lease; coalesced: {coalesced}"
+    yield f"failed attempts: {errors}, of which {len(lost)} by a lost lease; coalesced: {coalesced}"
+    yield f"leases lost though nothing had happened to their worker or Postgres: {alone}"
     yield f"ended by themselves, and were started again: {len(story.ended_by_themselves)}"
     yield from _by_hand(story)
     yield _lateness(story)
@@ -42,6 +49,20 @@ def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
     yield ""
     yield f"breaches: {len(breaches)}"
     yield from (f"  {breach}" for breach in breaches[:50])
+
+
+def _explained(error: dict[str, Any], story: Story) -> bool:
+    """Whether a worker that lost a lease had met a fault, or had ended, in the minute before."""
+    worker = LOST.findall(error["error"])[0]
+    at = datetime.fromisoformat(error["ended_at"]).timestamp()
+    ends = [end.split(" at ") for end in story.ended_by_themselves]
+    met = [
+        *(fault for fault in story.faults if fault.what.startswith(worker)),
+        *(fault for fault in story.faults if fault.kind in OF_POSTGRES and fault.what),
+    ]
+    return any(fault.began < at < fault.ended + 60 for fault in met) or any(
+        name == worker and float(when) - 1 < at < float(when) + 60 for name, when in ends
+    )
 
 
 def _by_hand(story: Story) -> Iterator[str]:
