@@ -32,6 +32,7 @@ class App(Celery):
     """A Celery app whose tasks are Jobs and whose countdowns and ETAs are rows in the ledger."""
 
     task_cls = "scheduling.jobs:Job"
+    control_cls = "scheduling.control:Control"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -79,6 +79,15 @@ def cancel(run_id: UUID, *, by: str) -> Run:
         time.sleep(0.01)  # somebody holds the row: beat, or a claim
 
 
+def cancel_waiting(run_id: UUID, *, by: str, attempt: int | None = None) -> bool:
+    """Cancel a run if it waits, at that attempt where one is given; return whether it did."""
+    where = f"""
+        id = %(id)s AND state IN ({WAITING_SQL}) AND attempt = COALESCE(%(attempt)s::int, attempt)
+    """
+    parameters = {"id": run_id, "attempt": attempt, "limit": 1}
+    return _close_waiting(where, State.CANCELLED, f"cancelled by {by}", parameters) > 0
+
+
 def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
     """Cancel what waits of one schedule, but for its backfills; return how many runs."""
     where = f"schedule_id = %(schedule_id)s AND backfill_id IS NULL AND state IN ({WAITING_SQL})"

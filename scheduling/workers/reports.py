@@ -8,6 +8,7 @@ from celery import current_app, states
 from celery.exceptions import TimeLimitExceeded
 
 from scheduling import execution, waiting
+from scheduling.control import BY
 from scheduling.finishing import finish
 from scheduling.models import Run, State
 from scheduling.outcomes import Outcome, failed_attempt, handed_back, text_of
@@ -29,6 +30,8 @@ def write(
     if run is not None:
         exception = backend.exception_to_python(error)
         finish(run.pk, attempt, outcome_of(run, status, exception, traceback or ""))
+    elif status == states.REVOKED:  # this worker will drop every hint of it
+        waiting.cancel_waiting(UUID(task_id), by=BY, attempt=attempt)
 
 
 def outcome_of(run: Run, status: str, error: BaseException, traceback: str) -> Outcome:

@@ -8,6 +8,7 @@ import pytest
 import redis
 from celery import chain, chord, current_app, group
 from celery.fixups import django as fixups
+from celery.result import AsyncResult, GroupResult
 from django.conf import settings as django_settings
 from django.db import OperationalError, connection
 from pytest_django import Settings
@@ -18,7 +19,7 @@ from scheduling.errors import EnqueueError
 from scheduling.ids import uuid7
 from scheduling.models import Origin, Priority, Run, State
 from tests.jobs.tasks import add
-from tests.scheduling.ledger import ADD, second_connection
+from tests.scheduling.ledger import ADD, run, second_connection
 
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
@@ -126,6 +127,33 @@ class TestForLater:
     def test_a_priority_below_the_highest_is_the_highest(self) -> None:
         add.apply_async((1, 2), countdown=5, priority=-1)
         assert only_run().priority == Priority.FRONT
+
+
+class TestRevoke:
+    def test_a_run_that_waits_is_cancelled(self) -> None:
+        promised: Any = add.apply_async((1, 2), countdown=60)
+        promised.revoke()
+        made = Run.objects.get()
+        assert (made.state, made.reason) == (State.CANCELLED, "cancelled by revoke")
+        assert promised.state == "REVOKED"
+
+    def test_one_that_runs_is_only_where_it_shall_be_terminated(self) -> None:
+        made = run(State.RUNNING)
+        promised: AsyncResult[Any] = AsyncResult(str(made.pk))
+        promised.revoke()
+        assert Run.objects.get().cancel_requested_by == ""
+        promised.revoke(terminate=True)
+        assert (Run.objects.get().state, Run.objects.get().cancel_requested_by) == (
+            State.RUNNING, "revoke",
+        )  # fmt: skip
+
+    def test_what_is_no_run_is_celerys(self) -> None:
+        made = run(State.SUCCEEDED)
+        parts: list[AsyncResult[Any]] = [
+            AsyncResult(one) for one in (str(made.pk), str(uuid7()), "mine")
+        ]
+        GroupResult("g", parts).revoke(terminate=True)
+        assert Run.objects.get().state == State.SUCCEEDED
 
 
 class TestForNow:

@@ -4,11 +4,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 import redis
+from celery import current_app
+from celery.app.control import Control as CeleryControl
 
 from chaos.network import Proxy
 from scheduling import clock
@@ -126,6 +129,31 @@ def test_a_job_whose_connection_is_dead_but_open_goes_on_with_another(
         wait_for(all_final, timeout=20)
     assert set(Run.objects.values_list("state", flat=True)) == {State.SUCCEEDED}
     assert worker.said("database_silent")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_run_that_is_revoked_ends_wherever_it_is(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    system.ready_worker(2, "--pool", pool)
+    running = enqueue(tasks.sleep, (str(evidence), 60)).id
+    soon, later = (
+        enqueue(tasks.write, (str(evidence), "ran"), after=timedelta(seconds=after)).id
+        for after in (3, 3600)
+    )
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    # As from a process that knows only Celery: the workers are told, and drop each hint of the run.
+    CeleryControl(current_app).revoke(str(soon))
+    subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "config", "control", "revoke", str(later)],
+        env=system.env, check=True, timeout=20, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert run_of(later).state == State.CANCELLED
+    wait_for(lambda: run_of(soon).state == State.CANCELLED, timeout=20)
+    current_app.control.revoke(str(running), terminate=True)
+    wait_for(lambda: run_of(running).state == State.CANCELLED, timeout=20)
+    assert len(lines(evidence)) == 1
 
 
 # --- The end of a worker -------------------------------------------------------------------------
