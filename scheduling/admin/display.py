@@ -30,10 +30,19 @@ class Moments(AdminSplitDateTime):
     """The boxes of an instant; at either end of time, where TIME_ZONE has no clocks, in UTC."""
 
     def decompress(self, value: Any) -> Any:
+        if isinstance(value, str):  # an address may say what a form is to begin with
+            value = _read(value)
         if isinstance(value, datetime) and timezone.is_aware(value):
             value = timezone.make_naive(value, clock.local(value).tzinfo)
             return [value.date(), value.time()]
         return super().decompress(value)
+
+
+def _read(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 # For an admin page's `formfield_overrides`.

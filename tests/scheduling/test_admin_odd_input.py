@@ -140,6 +140,41 @@ def test_odd_values_in_the_form_of_a_new_row_are_refused(admin_client: Client, m
     assert not broken
 
 
+@each_page
+def test_odd_values_that_a_form_is_to_begin_with_are_refused(
+    admin_client: Client, model: Any
+) -> None:
+    admin_client.raise_request_exception = False
+    try:
+        address = page_of(model, "add")
+    except NoReverseMatch:
+        return
+    queries = [
+        {field.name: odd}
+        for field, odd in zip(model._meta.get_fields(), cycle(("x", "\0")), strict=False)
+    ]
+    broken = [each for each in queries if not refused_or_ignored(admin_client.get, address, each)]
+    assert not broken
+
+
+def test_a_form_may_begin_with_an_instant(admin_client: Client) -> None:
+    page = reverse("admin:django_celery_beat_clockedschedule_add")
+    shown = admin_client.get(page, {"clocked_time": "2031-03-01T12:30"}).content.decode()
+    assert 'value="2031-03-01"' in shown
+    assert 'value="12:30:00"' in shown
+    assert admin_client.get(page, {"clocked_time": "soon"}).status_code == 200
+
+
+def test_lone_surrogates_are_ignored(admin_client: Client) -> None:
+    """UTF-8 has none, but a request may come in a charset that has."""
+    kind = {"content-type": "text/plain; charset=utf-7"}
+    answer = admin_client.get("/admin/scheduling/schedule/?q=%2B2AA-", headers=kind)
+    assert (answer.status_code, answer.headers["Location"]) == (
+        302,
+        "/admin/scheduling/schedule/?e=1",
+    )
+
+
 def test_whoever_asks_for_an_odd_filter_is_told(admin_client: Client) -> None:
     schedule("all of them")
     answer = admin_client.get("/admin/scheduling/schedule/", {"name": "\0"}, follow=True)
