@@ -46,8 +46,7 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
     if isinstance(value, Reject):
         return _rejected(execution.job, value)
     if isinstance(value, Ignore):
-        reason = "the job ended with Ignore: no result"
-        return Outcome(State.SUCCEEDED, reason, value=value)
+        return _ignored(execution, value)
     if isinstance(value, Retry):
         delay = execution.job.default_retry_delay
         again = _same_again(execution, claimed, delay)
@@ -56,6 +55,15 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
     return Outcome(
         State.FAILED, text, text, traceback, failed=True, result=execution.result, value=value
     )
+
+
+def _ignored(execution: Execution, value: Ignore) -> Outcome:
+    """Return the outcome of a job that ended with Ignore: it has the state that it gave itself."""
+    if execution.result is None or execution.result.status != states.FAILURE:
+        reason = "the job ended with Ignore: no result"
+        return Outcome(State.SUCCEEDED, reason, result=execution.result, value=value)
+    text = "the job said that it had failed, and ended with Ignore"
+    return Outcome(State.FAILED, text, text, failed=True, result=execution.result, value=value)
 
 
 def _replaced(execution: Execution) -> Outcome:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from celery import states
 from celery.exceptions import TaskRevokedError
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 from scheduling import follow_ups, streaks
 from scheduling.doorbell import ring_on_commit
@@ -244,6 +244,30 @@ def record(task_id: str, result: "StoredResult") -> None:
     sql = f"WITH done (id) AS (SELECT %(id)s::text) {RECORD}"
     with connection.cursor() as cursor:
         cursor.execute(sql, {"id": task_id, **_columns(result)})
+
+
+AT_WORK = """
+SELECT id FROM scheduling_run WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+"""
+NEVER_OVER_AN_END = (
+    "WHERE django_celery_results_taskresult.status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')"
+)
+
+
+def record_progress(run_id: UUID, attempt: int, result: "StoredResult") -> None:
+    """Store what a job says of itself while it runs, for whoever looks on.
+
+    Not in a transaction of the job's: nobody else could read it, and whoever ends the run would
+    wait for it.
+    """
+    if connection.in_atomic_block:
+        return
+    sql = f"WITH done AS ({AT_WORK}) {RECORD} {NEVER_OVER_AN_END}"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, {"id": run_id, "attempt": attempt, **_columns(result)})
+    except (OperationalError, InterfaceError) as error:
+        event(logger, "progress_not_stored", level=logging.WARNING, run=run_id, error=error)
 
 
 def _columns(result: "StoredResult") -> dict[str, str | None]:

@@ -7,6 +7,7 @@ result is only prepared; it is stored in the transaction that moves the run.
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from celery import group, maybe_signature, states
 from celery.app.task import Context
@@ -17,7 +18,7 @@ from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
 from django_celery_results.backends.database import DatabaseBackend, trigger_callback
 
-from scheduling import chords, clock, execution, pruning, waiting
+from scheduling import chords, clock, execution, finishing, pruning, waiting
 from scheduling.errbacks import send_errbacks
 from scheduling.follow_ups import sender
 from scheduling.running import current
@@ -60,7 +61,11 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             return result
         running = current()
         if running is not None and running.tracked and str(running.id) == task_id:
-            running.result = self.prepare(result, status, traceback, request)
+            prepared = self.prepare(result, status, traceback, request)
+            if status in states.READY_STATES or status == states.RETRY:
+                running.result = prepared
+            else:
+                finishing.record_progress(UUID(task_id), running.attempt, prepared)
         elif not execution.report(task_id, request, status, result, traceback):
             super()._store_result(task_id, result, status, traceback, request, using)
         return result

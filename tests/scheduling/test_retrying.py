@@ -1,5 +1,6 @@
 """What Celery documents of `retry`, `replace`, eager and named calls, kept for runs: durably."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,9 +13,11 @@ from django.db import transaction
 from django_celery_results.models import TaskResult
 
 from scheduling import clock
+from scheduling.finishing import finish, record_progress
 from scheduling.ids import uuid7
 from scheduling.jobs import Job, PermanentError
 from scheduling.models import Priority, Run, State
+from scheduling.outcomes import failed
 from tests.jobs.canvas import hear, heard, plus, told_id, total
 from tests.scheduling.child import deliver, forget_tracers, hint, work
 from tests.scheduling.ledger import run
@@ -91,6 +94,19 @@ def sends(self: "Task[Any, Any]") -> None:
 @shared_task(ignore_result=True, expires=60)
 def declared() -> None:
     pass
+
+
+@shared_task(bind=True)
+def says(self: "Task[Any, Any]", within: bool, how: str = "return") -> Any:
+    """Return what others read of this run while it is at work."""
+    with transaction.atomic() if within else nullcontext():
+        self.update_state(state="PROGRESS", meta={"done": "half \0"})
+    if how == "ignore":
+        meta = {"exc_type": "ValueError", "exc_message": ["odd"], "exc_module": "builtins"}
+        self.update_state(state=states.FAILURE, meta=meta)
+        raise Ignore
+    seen: AsyncResult[Any] = AsyncResult(str(self.request.id))
+    return [seen.state, seen.info]
 
 
 def ends(how: str) -> Any:
@@ -278,6 +294,41 @@ class TestEndings:
         made = of(ends_loudly, "reject")
         hint(made)
         assert AsyncResult(str(made.pk)).state == states.FAILURE
+
+
+class TestStatesOfItsOwn:
+    def test_they_can_be_read_while_it_runs(self) -> None:
+        made = of(says, False)
+        hint(made)
+        promised: AsyncResult[Any] = AsyncResult(str(made.pk))
+        assert promised.get(timeout=1) == ["PROGRESS", {"done": "half \0"}]
+        assert TaskResult.objects.count() == 1
+
+    def test_but_not_those_of_a_transaction(self) -> None:
+        made = of(says, True)
+        hint(made)
+        assert AsyncResult(str(made.pk)).get(timeout=1) == [states.PENDING, None]
+
+    def test_an_attempt_that_is_over_says_nothing_more(self) -> None:
+        backend: Any = current_app.backend
+        progress = backend.prepare({"done": 1}, "PROGRESS")
+        lost, ended = run(State.RUNNING, attempt=2), run(State.RUNNING)
+        finish(ended.pk, 1, failed("no", ValueError("no"), ended.task))
+        Run.objects.filter(pk=ended.pk).update(state=State.RUNNING, finished_at=None)
+        for made in (lost, ended):
+            record_progress(made.pk, 1, progress)
+        assert list(TaskResult.objects.values_list("task_id", "status")) == [
+            (str(ended.pk), states.FAILURE)
+        ]
+
+    def test_one_that_says_it_has_failed_and_ends_with_ignore_has_failed(self) -> None:
+        made = of(says, False, "ignore")
+        hint(made)
+        after = fresh(made)
+        assert (after.state, after.failures, after.attempt) == (State.FAILED, 1, 1)
+        assert "said that it had failed" in after.reason
+        with pytest.raises(ValueError, match="odd"):
+            AsyncResult(str(made.pk)).get(timeout=1)
 
 
 class TestNamedCalls:
