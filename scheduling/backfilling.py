@@ -72,7 +72,7 @@ class Extent:
 
     `instants`: the nominal instants to run, oldest first. `done`: how many have a run already that
     succeeded or is unfinished. `pending`: how many have come due and were not fired yet, which is
-    beat's to do.
+    beat's to do. `counted_from`: where an interval that is younger than the range begins.
     """
 
     since: datetime
@@ -80,6 +80,7 @@ class Extent:
     instants: Sequence[datetime]
     done: int
     pending: int
+    counted_from: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ def extent(
     fired = [instant for instant in due if planned is None or instant < planned]
     done = set() if again else _dealt_with(schedule.pk, since, until)
     instants = [instant for instant in fired if instant not in done]
-    return Extent(since, until, instants, len(fired) - len(instants), len(due) - len(fired))
+    anchor = plan_of(schedule).anchor_at
+    younger = anchor if schedule.interval_id and anchor and anchor > since else None
+    done_already, pending = len(fired) - len(instants), len(due) - len(fired)
+    return Extent(since, until, instants, done_already, pending, younger)
 
 
 def start(
@@ -296,6 +300,8 @@ def _nothing_to_run(schedule: PeriodicTask, found: Extent) -> str:
         reasons.append(f"{found.done} have a run that succeeded or is unfinished")
     if found.pending:
         reasons.append(f"{found.pending} are due now and left to beat")
+    if found.counted_from:
+        reasons.append(f"its interval counts from {_iso(found.counted_from)}")
     why = ", ".join(reasons) or "its rule has no occurrence there"
     return (
         f"there is nothing to run of {schedule.name!r} from {_iso(found.since)} to"

@@ -95,6 +95,8 @@ def extent_lines(name: str, extent: Extent, now: datetime) -> Iterator[str]:
         yield f"left out: {extent.done:,} with a run that succeeded or is unfinished (see --again)"
     if extent.pending:
         yield f"left to beat: {extent.pending:,} that are due and not fired yet"
+    if extent.counted_from:
+        yield f"none before {_when(extent.counted_from, now)}: an interval counts from there"
     few = EDGES if len(instants) > 2 * EDGES + 1 else len(instants)
     yield from (f"  {output.full_clock(instant, now)}" for instant in instants[:few])
     if few < len(instants):

@@ -10,7 +10,7 @@ from scheduling import backfill_pace
 from scheduling.management.command import user_name
 from scheduling.models import Backfill, Origin, Run, State
 from tests.scheduling.commands import Answer, called, refusal
-from tests.scheduling.ledger import crontab, run, schedule, set_plan
+from tests.scheduling.ledger import crontab, interval, run, schedule, set_plan
 
 pytestmark = pytest.mark.django_db
 
@@ -49,6 +49,16 @@ class TestDryRun:
         ]
         assert answer.lines[-1].startswith("Nothing was written")
         assert not Run.objects.exists()
+
+    def test_it_says_where_an_interval_begins(self) -> None:
+        PeriodicTask.objects.all().delete()
+        row = schedule(interval=interval(1, "days"))
+        set_plan(row, datetime(2099, 1, 1, tzinfo=UTC), anchor_at=datetime(2026, 10, 8, tzinfo=UTC))
+        out = backfill("--dry-run").out
+        assert "has 2 occurrences to run" in out
+        assert "none before 2026-10-08 00:00:00 UTC" in out
+        young = backfill(until="2026-10-05")
+        assert "its interval counts from 2026-10-08T00:00:00Z" in young.err
 
     def test_it_says_what_is_left_out_and_why(self, nightly: PeriodicTask) -> None:
         due = datetime(2026, 10, 5, 2, 30, tzinfo=UTC)
