@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django_celery_beat.models import PeriodicTask
 
-from scheduling import clock
+from scheduling import clock, recurrence
 from scheduling import schedules as core
 from scheduling.admin.display import moment
 from scheduling.admin.object_actions import ObjectActions
@@ -23,6 +23,7 @@ from scheduling.admin.paging import BOUND
 from scheduling.admin.schedule_state import is_of_code
 from scheduling.enqueueing import run_now
 from scheduling.models import Schedule
+from scheduling.rules import rule_of
 from scheduling.standing import is_paused, policy_of
 
 NAMES_SHOWN = 5
@@ -123,6 +124,10 @@ class ScheduleActions(ObjectActions):
         others = [row for row in rows if not is_of_code(row)]
         changed = [row for row in others if row.enabled != enabled]
         word = "enabled" if enabled else "disabled"
+        if unchanged := len(others) - len(changed):
+            self.message_user(request, f"Already {word}: {_count(unchanged)}.")
+        if enabled:
+            changed = self._that_fire(request, changed)
         if changed:
             # One statement: the triggers plan all of them anew at once.
             ids = [row.pk for row in changed]
@@ -130,11 +135,25 @@ class ScheduleActions(ObjectActions):
             self.log(request, changed, word.capitalize())
             text = f"{word.capitalize()} {_count(len(changed))}."
             self.message_user(request, text, messages.SUCCESS)
-        if unchanged := len(others) - len(changed):
-            self.message_user(request, f"Already {word}: {_count(unchanged)}.")
         if of_code:
             text = f"Managed by code, left as they are: {_names(of_code)}. Pause what must stop."
             self.message_user(request, text, messages.WARNING)
+
+    def _that_fire(self, request: HttpRequest, rows: Sequence[Any]) -> list[Any]:
+        """Return those of the rows that would fire; say why the others are left disabled."""
+        now, why, fire = clock.now(), dict[str, str](), list[Any]()
+        for row in rows:
+            try:
+                recurrence.check(rule_of(row), now)
+                fire.append(row)
+            except recurrence.RecurrenceError as error:
+                why[row.name] = str(error)
+        for name, problem in list(why.items())[:NAMES_SHOWN]:
+            self.message_user(request, f"{name} stays disabled: {problem}", messages.ERROR)
+        if len(why) > NAMES_SHOWN:
+            text = f"So do {_count(len(why) - NAMES_SHOWN)} more."
+            self.message_user(request, text, messages.ERROR)
+        return fire
 
 
 def _until(instant: datetime | None) -> str:

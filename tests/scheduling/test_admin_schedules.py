@@ -426,6 +426,20 @@ class TestTheForm:
 
 
 class TestActions:
+    def test_what_would_never_fire_is_not_enabled(
+        self, admin_client: Client, crontab: CrontabSchedule
+    ) -> None:
+        never = CrontabSchedule.objects.create(minute="0", hour="0", month_of_year="2",
+                                               day_of_month="31")  # fmt: skip
+        rows = [
+            PeriodicTask.objects.create(name=name, task=ADD, crontab=rule, enabled=False)
+            for name, rule in (("fine", crontab), ("never", never))
+        ]
+        problem, done = act(admin_client, "enable", *rows)
+        assert problem.startswith("never stays disabled: '0 0 31 2 * (UTC)' does not fire")
+        assert done == "Enabled 1 schedule."
+        assert [row.name for row in Schedule.objects.filter(enabled=True)] == ["fine"]
+
     def test_enable_and_disable_say_what_they_changed(
         self, admin_client: Client, schedule: PeriodicTask
     ) -> None:
