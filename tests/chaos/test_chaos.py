@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A seed whose twenty seconds hold nearly every kind of fault.
 SEED = "37113"
-OPTIONS = f"--seed {SEED} --seconds 20 --schedules 40 --pace 1 --lease 3 --settle 50"
+OPTIONS = f"--seed {SEED} --seconds 20 --schedules 40 --pace 1 --lease 3 --settle 90"
 
 
 @pytest.mark.chaos
