@@ -23,7 +23,8 @@ LEDGER = """
 SELECT r.id::text, r.schedule_id, r.origin, r.task, r.args::json->>0, r.due_at, r.run_at, r.state,
     r.reason, r.attempt, r.failures, r.max_attempts, r.coalesced, r.created_at, r.finished_at,
     r.expires_at, r.unique_key, r.errors::text, t.status, t.result, r.deadline, r.started_at,
-    extract(epoch FROM r.late_by)::float, r.replay_of::text, r.backfill_id::text
+    extract(epoch FROM r.late_by)::float, r.replay_of::text, r.backfill_id::text,
+    r.priority
   FROM scheduling_run r
   LEFT JOIN django_celery_results_taskresult t ON t.task_id = r.id::text
  ORDER BY r.id

@@ -81,6 +81,7 @@ class Row:
     late_by: float | None = None  # seconds
     replay_of: str | None = None
     backfill_id: str | None = None
+    priority: int | None = None
 
 
 @dataclass

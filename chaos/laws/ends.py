@@ -9,6 +9,8 @@ from chaos.laws import CLOCK, DEFAULT_ATTEMPTS, Breach, allowed, begun, instant,
 from chaos.story import Asked, Row, Schedule, Story
 
 FINAL = {"succeeded", "failed", "cancelled", "expired", "skipped"}
+# Within which a beat must have raised what is late to the front, though all were down meanwhile.
+RAISED_WITHIN = 20.0  # seconds
 # What may end an attempt in failure: the job itself, or the loss of its worker.
 EXPECTED_ERRORS = ("Deliberate:", "WorkerLostError:", "Terminated:")
 
@@ -127,6 +129,9 @@ def _lateness(row: Row, lines: list[Line]) -> Iterator[Breach]:
             yield Breach("deadline", f"{named(row)} is late for a deadline that it has not")
         return
     late = claimed - row.deadline.timestamp()
+    waited = claimed - max(row.deadline, row.created_at).timestamp()
+    if waited > RAISED_WITHIN and row.attempt == 1 and row.priority not in (None, 0):
+        yield Breach("deadline", f"{named(row)} was late by {late:.3f} s, and never at the front")
     if abs(max(late, 0) - (row.late_by or 0)) > CLOCK:
         yield Breach("deadline", f"{named(row)} was late by {late:.3f} s, and says {row.late_by}")
 

@@ -370,6 +370,17 @@ class TestEnds:
         story.ended_by_themselves = ["worker2 at 1.0", "beat1 at 1.0"]
         assert laws(story) == ["beat ended"]
 
+    @pytest.mark.parametrize(
+        ("made", "start", "priority", "raised"),
+        [(10, 45, 0, True), (10, 45, 3, False), (10, 25, 3, True), (40, 45, 3, True)],
+    )
+    def test_one_that_was_late_for_long_and_never_at_the_front_is_named(
+        self, made: float, start: float, priority: int, raised: bool
+    ) -> None:
+        late = row("a", 10, created_at=second(made), started_at=second(start), priority=priority,
+                   deadline=second(12), late_by=start - 12)  # fmt: skip
+        assert laws(good(a=late)) == ([] if raised else ["deadline"])
+
 
 class TestOverlap:
     def overlapping(self) -> Story:
