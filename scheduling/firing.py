@@ -20,7 +20,7 @@ from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
 from scheduling.registry import decode_error
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, with_fields
-from scheduling.sql import arrays, lean_cursor
+from scheduling.sql import arrays, lean_cursor, run_prepared
 from scheduling.waiting import cancel_waiting_of
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,7 @@ def fire_due(
     one_offs: list[int] = []
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
-        cursor.execute(LOCK_DUE, {"low": low, "limit": limit})
-        rows = cursor.fetchall()
+        rows = run_prepared(LOCK_DUE, {"low": low, "limit": limit})
         if not rows:
             return Fired(0, (), ())
         for plan, schedule_ids, there in _alike(rows):
@@ -208,7 +207,7 @@ def fire_due(
             now = plan.now
         columns = arrays([made.row() for made in runs], len(NewRun._fields))
         columns += arrays([moved.row() for moved in moves], len(Moved._fields))
-        cursor.execute(WRITE, columns)
+        run_prepared(WRITE, columns)
     _tell(runs)
     plans = sum(len(moved.schedule_ids) for moved in moves)
     fired = [key for moved in moves if moved.like.fired for key in moved.schedule_ids]

@@ -25,9 +25,14 @@ TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
 def lean_cursor() -> Iterator[Any]:
     """A cursor whose timestamps are read by psycopg itself: aware, in the session's zone, UTC."""
     with connection.cursor() as cursor:
-        loader: Any = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
-        cursor.cursor.adapters.register_loader(TIMESTAMPTZ, loader)
+        _lean(cursor.cursor)
         yield cursor
+
+
+def _lean(cursor: "psycopg.Cursor[Any]") -> "psycopg.Cursor[Any]":
+    loader: Any = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
+    cursor.adapters.register_loader(TIMESTAMPTZ, loader)
+    return cursor
 
 
 class _Prepared(NamedTuple):
@@ -37,8 +42,10 @@ class _Prepared(NamedTuple):
     plan_anew_at: float
 
 
-def run_prepared(sql: str, parameters: Mapping[str, object]) -> list[tuple[Any, ...]]:
-    """Run a statement that Postgres is to plan once, and not every time; return its rows.
+def run_prepared(
+    sql: str, parameters: Mapping[str, object] | Sequence[object]
+) -> list[tuple[Any, ...]]:
+    """Run a statement that Postgres is to plan once, and not every time; return its rows, if any.
 
     Parameters are bound by the server, so where a type cannot be told from its place the SQL needs
     a cast. Errors are Django's. The cursor is the connection's own, to be made once: with Django's
@@ -49,7 +56,8 @@ def run_prepared(sql: str, parameters: Mapping[str, object]) -> list[tuple[Any, 
         prepared = getattr(connection.connection, "truebeat_prepared", None)
         if prepared is None or time.monotonic() >= prepared.plan_anew_at:
             prepared = _plan_anew(connection.connection, prepared)
-        return prepared.cursor.execute(sql, parameters, prepare=True).fetchall()
+        cursor = prepared.cursor.execute(sql, parameters, prepare=True)
+        return cursor.fetchall() if cursor.description else []
 
 
 def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
@@ -60,7 +68,7 @@ def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
     """
     if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
         raw.prepare_threshold = sys.maxsize
-    cursor = psycopg.Cursor(raw) if prepared is None else prepared.cursor
+    cursor = _lean(psycopg.Cursor(raw)) if prepared is None else prepared.cursor
     if prepared is not None:
         cursor.execute("DISCARD PLANS")
     renewed = _Prepared(cursor, time.monotonic() + PLANS_LAST)

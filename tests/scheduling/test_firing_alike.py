@@ -278,6 +278,30 @@ class TestAlike:
         assert newest == [State.SCHEDULED, State.SCHEDULED, State.HELD, State.SCHEDULED]
 
 
+@pytest.mark.django_db
+def test_a_batch_looks_its_rows_up_however_many_are_due() -> None:
+    rule = crontab("0")
+    PeriodicTask.objects.bulk_create(
+        [PeriodicTask(name=f"many {n}", task="t", crontab=rule) for n in range(3000)]
+    )
+    Plan.objects.update(next_due_at=LONG_AGO + timedelta(days=1), needs_plan=False)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE scheduling_plan, django_celery_beat_periodictask")
+        assert firing.fire_due(LONG_AGO).plans == firing.BATCH  # its settings hold for the test's
+        cursor.execute("SELECT name, cardinality(parameter_types) FROM pg_prepared_statements")
+        plans = []
+        for name, count in cursor.fetchall():
+            cursor.execute(f"EXPLAIN EXECUTE {name}({', '.join(['NULL'] * count)})")
+            plans.append("\n".join(line for (line,) in cursor.fetchall()))
+    (locking,) = [plan for plan in plans if "LockRows" in plan]
+    (writing,) = [plan for plan in plans if "Insert on scheduling_run" in plan]
+    assert re.search(r"LockRows.*\n *->  Index Scan using plan_due on scheduling_plan", locking)
+    assert "Index Scan using scheduling_plan_pkey" in writing
+    for plan in locking, writing:
+        assert "Index Scan using django_celery_beat_periodictask_pkey" in plan
+        assert not re.search("Seq Scan|Bitmap", plan)
+
+
 def test_the_policy_has_no_other_columns_that_a_decision_could_rest_on() -> None:
     """Each either is in the shape, or is no matter for a decision."""
     elsewhere = {
