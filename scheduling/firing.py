@@ -26,6 +26,7 @@ from scheduling.waiting import cancel_waiting_of
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+STATE = NewRun._fields.index("state")
 NONE_LEFT = Unfinished()
 
 
@@ -151,6 +152,15 @@ class Runs(NamedTuple):
         """Return them as one row, in WRITE's order."""
         return (_literal(self.ids), _literal(self.schedule_ids), *self.like[2:])
 
+    def divided(self, count: int) -> tuple["Runs", "Runs"]:
+        """Return the first `count` of them as queued, and the others."""
+        run = self.like
+        queued = NewRun._make((*run[:STATE], State.QUEUED, *run[STATE + 1 :]))
+        return (
+            Runs(queued, self.ids[:count], self.schedule_ids[:count]),
+            Runs(run, self.ids[count:], self.schedule_ids[count:]),
+        )
+
     def hints(self, task: str) -> list[Hint]:
         like = self.like
         return [Hint(key, 1, task, like.queue, like.priority, like.options) for key in self.ids]
@@ -198,10 +208,14 @@ def fire_due(
             if replacing and _cancel_unfinished(plan):
                 new = [hold(run) for run in new]
             for run in new:
-                made = Runs(run, uuid7_texts(len(schedule_ids)), schedule_ids)
-                queued, waiting = _divided(made, plan.now, room)
-                hints += queued.hints(plan.task)
-                runs += [part for part in (queued, waiting) if part.ids]
+                ids = [str(run.id), *uuid7_texts(len(schedule_ids) - 1)]
+                made = Runs(run, ids, schedule_ids)
+                if count := _may_be_queued(made, plan.now, room):
+                    queued, made = made.divided(count)
+                    hints += queued.hints(plan.task)
+                    runs.append(queued)
+                if made.ids:
+                    runs.append(made)
             moves.append(Moves(move, schedule_ids))
             one_offs += schedule_ids if plan.one_off else ()
             now = plan.now
@@ -225,6 +239,9 @@ def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Un
     shapes = with_fields(Due, [row[3:] for row in rows])
     unfinished = _unfinished_of(shapes, rows)
     for shape, (schedule_ids, args, kwargs, *_) in zip(shapes, rows, strict=True):
+        if len(schedule_ids) == 1:
+            yield shape, schedule_ids, unfinished.get(shape.schedule_id, NONE_LEFT)
+            continue
         parts = defaultdict[tuple[str, Unfinished, int], list[tuple[int, str, str]]](list)
         for plan in zip(schedule_ids, args, kwargs, strict=True):
             there = unfinished.get(plan[0], NONE_LEFT)
@@ -236,25 +253,19 @@ def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Un
             yield like, [plan[0] for plan in plans], there
 
 
-def _divided(made: Runs, now: datetime, room: MutableMapping[Lane, int]) -> tuple[Runs, Runs]:
-    """Return those of the runs that are queued at once, and those that are as they were made.
-
-    Queued are runs that may start now, as many as there is room for.
-    """
-    run, lane = made.like, Lane(made.like.queue, made.like.priority)
-    may_start = (
-        run.state == State.SCHEDULED
-        and run.run_at <= now
-        and (run.expires_at is None or run.expires_at > now)
-    )
-    count = min(max(room.get(lane, 0), 0), len(made.ids)) if may_start else 0
-    if count:
-        room[lane] -= count
-    queued = run._replace(state=State.QUEUED)
-    return (
-        Runs(queued, made.ids[:count], made.schedule_ids[:count]),
-        Runs(run, made.ids[count:], made.schedule_ids[count:]),
-    )
+def _may_be_queued(made: Runs, now: datetime, room: MutableMapping[Lane, int]) -> int:
+    """Return how many of the runs may start now and have room for their hints; take that room."""
+    run = made.like
+    if run.state != State.SCHEDULED or run.run_at > now:
+        return 0
+    if run.expires_at is not None and run.expires_at <= now:
+        return 0
+    lane = Lane(run.queue, run.priority)
+    left = room.get(lane, 0)
+    count = min(left, len(made.ids))
+    if count > 0:
+        room[lane] = left - count
+    return max(count, 0)
 
 
 def _runs_any(runs: Iterable[NewRun]) -> bool:

@@ -131,9 +131,14 @@ def decode_call(args: str, kwargs: str) -> tuple[list[Any], dict[str, Any]]:
     return _decode("args", args, list, "array"), _decode("kwargs", kwargs, dict, "object")
 
 
+def _plain(text: str) -> Any:
+    value, end = PLAIN.raw_decode(text) if text[:1] in "[{" else (None, -1)
+    return value if end == len(text) else PLAIN.decode(text)  # which also takes spaces around it
+
+
 def _decode(label: str, text: str, kind: type[T], name: str) -> T:
     try:
-        value = loads(text) if "__type__" in text else PLAIN.decode(text)
+        value = loads(text) if "__type__" in text else _plain(text)
     except Exception as error:  # kombu's decoders of typed values raise whatever they like
         raise EnqueueError(f"{label} are not JSON: {text[:100]!r} ({error})") from None
     if not isinstance(value, kind):

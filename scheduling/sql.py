@@ -57,7 +57,8 @@ def run_prepared(
         if prepared is None or time.monotonic() >= prepared.plan_anew_at:
             prepared = _plan_anew(connection.connection, prepared)
         cursor = prepared.cursor.execute(sql, parameters, prepare=True)
-        return cursor.fetchall() if cursor.description else []
+        # Not `description`, which would be made for all columns.
+        return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
 
 def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
