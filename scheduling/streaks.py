@@ -43,19 +43,14 @@ SELECT state FROM (
  ORDER BY finished_at DESC LIMIT %(length)s
 """
 
-# Among the last successes and failures of all tasks, as far back as both were read: a task has no
-# index.
+# By their end, among the last ones by when they were made, which has an index. The task's name
+# stands between two bounds and in the order: see `history.Selection.newest`.
 LAST_OF_TASK = """
-WITH succeeded AS MATERIALIZED (
-    SELECT task, state, schedule_id, finished_at FROM scheduling_run
-     WHERE state = 'succeeded' AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1000
-), failed AS MATERIALIZED (
-    SELECT task, state, schedule_id, finished_at FROM scheduling_run
-     WHERE state = 'failed' AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1000
-)
-SELECT state FROM (SELECT * FROM succeeded UNION ALL SELECT * FROM failed) ended
- WHERE task = %(task)s AND schedule_id IS NULL AND finished_at >= COALESCE(
-    (SELECT min(finished_at) FROM succeeded HAVING count(*) = 1000), '-infinity')
+SELECT state FROM (
+    SELECT state, finished_at, schedule_id FROM scheduling_run
+     WHERE task >= %(task)s AND task <= %(task)s AND finished_at IS NOT NULL
+     ORDER BY task DESC, id DESC LIMIT 1000) ended
+ WHERE schedule_id IS NULL AND state IN ('succeeded', 'failed')
  ORDER BY finished_at DESC LIMIT %(length)s
 """
 
@@ -79,7 +74,7 @@ def of_schedule(schedule_id: int, length: int, since: datetime | None = None) ->
 def of_task(task: str, length: int) -> bool:
     """Return whether the last `length` runs of the task that no schedule made have failed.
 
-    They are looked for among the last 1,000 runs of any task that succeeded.
+    They are looked for among its 1,000 newest runs that have ended, whatever made them.
     """
     return _all_failed(LAST_OF_TASK, length, task=task)
 

@@ -58,6 +58,13 @@ def succeed(row: PeriodicTask) -> None:
     assert finish(made.pk, 1, Outcome(State.SUCCEEDED))
 
 
+def write_successes(task: str, count: int) -> None:
+    now = clock.now()
+    columns = {"task": task, "queue": "q", "origin": Origin.ADHOC, "due_at": now, "run_at": now}
+    ended = {"state": State.SUCCEEDED, "finished_at": now}
+    Run.objects.bulk_create(Run(**columns, **ended) for _ in range(count))
+
+
 def settle(limit: int = 1000) -> int:
     return failure_groups.settle(LONG_AGO, limit)
 
@@ -224,6 +231,25 @@ class TestNews:
         assert self.news() == ""
         fail()
         assert self.news() == News.IN_ROW
+
+    def test_what_other_tasks_do_meanwhile_ends_no_row(self) -> None:
+        fail()
+        settle()
+        told_long_ago()
+        for _ in range(2):
+            write_successes("other.task", 1000)
+            fail()
+        assert self.news() == News.IN_ROW
+
+    def test_only_the_newest_runs_of_the_task_are_read(self) -> None:
+        write_successes("other.task", 20_000)
+        write_successes(ADD, 5000)
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE scheduling_run")
+            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {streaks.LAST_OF_TASK}"
+            for task in (ADD, "never"):
+                cursor.execute(sql, {"task": task, "length": 3})
+                assert "'Index Name': 'run_of_task'" in str(cursor.fetchone()[0])
 
     def test_no_row_is_looked_for_where_the_setting_is_zero(self, settings: Settings) -> None:
         settings.ALERT_AFTER_FAILURES = 0
