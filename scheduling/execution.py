@@ -21,11 +21,11 @@ from celery import current_app
 from celery.app.trace import trace_ok_t
 from celery.utils.saferepr import saferepr
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from kombu.utils.json import loads
-from psycopg.pq import TransactionStatus
 
 from scheduling.attempts import died, not_stored, outcome_of, refused
+from scheduling.connections import drop_unclean
 from scheduling.enqueueing import enqueue_message
 from scheduling.errbacks import errback_arguments
 from scheduling.errors import EnqueueError
@@ -90,14 +90,14 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
         outcome = outcome_of(execution, claimed, returned)
     except BaseException as error:
         # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
-        _conclude(run_id, attempt, died(execution, claimed, error))
+        _conclude(run_id, attempt, died(execution, claimed, error), error)
         if not isinstance(error, Exception):
             raise
         logger.exception("outcome_unknown")
         return NOTHING_DONE
     if claimed.follow_ups and outcome.state != State.SCHEDULED:
         outcome = replace(outcome, followed=True)
-    _conclude(run_id, attempt, outcome)
+    _conclude(run_id, attempt, outcome, returned.info and returned.info.retval)
     return returned
 
 
@@ -146,7 +146,7 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
 
 def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claimed | None:
     """Claim; a connection that an earlier job spoilt is replaced, once."""
-    _drop_unclean_connection()
+    drop_unclean()
     claim_id = uuid7()
     for last in (False, True):
         try:
@@ -156,26 +156,6 @@ def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claim
             if last:  # the hint is sent again
                 event(logger, "claim_refused", level=logging.ERROR, run=run_id, error=error)
     return None
-
-
-def _drop_unclean_connection() -> None:
-    """Close a connection that is old or lost, or that a job left in a state of its own.
-
-    Whether it works is not asked, for that would be a statement more for each run: what is done
-    with it is tried again on another (`patiently`).
-    """
-    django: Any = connections["default"]
-    raw = django.connection
-    if raw is None or django.in_atomic_block:
-        return
-    status = raw.info.transaction_status
-    if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):  # UNKNOWN: it is lost
-        event(logger, "connection_left_open", level=logging.ERROR)
-    old = django.close_at is not None and time.monotonic() >= django.close_at
-    changed = django.autocommit != django.settings_dict["AUTOCOMMIT"]
-    if status != TransactionStatus.IDLE or old or changed or django.errors_occurred:
-        django.close()
-    django.health_check_done = True
 
 
 def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -> Claimed | None:
@@ -269,9 +249,9 @@ def _fill_request(
         request["ignore_result"] = False  # the chord's body is called with it
 
 
-def _conclude(run_id: UUID, attempt: int, outcome: Outcome) -> None:
+def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None) -> None:
     """Write the outcome, for as long as the lease may still be ours; never raises."""
-    _drop_unclean_connection()
+    drop_unclean(error)
     refused = ""
     for wanted in (outcome, outcome, None):
         last = wanted or not_stored(refused)

@@ -3,6 +3,7 @@
 Its transactions are real ones: after a job it drops a connection that is left inside one.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -57,6 +58,40 @@ def misbehave(how: str) -> Any:
         with transaction.atomic():
             Run.objects.filter(pk=run_of.id).update(task="x" * 201)
     raise {"ignore": Ignore, "reject": Reject, "exit": SystemExit, "key": KeyError}[how]
+
+
+opened: list[Any] = []
+
+
+def rows() -> Iterator[int]:
+    with transaction.atomic():
+        yield from range(9)
+
+
+def stop_among(rows: Iterator[int]) -> None:
+    next(rows)
+    raise ValueError("stopped")
+
+
+@shared_task
+def leaves_a_block_open(how: str) -> None:
+    """Leave Django's atomic block without its end."""
+    if how in ("fails in a generator", "fails and hides it", "retries"):
+        try:
+            stop_among(rows())
+        except ValueError as error:
+            if how == "fails in a generator":
+                raise
+            if how == "fails and hides it":
+                raise KeyError("hidden") from error
+            stopped = error
+        raise Retry(exc=stopped)
+    opened.append(transaction.atomic())
+    opened[-1].__enter__()
+    if how == "closes":
+        connection.close()
+    if how == "fails":
+        raise ValueError("stopped")
 
 
 @shared_task
@@ -543,6 +578,38 @@ class TestOutsideATransaction:
     def test_a_connection_that_died_meanwhile_costs_the_run_nothing(self) -> None:
         made = of(is_cut_off)
         hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+
+    @pytest.mark.parametrize(
+        ("how", "failures", "state", "error"),
+        [
+            ("fails in a generator", 0, State.SCHEDULED, "ValueError: stopped"),
+            ("fails and hides it", 0, State.SCHEDULED, "KeyError: 'hidden'"),
+            ("fails and hides it", 2, State.FAILED, "KeyError: 'hidden'"),
+            ("retries", 0, State.SCHEDULED, "ValueError: stopped"),
+            ("fails", 0, State.SCHEDULED, "ValueError: stopped"),
+            ("ends", 0, State.SUCCEEDED, None),
+            ("closes", 0, State.SUCCEEDED, None),
+        ],
+    )
+    def test_a_block_that_a_job_leaves_open_takes_no_end_with_it(
+        self, how: str, failures: int, state: State, error: str | None
+    ) -> None:
+        made = of(leaves_a_block_open, how, failures=failures)
+        hint(made)
+        assert not connection.in_atomic_block
+        gc.collect()  # a generator that is still open would roll back what came after
+        assert fresh(made).state == state
+        assert [kept["error"] for kept in fresh(made).errors] == [error][: error is not None]
+        following = of(tasks.add, 1, 2)
+        hint(following)
+        assert fresh(following).state == State.SUCCEEDED
+
+    def test_a_block_that_a_plain_message_leaves_open_takes_no_claim_with_it(self) -> None:
+        made = of(tasks.add, 1, 2)
+        deliver(leaves_a_block_open.name, str(uuid7()), args=("ends",))
+        hint(made)
+        assert not connection.in_atomic_block
         assert fresh(made).state == State.SUCCEEDED
 
     def test_before_its_outcome_is_written_postgres_is_asked_nothing(

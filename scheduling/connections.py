@@ -1,0 +1,64 @@
+"""The connections of a worker's child: what one run leaves on them is no other's."""
+
+import gc
+import logging
+import time
+import traceback
+from typing import Any
+
+from django.db import connections
+from psycopg.pq import TransactionStatus
+
+from scheduling.logs import event
+
+logger = logging.getLogger(__name__)
+
+
+def drop_unclean(error: object = None) -> None:
+    """Close a connection that is old or lost, or that a job left in a state of its own.
+
+    `error` is what the job ended with, if it did. Whether a connection works is not asked, for that
+    would be a statement more for each run: what is done with it is tried again on another
+    (`execution.patiently`).
+    """
+    django: Any = connections["default"]
+    if django.in_atomic_block:
+        _leave_atomic_block(django, error)
+    raw = django.connection
+    if raw is None:
+        return
+    status = raw.info.transaction_status
+    if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):  # UNKNOWN: it is lost
+        event(logger, "connection_left_open", level=logging.ERROR)
+    old = django.close_at is not None and time.monotonic() >= django.close_at
+    changed = django.autocommit != django.settings_dict["AUTOCOMMIT"]
+    if status != TransactionStatus.IDLE or old or changed or django.errors_occurred:
+        django.close()
+    django.health_check_done = True
+
+
+def _leave_atomic_block(django: Any, error: object) -> None:
+    """End Django's transaction, which a job left open: what is written next is not to be in it.
+
+    A generator that stopped inside the block would end it later, in the midst of another's
+    transaction. So it is closed first, which ends the block as it should be.
+    """
+    event(logger, "connection_left_open", level=logging.ERROR)
+    _clear_frames(error)
+    gc.collect()
+    if django.in_atomic_block:
+        # Within a block, Django only notes that its connection is closed.
+        django.in_atomic_block = django.closed_in_transaction = False
+        django.close()
+
+
+def _clear_frames(error: object) -> None:
+    """Let go of all that the code which raised `error`, or what led to it, had in hand."""
+    cleared, errors = set[int](), [error]
+    while errors:
+        one = errors.pop()
+        if isinstance(one, BaseException) and id(one) not in cleared:
+            cleared.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            errors += one.__cause__, one.__context__, getattr(one, "exc", None)  # of a Retry
+            errors += getattr(one, "exceptions", ())
