@@ -33,12 +33,15 @@ logger = logging.getLogger(__name__)
 TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
 
 
+# Of a run that is tried more than a hundred times the first ten errors stay, and the last ninety.
 # `CASE state`, lest Postgres look through all that runs, in the index of that, for this one id.
 MOVE = """
 UPDATE scheduling_run SET
     state = %(state)s, reason = %(reason)s, lease_expires_at = NULL,
     failures = failures + %(failed)s,
-    errors = CASE WHEN %(error)s::text IS NULL THEN errors ELSE errors || jsonb_build_array(
+    errors = CASE WHEN %(error)s::text IS NULL THEN errors
+        ELSE CASE WHEN jsonb_array_length(errors) < 100 THEN errors ELSE errors - 10 END
+        || jsonb_build_array(
         jsonb_build_object('attempt', attempt, 'error', %(error)s::text,
             'traceback', %(traceback)s::text, 'worker', worker,
             'started_at', started_at, 'ended_at', clock_timestamp())) END,

@@ -84,6 +84,13 @@ class TestFinish:
             error["ended_at"]
         )
 
+    def test_of_very_many_the_first_and_the_last_are_kept(self) -> None:
+        before = [{"attempt": n} for n in range(1, 101)]
+        made = run(State.RUNNING, attempt=101, errors=before)
+        finish(made.pk, 101, Outcome(State.SCHEDULED, "again", error="again", failed=True))
+        kept = [error["attempt"] for error in fresh(made).errors]
+        assert kept == [*range(1, 11), *range(12, 102)]
+
     def test_another_attempt_waits_with_the_next_number(self) -> None:
         made = run(State.RUNNING, priority=6, queued_at=clock.now())
         assert finish(made.pk, 1, AGAIN)
