@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis
@@ -115,6 +116,7 @@ class Scheduler(beat.Scheduler):
         self._bell = Listener()
         self._pause = 0.0
         self._low = LONG_AGO
+        self._ledger = lost_leases.Ledger()
         self._prepared: Any = None  # the connection that SESSION was said to
         self._full_look_at = 0.0
         self._behind = False
@@ -131,6 +133,7 @@ class Scheduler(beat.Scheduler):
     def setup_schedule(self) -> None:
         """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
         silence.waits.watch(leases=1)  # of a whole tick
+        self._ledger.heard()
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Do all that is due, then sleep until the next instant, a ring, or a second has passed.
@@ -148,6 +151,7 @@ class Scheduler(beat.Scheduler):
             connection.close()
             seconds = self._backed_off("database_away", error)
         except (redis.RedisError, BrokerError, OSError) as error:
+            self._ledger.not_asked()
             seconds = self._backed_off("redis_away", error)
         except Exception as error:
             connection.close()
@@ -176,6 +180,7 @@ class Scheduler(beat.Scheduler):
             fired = self._fire(room) if due else 0
             published = dispatch.publish(self._broker, others=room)
             room = dict(published.room)
+            self._ledger.heard()
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full or time.monotonic() >= busy_until:
                 break
@@ -199,6 +204,7 @@ class Scheduler(beat.Scheduler):
             self._prepared = connection.connection
         (row,) = run_prepared(LOOK, parameters)
         look = Look(*row)
+        self._ledger.said(look.now)
         self._low = LONG_AGO if full else look.now - LOOK_BACK
         if full:
             self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
@@ -220,7 +226,7 @@ class Scheduler(beat.Scheduler):
         Whatever is wrong with one, the others and the schedules go on.
         """
         steps: tuple[tuple[bool, Callable[[], object]], ...] = (
-            (look.leases_lost, lost_leases.recover_lost_leases),
+            (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger.back_at)),
             (look.expired, waiting.expire_waiting),
             (look.held, waiting.release_held),
             (look.backfills_held, backfill_pace.let_go),

@@ -135,7 +135,7 @@ class TestATick:
         self, scheduler: Scheduler, settings: Settings
     ) -> None:
         settings.RUN_LEASE = timedelta(milliseconds=10)
-        end = clock.now() + timedelta(seconds=1)
+        end = clock.now() + timedelta(seconds=0.3)
         old = run(
             State.RUNNING, schedule_id=7, cancel_requested_by="schedule 7: replaced",
             lease_expires_at=end,
@@ -287,6 +287,54 @@ class TestAfterAnOutage:
         row = schedule(clocked=rule, one_off=True)
         settle(scheduler)
         assert len(runs_of(row)) == 1
+
+
+@pytest.mark.django_db
+class TestLeasesAfterASilence:
+    """While the ledger was away nobody could renew a lease."""
+
+    @pytest.fixture(autouse=True)
+    def _lease(self, settings: Settings) -> None:
+        settings.RUN_LEASE = timedelta(seconds=1)
+
+    @pytest.fixture
+    def scheduler(self, redis_client: redis.Redis) -> Scheduler:
+        """A beat that has heard nothing of the ledger for a minute."""
+        scheduler = make()
+        scheduler.run_once()
+        assert scheduler._ledger.heard_at is not None
+        scheduler._ledger.heard_at -= 60
+        return scheduler
+
+    def test_they_are_judged_a_lease_later_and_count_no_failure(self, scheduler: Scheduler) -> None:
+        back = clock.now()
+        made = run(State.RUNNING, lease_expires_at=back, max_attempts=2, failures=1)
+        scheduler.run_once()
+        scheduler.run_once()
+        made.refresh_from_db()
+        assert made.state == State.RUNNING
+        wait_for(lambda: bool(scheduler.run_once()) and Run.objects.get(pk=made.pk).attempt == 2)
+        made.refresh_from_db()
+        assert (made.state, made.failures) == (State.QUEUED, 1)
+        assert made.queued_at is not None
+        assert made.queued_at > back + timedelta(seconds=1)
+
+    def test_one_that_was_renewed_since_then_counts(self, scheduler: Scheduler) -> None:
+        scheduler.run_once()
+        made = run(State.RUNNING, lease_expires_at=clock.now() + timedelta(seconds=1))
+        wait_for(lambda: bool(scheduler.run_once()) and Run.objects.get(pk=made.pk).attempt == 2)
+        assert Run.objects.get(pk=made.pk).failures == 1
+
+    def test_a_long_wait_for_redis_is_no_silence_of_the_ledger(self, scheduler: Scheduler) -> None:
+        scheduler._ledger.not_asked()
+        made = run(State.RUNNING, lease_expires_at=clock.now())
+        scheduler.run_once()
+        assert Run.objects.get(pk=made.pk).failures == 1
+
+    def test_a_beat_that_has_just_started_judges_at_once(self, redis_client: redis.Redis) -> None:
+        made = run(State.RUNNING, lease_expires_at=clock.now())
+        make().run_once()
+        assert Run.objects.get(pk=made.pk).failures == 1
 
 
 @pytest.mark.django_db
