@@ -55,8 +55,9 @@ NAMES_COMPARED = 5000
 class NextOccurrence:
     """An occurrence to come: when it is due, when it may start (later by the spread), and where.
 
-    `local` is `due_at` in the rule's time zone; `dst` and `missing` say what a change of clocks did
-    to it, `moved_from` and `day_off` what its calendar did, as in `recurrence.Occurrence`.
+    `local` is `due_at` in the rule's time zone; `dst`, `missing` and `missing_more` say what a
+    change of clocks did to it, `moved_from` and `day_off` what its calendar did, as in
+    `recurrence.Occurrence`.
     """
 
     due_at: datetime
@@ -66,6 +67,13 @@ class NextOccurrence:
     missing: datetime | None = None
     moved_from: date | None = None
     day_off: str = ""
+    missing_more: int = 0
+
+    @property
+    def missing_words(self) -> str:
+        """What the clocks leave out, for people: "2027-03-28 02:30 and 1 more"."""
+        more = f" and {self.missing_more:,} more" if self.missing_more else ""
+        return f"{self.missing:%Y-%m-%d %H:%M}{more}" if self.missing else ""
 
 
 def add(
@@ -233,7 +241,14 @@ def next_occurrences(
     offset = spread_offset(schedule.pk, policy_of(schedule).spread)
     return [
         NextOccurrence(
-            o.due_at, o.due_at + offset, o.local, o.dst, o.missing, o.moved_from, o.day_off
+            o.due_at,
+            o.due_at + offset,
+            o.local,
+            o.dst,
+            o.missing,
+            o.moved_from,
+            o.day_off,
+            o.missing_more,
         )
         for o in found
     ]

@@ -278,13 +278,12 @@ def _outcome(run: Run) -> SafeString:
 
 def _shown(occurrence: core.NextOccurrence) -> dict[str, str]:
     """Return one line of the next times: in the rule's zone, in ours, and what the clocks do."""
-    missing = occurrence.missing and occurrence.missing.strftime("%Y-%m-%d %H:%M")
     here, there = moment(occurrence.due_at), occurrence.local.strftime("%a %Y-%m-%d %H:%M:%S %Z")
     return {
         "local": there,
         "here": here if here not in there else "",
         "run_at": moment(occurrence.run_at),
-        "mark": DST[occurrence.dst].format(missing=missing),
+        "mark": DST[occurrence.dst].format(missing=occurrence.missing_words),
         "calendar": _calendar_words(occurrence),
     }
 

@@ -98,9 +98,10 @@ def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
     """Return the contract's shape of an occurrence to come.
 
     Where its calendar did something to it, `moved_from` says from which day, or `skipped` why;
-    where the clocks did, `missing` is the wall-clock time that does not exist.
+    where the clocks did, `missing` is the first wall-clock time that does not exist, and
+    `missing_more` how many follow it.
     """
-    shape = {
+    shape: dict[str, Any] = {
         "due_at": instant_json(occurrence.due_at),
         "run_at": instant_json(occurrence.run_at),
         "local": occurrence.local.isoformat(),
@@ -108,6 +109,8 @@ def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
     }
     if occurrence.missing:
         shape["missing"] = occurrence.missing.isoformat()
+    if occurrence.missing_more:
+        shape["missing_more"] = occurrence.missing_more
     if occurrence.moved_from:
         shape["moved_from"] = occurrence.moved_from.isoformat()
     if occurrence.day_off:

@@ -69,10 +69,8 @@ def next_due(standing: Standing, now: datetime) -> str:
 
 
 def occurrence_row(occurrence: NextOccurrence, policy: Policy, now: datetime) -> tuple[str, ...]:
-    local, missing = occurrence.local, occurrence.missing
-    notes = CLOCK_CHANGES.get(occurrence.dst, "").format(
-        missing=missing and f"{missing:%Y-%m-%d %H:%M}"
-    )
+    local = occurrence.local
+    notes = CLOCK_CHANGES.get(occurrence.dst, "").format(missing=occurrence.missing_words)
     if occurrence.moved_from:
         notes = "; ".join(filter(None, (f"moved from {occurrence.moved_from:%a %Y-%m-%d}", notes)))
     if occurrence.day_off:

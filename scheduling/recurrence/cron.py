@@ -10,7 +10,8 @@ Where the clocks change:
   not at all at times that a gap leaves out, so its intervals stay even.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -18,7 +19,7 @@ from zoneinfo import ZoneInfo
 from . import dialect
 from .errors import UnknownTimezone
 from .pattern import WallPattern, times_of_day
-from .rule import TICK, Occurrence, Rule
+from .rule import TICK, Dst, Occurrence, Rule
 from .wallclock import FIRST, LAST, Stretch, stretch_at, zone
 
 # More than the clocks are ever turned back by: later than this after an instant, they do not show
@@ -79,12 +80,12 @@ class CronRule(Rule):
         instant = due.replace(tzinfo=None)
         stretch = stretch_at(self.tz, instant)
         if self.fixed:
-            missing = self._missing_before(stretch) if instant == stretch.start else None
-            return Occurrence(due, local, "shifted" if missing else "", missing)
+            missing = self._missing_before(stretch) if instant == stretch.start else []
+            return _with_missing(Occurrence(due, local), "shifted", missing)
         if instant + stretch.offset < stretch.reached:
             return Occurrence(due, local, "repeated")
         missing = self._missing_between(previous.replace(tzinfo=None), stretch)
-        return Occurrence(due, local, "skipped" if missing else "", missing)
+        return _with_missing(Occurrence(due, local), "skipped", missing)
 
     def describe(self) -> str:
         return f"{self.expression} ({self.timezone})"
@@ -111,17 +112,27 @@ class CronRule(Rule):
             count -= max(coinciding - 1, 0)
         return max(count, 0)  # negative where a repeated time goes on past `upto`
 
-    def _missing_before(self, stretch: Stretch) -> datetime | None:
-        """The first match in the gap before the stretch, a wall clock that was never shown."""
+    def _missing_before(self, stretch: Stretch) -> list[datetime]:
+        """The matches in the gap before the stretch, wall clocks that were never shown."""
+        found = list[datetime]()
         wall = self.pattern.next(stretch.reached - TICK) if stretch.after_gap else None
-        return wall if wall is not None and wall < stretch.opens else None
+        while wall is not None and wall < stretch.opens:
+            found.append(wall)
+            wall = self.pattern.next(wall)
+        return found
 
-    def _missing_between(self, previous: datetime, stretch: Stretch) -> datetime | None:
-        missing = None
+    def _missing_between(self, previous: datetime, stretch: Stretch) -> list[datetime]:
+        missing = list[datetime]()
         while stretch.start > max(previous, FIRST):
-            missing = self._missing_before(stretch) or missing
+            missing = self._missing_before(stretch) + missing
             stretch = stretch_at(self.tz, stretch.start - TICK)
         return missing
+
+
+def _with_missing(occurrence: Occurrence, dst: Dst, missing: Sequence[datetime]) -> Occurrence:
+    if not missing:
+        return occurrence
+    return replace(occurrence, dst=dst, missing=missing[0], missing_more=len(missing) - 1)
 
 
 def cron(expression: str, timezone: str | ZoneInfo) -> CronRule:

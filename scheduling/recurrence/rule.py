@@ -28,7 +28,8 @@ class Occurrence:
     - `"skipped"`: between the previous occurrence and this one, a time the rule names did not
       exist and nothing ran for it. `missing` is the first such time.
 
-    `missing` is a naive wall-clock datetime: it has no instant.
+    `missing` is a naive wall-clock datetime: it has no instant. `missing_more` says how many such
+    times there were after it.
 
     What a calendar did to it: `moved_from` is the day off that it was moved from; `day_off` says
     why nothing runs for it.
@@ -40,6 +41,7 @@ class Occurrence:
     missing: datetime | None = None
     moved_from: date | None = None
     day_off: str = ""
+    missing_more: int = 0
 
 
 class Rule(ABC):

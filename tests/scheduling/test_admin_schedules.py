@@ -227,7 +227,12 @@ class TestTheForm:
                 "3",
                 r"the clocks leave \d{4}-03-\d\d 02:30 out: it runs right after the gap",
             ),
-            ("*/30", "2,3", "3", r"the clocks left \d{4}-03-\d\d 02:00 out: nothing ran for it"),
+            (
+                "*/30",
+                "2,3",
+                "3",
+                r"the clocks left \d{4}-03-\d\d 02:00 and 1 more out: nothing ran for",
+            ),
             ("30", "2-3", "10", "the second time that the clocks show this"),
         ],
     )

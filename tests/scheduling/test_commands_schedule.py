@@ -385,6 +385,13 @@ class TestList:
 
 
 class TestNext:
+    def test_it_counts_the_times_that_the_clocks_leave_out(self) -> None:
+        added("--cron", "*/15 2,3 * * *", "--timezone", "Europe/Berlin")
+        words = ("schedule", "next", "nightly", "-n", "1", "--from", "2027-03-27T12:00Z")
+        assert "nothing runs for 2027-03-28 02:00 and 3 more, which" in called(*words).out
+        (occurrence,) = json.loads(called(*words, "--json").out)
+        assert (occurrence["missing"], occurrence["missing_more"]) == ("2027-03-28T02:00:00", 3)
+
     def test_its_json_is_the_contract_s(self) -> None:
         added("--cron", "30 2 * * *", "--timezone", "Europe/Berlin")
         words = ("-n", "2", "--from", "2027-03-27T12:00Z", "--json")

@@ -304,6 +304,13 @@ class TestPreview:
         assert row.due_at == utc("2017-03-26T00:00")
         assert (row.dst, row.missing) == ("skipped", naive("2015-03-29T03:00"))
 
+    def test_the_others_are_counted(self) -> None:
+        """Apia left out the whole 30th of December 2011."""
+        (_, row) = preview(cron("0 */6 * * *", "Pacific/Apia"), utc("2011-12-30T00:00"), 2)
+        assert (row.missing, row.missing_more) == (naive("2011-12-30T00:00"), 3)
+        (row,) = preview(cron("0,15,30 2 * * *", "America/New_York"), utc("2026-03-08T06:00"), 1)
+        assert (row.dst, row.missing_more) == ("shifted", 2)
+
     def test_a_rule_that_does_not_meet_the_gap_has_no_mark(self) -> None:
         found = preview(cron("0 */4 * * *", "America/New_York"), utc("2026-03-08"), 6)
         assert [row.dst for row in found] == [""] * 6
