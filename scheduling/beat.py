@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
+HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
 COPY_BATCH = 200  # schedules at a time
@@ -170,7 +171,7 @@ class Scheduler(beat.Scheduler):
         """Do all that is due now; return the seconds until there may be more, at most one."""
         look = self._look()
         self._pulse(look)
-        self._recover(look)
+        repaired = self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
         next_due, room = look.next_due_in, dict[Lane, int]()
         busy_until = time.monotonic() + BUSY_MAX
@@ -188,9 +189,14 @@ class Scheduler(beat.Scheduler):
         self._copy_last_runs()
         if full or planned or self._behind:
             self._full_look_at = 0.0  # there may be more in the past than LOOK_BACK shows
+        elif next_due is not None and next_due < -SLEEP_MAX:
+            # What is overdue and was not fired, somebody holds: that must not be lost sight of.
+            self._full_look_at = min(self._full_look_at, time.monotonic() + SLEEP_MAX)
         self._behind = False
-        if full or planned or fired or published.hints or raised:
+        if full or planned or fired or published.hints or raised or repaired:
             return 0.0
+        if next_due is not None and next_due <= 0:
+            next_due = HELD_PAUSE
         waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
         return max(min(wait for wait in waits if wait is not None), 0.0)
 
@@ -220,13 +226,17 @@ class Scheduler(beat.Scheduler):
             copy_last_runs(fired.one_off_ids)
         return fired.plans
 
-    def _recover(self, look: Look) -> None:
+    def _recover(self, look: Look) -> bool:
         """Repair in the ledger what needs no Redis; each step runs only where `look` found work.
 
         Whatever is wrong with one, the others and the schedules go on.
+
+        Returns:
+            Whether a batch was full, so that there may be more.
         """
-        steps: tuple[tuple[bool, Callable[[], object]], ...] = (
-            (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger.back_at)),
+        full = False
+        steps: tuple[tuple[bool, Callable[[], int]], ...] = (
+            (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger)),
             (look.expired, waiting.expire_waiting),
             (look.held, waiting.release_held),
             (look.backfills_held, backfill_pace.let_go),
@@ -234,7 +244,9 @@ class Scheduler(beat.Scheduler):
         for wanted, step in steps:
             if wanted:
                 with going_on(logger, "repair_failed"):
-                    step()
+                    full |= step() >= waiting.BATCH
+                self._ledger.heard()
+        return full
 
     def _raise(self, look: Look) -> int:
         raised = raising.raise_for_deadlines() if look.deadlines else 0

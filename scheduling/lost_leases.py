@@ -14,10 +14,10 @@ from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.outcomes import failed_attempt
 from scheduling.sql import going_on
+from scheduling.waiting import BATCH
 
 logger = logging.getLogger(__name__)
 
-BATCH = 500
 SILENCE_MIN = 2.0  # seconds: beat itself sleeps for one between two looks
 
 # Since when there has been somebody to renew a lease with; GREATEST leaves a NULL out.
@@ -64,18 +64,20 @@ class Ledger:
             event(logger, "leases_not_judged", level=logging.WARNING, lease=settings.RUN_LEASE)
 
 
-def recover_lost_leases(back_at: datetime | None = None, limit: int = BATCH) -> int:
+def recover_lost_leases(ledger: Ledger | None = None, limit: int = BATCH) -> int:
     """End the attempts whose lease has run out; return how many.
 
     While Postgres is away nobody can renew: leases are judged only after it has been there for
     one, and one that was last renewed before that does not count as the run's failure.
 
     Args:
-        back_at: since when it has been there, by its own clock, where it was away without an end
-            of its process.
+        ledger: what a beat knows of that, besides when Postgres started.
         limit: attempts in a batch.
     """
-    parameters: dict[str, Any] = {"lease": settings.RUN_LEASE, "limit": limit, "back_at": back_at}
+    ledger = ledger or Ledger()
+    parameters: dict[str, Any] = {
+        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at
+    }  # fmt: skip
     with connection.cursor() as cursor:
         cursor.execute(LOST, parameters)
         lost = cursor.fetchall()
@@ -87,4 +89,5 @@ def recover_lost_leases(back_at: datetime | None = None, limit: int = BATCH) -> 
         outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
         with going_on(logger, "repair_failed"):
             ended += finish(run_id, attempt, replace(outcome, lost=True))
+        ledger.heard()
     return ended

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BATCH = 500  # runs that a repair of beat's takes at a time
+
 CLOSE = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
  WHERE {which}
@@ -46,7 +48,7 @@ expires_at <= statement_timestamp() AND state IN ({WAITING_SQL}) AND run_at <> %
 """
 
 
-def expire_waiting(limit: int = 500) -> int:
+def expire_waiting(limit: int = BATCH) -> int:
     """End the waiting runs whose `expires_at` has passed; return how many."""
     reason = "expired: its expiry time passed while it waited"
     return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit, "parked": PARKED})

@@ -18,8 +18,9 @@ from pytest_django import Settings
 from config.embedded import RedisServer
 from scheduling import beat, clock, dispatch, finishing, firing, lost_leases, planning
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
-from scheduling.models import Plan, Priority, Run, State
+from scheduling.models import UNFINISHED, Plan, Priority, Run, State
 from scheduling.outcomes import Outcome
+from scheduling.tasks import alert
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
     crontab,
@@ -27,6 +28,7 @@ from tests.scheduling.ledger import (
     run,
     runs_of,
     schedule,
+    second_connection,
     set_plan,
 )
 from tests.waiting import wait_for
@@ -66,6 +68,13 @@ def many(count: int) -> None:
     Plan.objects.update(
         needs_plan=False, next_due_at=clock.now() + timedelta(days=100), plan_from=LONG_AGO
     )
+
+
+def many_runs(count: int, **columns: Any) -> None:
+    """Write runs that are alike."""
+    at = clock.now() - timedelta(minutes=1)
+    alike = {"task": "t", "queue": "celery", "origin": "adhoc", "due_at": at, "run_at": at}
+    Run.objects.bulk_create([Run(**alike, **columns) for _ in range(count)])
 
 
 @pytest.mark.django_db
@@ -124,6 +133,19 @@ class TestATick:
         scheduler.run_once()
         made.refresh_from_db()
         assert made.attempt == 2
+
+    @pytest.mark.parametrize("kind", ["expired", "lost"])
+    def test_more_repairs_than_a_batch_holds_follow_at_once(
+        self, scheduler: Scheduler, settings: Settings, kind: str
+    ) -> None:
+        settings.RUN_LEASE = timedelta(milliseconds=10)
+        past = clock.now() - timedelta(minutes=1)
+        if kind == "expired":
+            many_runs(1200, expires_at=past)
+        else:
+            many_runs(1200, state=State.RUNNING, lease_expires_at=past, max_attempts=1)
+        settle(scheduler)
+        assert not Run.objects.filter(state__in=UNFINISHED).exclude(task=alert.name).exists()
 
     def test_held_runs_whose_blocker_is_gone_are_released(self, scheduler: Scheduler) -> None:
         made = run(State.HELD, schedule_id=7)
@@ -279,6 +301,33 @@ class TestAfterAnOutage:
         scheduler._full_look_at = 0.0  # beat has just been started
         settle(scheduler)
         assert len(runs_of(row)) >= hours * 60
+
+    def test_what_somebody_held_is_fired_within_a_second_of_being_free(
+        self, scheduler: Scheduler
+    ) -> None:
+        row, other = schedule(), schedule(name="other")
+        settle(scheduler)
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(minutes=5))
+        set_plan(other, clock.now() - timedelta(minutes=5))
+        scheduler._full_look_at = 0.0
+        with second_connection() as somebody:
+            somebody.execute(
+                "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR UPDATE", [row.pk]
+            )
+            settle(scheduler)
+            assert (len(runs_of(row)), len(runs_of(other))) == (0, 1)
+        wait_for(lambda: scheduler.run_once() >= 0 and bool(runs_of(row)), timeout=2)
+
+    def test_beat_does_not_spin_while_somebody_holds_what_is_due(
+        self, scheduler: Scheduler
+    ) -> None:
+        row = schedule()
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(seconds=1))
+        with second_connection() as somebody:
+            somebody.execute("SELECT 1 FROM scheduling_plan FOR UPDATE")
+            assert scheduler.run_once() == beat.HELD_PAUSE
 
     def test_a_time_set_minutes_in_the_past_is_fired_at_once(self, scheduler: Scheduler) -> None:
         settle(scheduler)
