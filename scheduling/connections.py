@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import Any
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg.pq import TransactionStatus
 
 from scheduling.logs import event
@@ -14,27 +14,33 @@ from scheduling.logs import event
 logger = logging.getLogger(__name__)
 
 
-def drop_unclean(error: object = None) -> None:
-    """Close a connection that is old or lost, or that a job left in a state of its own.
+def drop_unclean(error: object = None, *, tried_again: bool = True) -> None:
+    """Close connections that are old or lost, or that a job left in a state of its own.
 
-    `error` is what the job ended with, if it did. Whether a connection works is not asked, for that
-    would be a statement more for each run: what is done with it is tried again on another
-    (`execution.patiently`).
+    `error` is what the job ended with, if it did. Django asks of a connection whether it works
+    before it is used next. Not of the ledger's, for that would be a statement more for each run,
+    where what is done with it is `tried_again` on another (`execution.patiently`).
     """
-    django: Any = connections["default"]
+    django: Any
+    for django in connections.all(initialized_only=True):
+        _drop_if_unclean(django, error)
+        django.health_check_done = tried_again and django.alias == DEFAULT_DB_ALIAS
+
+
+def _drop_if_unclean(django: Any, error: object) -> None:
     if django.in_atomic_block:
         _leave_atomic_block(django, error)
     raw = django.connection
     if raw is None:
         return
-    status = raw.info.transaction_status
+    postgres = django.vendor == "postgresql"
+    status = raw.info.transaction_status if postgres else TransactionStatus.IDLE
     if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):  # UNKNOWN: it is lost
         event(logger, "connection_left_open", level=logging.ERROR)
     old = django.close_at is not None and time.monotonic() >= django.close_at
     changed = django.autocommit != django.settings_dict["AUTOCOMMIT"]
     if status != TransactionStatus.IDLE or old or changed or django.errors_occurred:
         django.close()
-    django.health_check_done = True
 
 
 def _leave_atomic_block(django: Any, error: object) -> None:

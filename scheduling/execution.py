@@ -108,6 +108,7 @@ def _run_untracked(
         event(logger, "untracked_refused", level=logging.WARNING, task=job.name, id=task_id)
         return NOTHING_DONE
     execution = Execution(task_id, job)
+    drop_unclean(tried_again=False)
     returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
     if execution.again is not None:
         again = execution.again

@@ -14,8 +14,9 @@ from uuid import UUID
 import pytest
 from celery import Task, current_app, shared_task, signals, states
 from celery.exceptions import Ignore, Reject, Retry
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django_celery_results.models import TaskResult
+from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
 from scheduling import clock, execution, firing
@@ -104,6 +105,19 @@ def is_cut_off() -> None:
     other.close()
 
 
+@shared_task
+def ask_another_database(leave: str = "") -> int:
+    other = connections["other"]
+    if leave == "a block":
+        opened.append(transaction.atomic("other"))
+        opened[-1].__enter__()
+    with other.cursor() as cursor:
+        if leave == "a transaction":
+            cursor.execute("BEGIN")
+        cursor.execute("SELECT 1")
+        return int(cursor.fetchone()[0])
+
+
 @shared_task(bind=False, base=Job, max_attempts=1)
 def only_once() -> None:
     raise ValueError("no")
@@ -149,6 +163,26 @@ def _no_redis_needed(redis_client: object) -> None:
 def _tracers() -> Iterator[None]:
     yield
     forget_tracers()
+
+
+@pytest.fixture
+def other_database() -> Iterator[Any]:
+    """The ledger's database once more, under another alias."""
+    connections.settings["other"] = dict(connection.settings_dict)
+    other: Any = connections["other"]
+    # Django's own asks whether the test may use this alias.
+    other.ensure_connection = lambda: None if other.connection else other.connect()
+    try:
+        yield other
+    finally:
+        other.in_atomic_block = False
+        other.close()
+        del connections["other"], connections.settings["other"]
+
+
+def end_backend(of: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [of.connection.info.backend_pid])
 
 
 def of(task: Any, *args: Any, state: State = State.QUEUED, **columns: Any) -> Run:
@@ -612,6 +646,46 @@ class TestOutsideATransaction:
         assert not connection.in_atomic_block
         assert fresh(made).state == State.SUCCEEDED
 
+    def test_another_database_that_restarts_costs_no_run(self, other_database: Any) -> None:
+        for _ in range(2):
+            made = of(ask_another_database)
+            hint(made)
+            assert fresh(made).state == State.SUCCEEDED
+            end_backend(other_database)
+
+    def test_another_database_may_be_of_another_kind(self, other_database: Any) -> None:
+        connections.settings["other"] |= {
+            "ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {},
+        }  # fmt: skip
+        other: Any = connections.create_connection("other")
+        other.ensure_connection = lambda: None if other.connection else other.connect()
+        connections["other"] = other
+        for leave in ("", "a block", ""):
+            made = of(ask_another_database, leave)
+            hint(made)
+            assert fresh(made).state == State.SUCCEEDED
+            assert not other.in_atomic_block
+
+    def test_without_health_checks_another_database_that_restarts_costs_one_attempt(
+        self, other_database: Any
+    ) -> None:
+        other_database.settings_dict["CONN_HEALTH_CHECKS"] = False
+        hint(of(ask_another_database))
+        end_backend(other_database)
+        made = [of(ask_another_database) for _ in range(3)]
+        assert [(hint(one), fresh(one).state)[1] for one in made] == [
+            State.SCHEDULED, State.SUCCEEDED, State.SUCCEEDED,
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("leave", ["a block", "a transaction"])
+    def test_a_transaction_that_is_left_on_another_database_is_no_other_runs(
+        self, leave: str, other_database: Any
+    ) -> None:
+        hint(of(ask_another_database, leave))
+        hint(of(ask_another_database))
+        assert not other_database.in_atomic_block
+        assert other_database.connection.info.transaction_status == TransactionStatus.IDLE
+
     def test_before_its_outcome_is_written_postgres_is_asked_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -650,6 +724,13 @@ class TestPlainMessages:
         settings.ACCEPT_UNTRACKED = False
         assert deliver(tasks.add.name, str(uuid7()), args=(1, 2)) == NOTHING_DONE
         assert signalled == []
+
+    def test_a_database_that_restarts_costs_at_most_one_of_them(self, other_database: Any) -> None:
+        deliver(ask_another_database.name, str(uuid7()))
+        end_backend(other_database)
+        connection.connection.close()
+        returned = [deliver(ask_another_database.name, str(uuid7())) for _ in range(2)]
+        assert isinstance(returned[-1].retval, int)
 
     def test_the_retry_of_one_with_an_id_of_its_own_is_not_lost(self) -> None:
         deliver(gives_up.name, "import-2026-11-20")
