@@ -45,6 +45,7 @@ COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
 COPY_BATCH = 200  # schedules at a time
 COPY_PAUSE = 0.05  # seconds between batches, where nothing is due
 PULSE_EVERY = 5.0  # seconds between heartbeats
+RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of others let go
 RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
 
@@ -123,6 +124,7 @@ class Scheduler(beat.Scheduler):
         self._behind = False
         self._resend_at = 0.0
         self._age_at = 0.0
+        self._release_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
         self._to_copy: set[int] = set()
@@ -238,7 +240,7 @@ class Scheduler(beat.Scheduler):
         steps: tuple[tuple[bool, Callable[[], int]], ...] = (
             (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger)),
             (look.expired, waiting.expire_waiting),
-            (look.held, waiting.release_held),
+            (look.held and time.monotonic() >= self._release_at, self._release),
             (look.backfills_held, backfill_pace.let_go),
         )
         for wanted, step in steps:
@@ -247,6 +249,12 @@ class Scheduler(beat.Scheduler):
                     full |= step() >= waiting.BATCH
                 self._ledger.heard()
         return full
+
+    def _release(self) -> int:
+        released = waiting.release_held()
+        if released < waiting.BATCH:
+            self._release_at = time.monotonic() + RELEASE_EVERY
+        return released
 
     def _raise(self, look: Look) -> int:
         raised = raising.raise_for_deadlines() if look.deadlines else 0

@@ -150,20 +150,35 @@ def settle(task_id: str, result: "StoredResult") -> None:
     record(task_id, result)
 
 
+# A loose scan of the index run_held: a few probes for each schedule that has held runs, however many
+# it has. After an outage that can be a thousand for each of thousands of schedules.
 RELEASE_HELD = """
-UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
-    SELECT DISTINCT ON (h.schedule_id) h.id FROM scheduling_run h
-     WHERE h.state = 'held' AND h.backfill_id IS NULL AND NOT EXISTS (
-        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = h.schedule_id
+UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id = ANY (ARRAY(
+    WITH RECURSIVE holding AS (
+        (SELECT schedule_id FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL
+          ORDER BY schedule_id LIMIT 1)
+      UNION ALL
+        SELECT next.schedule_id FROM holding, LATERAL (
+            SELECT schedule_id FROM scheduling_run
+             WHERE state = 'held' AND backfill_id IS NULL AND schedule_id > holding.schedule_id
+             ORDER BY schedule_id LIMIT 1) next)
+    SELECT (SELECT h.id FROM scheduling_run h WHERE h.schedule_id = holding.schedule_id
+               AND h.state = 'held' AND h.backfill_id IS NULL ORDER BY h.due_at, h.id LIMIT 1)
+      FROM holding WHERE NOT EXISTS (
+        SELECT 1 FROM scheduling_run o WHERE o.schedule_id = holding.schedule_id
            AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running'))
-     ORDER BY h.schedule_id, h.due_at, h.id LIMIT 500)
+     LIMIT %(limit)s))
 """
 
 
-def release_held() -> int:
-    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE."""
+def release_held(limit: int = BATCH) -> int:
+    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE.
+
+    Returns:
+        How many runs of up to `limit` schedules.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(RELEASE_HELD)
+        cursor.execute(RELEASE_HELD, {"limit": limit})
         return int(cursor.rowcount)
 
 

@@ -514,7 +514,7 @@ class Migration(migrations.Migration):
                     ),
                     models.Index(
                         condition=models.Q(("backfill_id__isnull", True), ("state", "held")),
-                        fields=["schedule_id"],
+                        fields=["schedule_id", "due_at", "id"],
                         name="run_held",
                     ),
                     models.Index(
@@ -531,7 +531,7 @@ class Migration(migrations.Migration):
                             ("schedule_id__isnull", False),
                             ("state__in", ("scheduled", "held", "queued", "running")),
                         ),
-                        fields=["schedule_id"],
+                        fields=["schedule_id", "state"],
                         name="run_unfinished",
                     ),
                     models.Index(

@@ -84,7 +84,7 @@ class Run(models.Model):
             ),
             # The runs of a backfill wait for their turn there, and for nothing of their schedule's.
             models.Index(
-                fields=["schedule_id"],
+                fields=["schedule_id", "due_at", "id"],
                 name="run_held",
                 condition=Q(state=State.HELD, backfill_id__isnull=True),
             ),
@@ -93,8 +93,9 @@ class Run(models.Model):
                 name="run_expiring",
                 condition=Q(expires_at__isnull=False, state__in=WAITING),
             ),
+            # By state, so that whether any but held ones are there is seen past a thousand of those.
             models.Index(
-                fields=["schedule_id"],
+                fields=["schedule_id", "state"],
                 name="run_unfinished",
                 condition=Q(
                     schedule_id__isnull=False, backfill_id__isnull=True, state__in=UNFINISHED

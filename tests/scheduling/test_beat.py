@@ -446,6 +446,16 @@ class TestTheCostOfNothing:
         assert "plan_to_make" in plan
         assert "Seq Scan" not in plan
 
+    def test_held_runs_are_looked_for_once_a_second(self, scheduler: Scheduler) -> None:
+        run(State.RUNNING, schedule_id=7)
+        run(State.HELD, schedule_id=7)
+        settle(scheduler)
+        scheduler._release_at = time.monotonic() + 60  # a slow machine must not make it due now
+        assert len(self.statements(scheduler)) == 2
+        scheduler._release_at = 0.0
+        assert len(self.statements(scheduler)) == 3
+        assert 0 < scheduler._release_at - time.monotonic() <= 1
+
     def test_no_step_reads_runs_that_have_ended(self, scheduler: Scheduler) -> None:
         now = clock.now()
         Run.objects.bulk_create(
