@@ -150,8 +150,8 @@ def settle(task_id: str, result: "StoredResult") -> None:
     record(task_id, result)
 
 
-# A loose scan of the index run_held: a few probes for each schedule that has held runs, however many
-# it has. After an outage that can be a thousand for each of thousands of schedules.
+# A loose scan of the index run_held: a few probes for each schedule that has held runs, however
+# many it has. After an outage that can be a thousand for each of thousands of schedules.
 RELEASE_HELD = """
 UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id = ANY (ARRAY(
     WITH RECURSIVE holding AS (

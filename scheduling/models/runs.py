@@ -93,7 +93,7 @@ class Run(models.Model):
                 name="run_expiring",
                 condition=Q(expires_at__isnull=False, state__in=WAITING),
             ),
-            # By state, so that whether any but held ones are there is seen past a thousand of those.
+            # By state, so that whether any but held ones are there is seen past a thousand of them.
             models.Index(
                 fields=["schedule_id", "state"],
                 name="run_unfinished",
