@@ -12,7 +12,8 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
 from scheduling import addresses, auditing
-from scheduling.models import UNFINISHED, Run, Schedule
+from scheduling.history import NOT_ENDED
+from scheduling.models import Run, Schedule
 from scheduling.planning import rule_version
 from scheduling.registry import job_names, known_names
 
@@ -97,7 +98,7 @@ def check_tasks_are_known(
         return []
     known = [*known_names(), "celery.backend_cleanup"]
     schedules = Schedule.objects.filter(enabled=True).exclude(task__in=known)
-    runs = Run.objects.filter(state__in=UNFINISHED).exclude(task__in=known)
+    runs = Run.objects.filter(NOT_ENDED).exclude(task__in=known)
     try:
         unknown = {
             "schedules": schedules.order_by().values_list("task", flat=True).distinct()[:20],

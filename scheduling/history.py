@@ -28,9 +28,7 @@ class Selection:
         """Return the runs that are meant, in no order."""
         runs = Run.objects.all()
         if self.state is not None:
-            runs = runs.filter(state=self.state)
-            if self.state in FINAL:
-                runs = runs.filter(finished_at__isnull=False)  # said for the index
+            runs = runs.filter(in_state(self.state))
         if self.schedule is not None:
             runs = runs.filter(of_schedule(self.schedule))
         if self.task is not None:
@@ -62,13 +60,30 @@ class Selection:
 
 
 # Each by the condition of a partial index.
-NOT_ENDED = (
-    Q(state=State.SCHEDULED)
-    | Q(state=State.QUEUED)
-    | Q(state=State.RUNNING)
-    | Q(state=State.HELD, backfill_id__isnull=True)
-    | Q(state=State.HELD, backfill_id__isnull=False)
+HELD = Q(state=State.HELD, backfill_id__isnull=True) | Q(
+    state=State.HELD, backfill_id__isnull=False
 )
+NOT_ENDED = Q(state=State.SCHEDULED) | Q(state=State.QUEUED) | Q(state=State.RUNNING) | HELD
+
+
+def in_state(state: State) -> Q:
+    """Return a condition for the runs in a state, said so that its index is seen."""
+    if state in FINAL:
+        return Q(state=state, finished_at__isnull=False)
+    return HELD if state == State.HELD else Q(state=state)
+
+
+def to_come(now: datetime) -> Q:
+    """Return a condition for the runs due after `now`: none has succeeded, by invariant I4."""
+    others = [state for state in FINAL if state != State.SUCCEEDED]
+    return Q(due_at__gt=now) & (NOT_ENDED | Q(state__in=others, finished_at__isnull=False))
+
+
+def of_origin(origin: Origin) -> Q:
+    """Return a condition for the runs of an origin, likewise; some origins have no index."""
+    marks = {Origin.REPLAY: "replay_of", Origin.BACKFILL: "backfill_id"}
+    mark = Q(**{f"{marks[origin]}__isnull": False}) if origin in marks else Q()
+    return Q(origin=origin) & mark
 
 
 def of_task(name: str) -> Q:

@@ -55,15 +55,26 @@ class Replayed(NamedTuple):
     parts: int = 0
 
 
-def find(runs: QuerySet[Run]) -> Found:
-    """Say what `replay_all` of these runs has to do."""
-    found = _final(runs).aggregate(
-        runs=Count("*"),
-        replayed=Count("pk", filter=_has_been_replayed()),
-        first_due=Min("due_at"),
-        last_due=Max("due_at"),
+def find(runs: QuerySet[Run], most: int | None = None) -> Found:
+    """Say what `replay_all` of these runs has to do.
+
+    With `most`, no more than that many are looked at of each, those that have been replayed and
+    those that have not; the older ids first.
+    """
+    final = _final(runs).order_by("pk")
+    fresh, replayed = (
+        chosen[:most].aggregate(runs=Count("pk"), first=Min("due_at"), last=Max("due_at"))
+        for chosen in (final.exclude(_has_been_replayed()), final.filter(_has_been_replayed()))
     )
-    return Found(**found)
+    firsts, lasts = (
+        [part[name] for part in (fresh, replayed) if part[name]] for name in ("first", "last")
+    )
+    return Found(
+        runs=fresh["runs"] + replayed["runs"],
+        replayed=replayed["runs"],
+        first_due=min(firsts, default=None),
+        last_due=max(lasts, default=None),
+    )
 
 
 def replay_all(

@@ -4,13 +4,38 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
 from scheduling import clock
 from scheduling.admin.filters import InputFilter, TaskFilter
-from scheduling.history import Selection, of_schedule, of_task
+from scheduling.history import Selection, in_state, of_origin, of_schedule, of_task, to_come
+from scheduling.models import Origin, State
+
+
+class StateFilter(admin.ChoicesFieldListFilter):
+    """By state, said so that its index is seen."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        chosen = _only(self)
+        also = in_state(State(chosen)) if chosen in State.values else Q()
+        return super().queryset(request, queryset.filter(also))
+
+
+class OriginFilter(admin.ChoicesFieldListFilter):
+    """By origin, likewise."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        chosen = _only(self)
+        also = of_origin(Origin(chosen)) if chosen in Origin.values else Q()
+        return super().queryset(request, queryset.filter(also))
+
+
+def _only(asked: admin.ChoicesFieldListFilter) -> str | None:
+    """Return the value that is asked for, where it is a single one."""
+    values: Any = asked.used_parameters.get(asked.lookup_kwarg) or []
+    return values[0] if len(values) == 1 else None
 
 
 class ScheduleFilter(InputFilter):
@@ -52,7 +77,7 @@ class DueFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         now = clock.now()
         if self.value() == "later":
-            return queryset.filter(due_at__gt=now)
+            return queryset.filter(to_come(now))
         if self.value() == "today":
             midnight = timezone.localtime(now).replace(hour=0, minute=0, second=0, microsecond=0)
             # The calendar's next day: on two days of the year that is not 24 hours on.

@@ -13,6 +13,8 @@ from django.urls import URLPattern, path, reverse
 
 from scheduling.admin.display import moment
 from scheduling.admin.object_actions import EngineRows
+from scheduling.admin.paging import MoreThan
+from scheduling.history import in_state
 from scheduling.models import State
 from scheduling.replaying import find, replay_all
 
@@ -61,17 +63,21 @@ class ReplayAll(EngineRows):
             return None
         runs: QuerySet[Any] = changes.queryset
         by_state = any(name.startswith("state") for name in filters) or changes.query
-        return runs if by_state else runs.filter(state=State.FAILED)
+        return runs if by_state else runs.filter(in_state(State.FAILED))
 
     def _ask(self, request: HttpRequest, runs: QuerySet[Any]) -> HttpResponse:
-        found = find(runs.order_by())
+        found = find(runs.order_by(), MOST_AT_ONCE + 1)
+        fresh = found.runs - found.replayed
+        many = max(fresh, found.replayed) > MOST_AT_ONCE
         context = {
             **self.admin_site.each_context(request),
             "title": "Replay all of these?",
             "opts": self.opts,
-            "found": found,
-            "fresh": found.runs - found.replayed,
+            "runs": MoreThan(MOST_AT_ONCE) if many else found.runs,
+            "replayed": _said(found.replayed),
+            "fresh": fresh,
             "most": MOST_AT_ONCE,
+            "many": many,
             "first_due": moment(found.first_due),
             "last_due": moment(found.last_due),
             "conditions": request.GET.dict(),
@@ -94,3 +100,7 @@ class ReplayAll(EngineRows):
 
     def _list(self) -> str:
         return reverse(f"admin:{self._url_name('changelist')}")
+
+
+def _said(count: int) -> int:
+    return MoreThan(MOST_AT_ONCE) if count > MOST_AT_ONCE else count

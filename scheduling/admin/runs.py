@@ -28,7 +28,13 @@ from scheduling.admin.display import (
     when,
 )
 from scheduling.admin.paging import BoundedPaginator
-from scheduling.admin.run_filters import DueFilter, RunTaskFilter, ScheduleFilter
+from scheduling.admin.run_filters import (
+    DueFilter,
+    OriginFilter,
+    RunTaskFilter,
+    ScheduleFilter,
+    StateFilter,
+)
 from scheduling.admin.run_replays import ReplayAll
 from scheduling.enqueueing import replay
 from scheduling.follow_ups import in_words
@@ -70,7 +76,9 @@ class RunAdmin(ReplayAll):
     list_display = (
         "short_id", "work", "state_", "due", "start", "duration", "attempt_and_worker",
     )  # fmt: skip
-    list_filter = ("state", DueFilter, ScheduleFilter, RunTaskFilter, "origin")
+    list_filter = (
+        ("state", StateFilter), DueFilter, ScheduleFilter, RunTaskFilter, ("origin", OriginFilter),
+    )  # fmt: skip
     list_per_page = 50
     list_max_show_all = 200
     # Ids sort by when they were made, and are indexed: the newest come first.

@@ -1,7 +1,7 @@
 """Rows of the ledger for tests, and a second connection to it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -71,6 +71,28 @@ def run(state: State = State.SCHEDULED, **columns: Any) -> Run:
     if state in FINAL:
         defaults["finished_at"] = now
     return Run.objects.create(state=state, **{**defaults, **columns})
+
+
+def write_successes(task: str, count: int) -> None:
+    """Write runs that have succeeded, a herd of them, and let Postgres know that they are there."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO scheduling_run (id, origin, task, queue, due_at, run_at, state,"
+            " finished_at) SELECT gen_random_uuid(), 'adhoc', %s, 'q', now(), now(), 'succeeded',"
+            " now() FROM generate_series(1, %s)", [task, count],
+        )  # fmt: skip
+        cursor.execute("ANALYZE scheduling_run")
+
+
+def plans_of(queries: Iterable[dict[str, Any]], table: str) -> str:
+    """Return how Postgres would go about those of `queries` that read `table`."""
+    lines: list[str] = []
+    with connection.cursor() as cursor:
+        for query in queries:
+            if f'FROM "{table}"' in query["sql"]:
+                cursor.execute(f"EXPLAIN {query['sql']}")
+                lines += [line for (line,) in cursor.fetchall()]
+    return "\n".join(lines)
 
 
 def runs_of(row: PeriodicTask) -> list[Run]:

@@ -7,16 +7,21 @@ from urllib.parse import urlencode
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from django_celery_results.models import TaskResult
 from pytest_django import DjangoAssertNumQueries
 
 from scheduling import clock
+from scheduling.admin import run_replays
 from scheduling.enqueueing import enqueue, run_now
 from scheduling.models import Origin, Run, State
 from tests.scheduling.admin_pages import grant, planned_run, texts
+from tests.scheduling.ledger import plans_of, write_successes
+from tests.scheduling.ledger import run as written
 
 pytestmark = pytest.mark.django_db
 
@@ -165,6 +170,43 @@ class TestTheList:
         assert not [text for text in sql if "COUNT(*)" in text and "LIMIT" not in text]
 
 
+class TestAListOfMany:
+    def test_what_is_rare_is_found_by_an_index(self, admin_client: Client) -> None:
+        write_successes(ADD, 20_000)
+        rare = [{"state__exact": state.value} for state in State if state != State.SUCCEEDED]
+        rare += [{"origin__exact": "replay"}, {"origin__exact": "backfill"}, {"due": "later"}]
+        for query in (*rare, {"state__exact": "failed", "due": "hour"}):
+            with CaptureQueriesContext(connection) as asked:
+                assert admin_client.get(LIST, query).status_code == 200
+            plans = plans_of(asked, "scheduling_run")
+            assert "Index" in plans, query
+            assert "Seq Scan" not in plans, query
+            assert "pkey" not in plans, query
+
+    @pytest.mark.parametrize(
+        ("query", "found"),
+        [
+            ({"state__exact": "held"}, {"held", "backfill"}),
+            ({"origin__exact": "backfill"}, {"backfill"}),
+            ({"origin__exact": "replay"}, {"replay"}),
+            ({"due": "later"}, {"held", "backfill", "cancelled"}),
+            ({"state__exact": ["held", "cancelled"]}, {"held", "backfill", "cancelled"}),
+        ],
+    )
+    def test_what_is_said_for_an_index_leaves_nothing_out(
+        self, admin_client: Client, query: dict[str, Any], found: set[str]
+    ) -> None:
+        tomorrow = clock.now() + timedelta(days=1)
+        backfill, old = uuid.uuid4(), uuid.uuid4()
+        written(State.HELD, task="held", due_at=tomorrow)
+        written(
+            State.HELD, task="backfill", due_at=tomorrow, backfill_id=backfill, origin="backfill"
+        )
+        written(State.SUCCEEDED, task="replay", replay_of=old, origin="replay")
+        written(State.CANCELLED, task="cancelled", due_at=tomorrow)
+        assert {one.task for one in listed(admin_client, **query)} == found
+
+
 class TestThePage:
     def test_it_shows_arguments_errors_and_the_result(
         self, admin_client: Client, schedule: PeriodicTask
@@ -299,6 +341,27 @@ class TestReplayAll:
         assert "1 of them has been replayed already" in page
         assert "Replay 2 runs" in page
         assert Run.objects.count() == 4
+
+    def test_its_page_counts_no_further_than_it_would_replay(
+        self, admin_client: Client, schedule: PeriodicTask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_replays, "MOST_AT_ONCE", 2)
+        runs = [planned_run(schedule, State.FAILED, DUE + timedelta(hours=n)) for n in range(4)]
+        act(admin_client, "replay", runs[0])
+        page = admin_client.get(self.PAGE, {"state__exact": "failed"}).content.decode()
+        assert "More than 2 finished runs, due 2026-03-29 01:00:00 UTC and later." in page
+        assert "1 of them has been replayed already" in page
+        assert "At most 2 are replayed at once" in page
+        assert "Replay 2 runs" in page
+
+    def test_its_page_reads_no_crowd(self, admin_client: Client) -> None:
+        write_successes(ADD, 20_000)
+        with CaptureQueriesContext(connection) as asked:
+            page = admin_client.get(self.PAGE, {"state__exact": "succeeded"}).content.decode()
+        assert "More than 5,000 finished runs" in page
+        counts = [query["sql"] for query in asked if "COUNT(" in query["sql"]]
+        assert counts
+        assert all("LIMIT 5001" in sql for sql in counts)
 
     def test_confirmed_it_replays_each_once(
         self, admin_client: Client, schedule: PeriodicTask

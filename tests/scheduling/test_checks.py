@@ -1,14 +1,16 @@
 """`manage.py check`: what would make Truebeat break its promises, and what nobody could run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
 from scheduling.models import FINAL, UNFINISHED, State
 from tests.scheduling.commands import called
-from tests.scheduling.ledger import ADD, run, schedule
+from tests.scheduling.ledger import ADD, plans_of, run, schedule, write_successes
 
 pytestmark = pytest.mark.django_db
 
@@ -47,6 +49,12 @@ class TestTasksThatAreUnknown:
         run(task=task)
         assert "scheduling.W001" not in said()
 
+    def test_runs_that_have_ended_are_not_read(self) -> None:
+        write_successes("gone.away", 20_000)
+        with CaptureQueriesContext(connection) as asked:
+            assert "scheduling.W001" not in said()
+        assert "Seq Scan" not in plans_of(asked, "scheduling_run")
+
     def test_a_warning_fails_the_check_where_that_is_asked_for(self) -> None:
         run(task="gone.away")
         answer = called("check", "--fail-level", "WARNING")
@@ -62,3 +70,12 @@ def test_where_the_ledger_is_away_the_rest_is_checked(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(connection, "ensure_connection", refuse)
     assert "The ledger was not checked: no route" in said()
+
+
+def test_the_first_look_of_the_operator_reads_no_run_that_has_ended() -> None:
+    write_successes(ADD, 20_000)
+    first_look = Path("docs/operations.md").read_text().partition("## First look")[2]
+    sql = first_look.partition("```sql")[2].partition(";")[0]
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {sql}")
+        assert "Seq Scan" not in str(cursor.fetchall())
