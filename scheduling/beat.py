@@ -122,6 +122,7 @@ class Scheduler(beat.Scheduler):
         self._prepared: Any = None  # the connection that SESSION was said to
         self._full_look_at = 0.0
         self._behind = False
+        self._newest = False
         self._resend_at = 0.0
         self._age_at = 0.0
         self._release_at = 0.0
@@ -219,7 +220,9 @@ class Scheduler(beat.Scheduler):
         return look
 
     def _fire(self, room: dict[Lane, int]) -> int:
-        fired = fire_due(self._low, room=room)
+        fired = fire_due(self._low, room=room, newest=self._newest)
+        # Between the batches of what catches up, and is due still, what is due now has its turn.
+        self._newest = fired.behind and not self._newest
         dispatch.push(self._broker, fired.hints)
         self._last_fired.update(fired.schedule_ids)
         self._behind |= fired.behind

@@ -102,8 +102,10 @@ class Moved(NamedTuple):
     done: bool = False  # a one-off that has fired
 
 
-def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
-    """Return the runs that a due plan becomes, and where the plan stands then.
+def decide(
+    plan: Due, unfinished: Unfinished, step: int = CATCH_UP_STEP
+) -> tuple[list[NewRun], Moved]:
+    """Return the runs that a due plan becomes, up to `step`, and where the plan stands then.
 
     An instant that an edit has replaced before it came due becomes nothing: the schedule is planned
     anew. One that was due before the edit is fired as it was planned. What cannot be evaluated is
@@ -116,7 +118,7 @@ def decide(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], Moved]:
     if plan.needs_plan:
         plan = _before_the_edit(plan)
     try:
-        runs, next_due, last_due = _catch_up(plan, unfinished)
+        runs, next_due, last_due = _catch_up(plan, unfinished, step)
         if plan.needs_plan and next_due is not None and next_due > plan.until:
             next_due = None  # that is the new rule's to say
         done = plan.one_off and not _comes_again(plan)
@@ -153,7 +155,9 @@ def _before_the_edit(plan: Due) -> Due:
     return plan._replace(fields=fields)
 
 
-def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime | None, datetime]:
+def _catch_up(
+    plan: Due, unfinished: Unfinished, step: int
+) -> tuple[list[NewRun], datetime | None, datetime]:
     """Return the runs for what is due, the next instant, and the last one that was dealt with."""
     due, until = plan.next_due_at, plan.until
     late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
@@ -166,11 +170,11 @@ def _catch_up(plan: Due, unfinished: Unfinished) -> tuple[list[NewRun], datetime
         return _skip_late(plan, rule)
     following = recurrence.next_after(rule, due)
     if plan.catch_up == CatchUp.ALL and ((following and following <= until) or unfinished.held):
-        return _one_for_each(plan, rule, unfinished)
+        return _one_for_each(plan, rule, unfinished, step)
     if following is None or following > until:
         return [_run(plan, due)], following, due
     if plan.catch_up == CatchUp.NONE:
-        runs = _run_for_each(plan, rule)
+        runs = _run_for_each(plan, rule, step)
         return runs, recurrence.next_after(rule, runs[-1].due_at), runs[-1].due_at
     if _day_off(plan, due):
         return _skip_days_off(plan, rule)
@@ -233,7 +237,7 @@ def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime
 
 
 def _one_for_each(
-    plan: Due, rule: recurrence.Rule, unfinished: Unfinished
+    plan: Due, rule: recurrence.Rule, unfinished: Unfinished, step: int
 ) -> tuple[list[NewRun], datetime | None, datetime]:
     due, window = plan.next_due_at, plan.catch_up_window
     oldest = plan.now - window if window is not None else due
@@ -242,7 +246,7 @@ def _one_for_each(
     elif unfinished.all >= CATCH_UP_MAX:
         reason, last = f"missed: {unfinished.all} runs of this schedule wait already", plan.until
     else:
-        runs = _run_for_each(plan, rule)
+        runs = _run_for_each(plan, rule, step)
         last = runs[-1].due_at
         return _one_at_a_time(runs, unfinished), recurrence.next_after(rule, last), last
     missed = recurrence.count_between(rule, due, last)
@@ -251,10 +255,10 @@ def _one_for_each(
     return [skipped], recurrence.next_after(rule, last), last
 
 
-def _run_for_each(plan: Due, rule: recurrence.Rule) -> list[NewRun]:
-    """Return a run for the due instant and for each that has passed since, up to CATCH_UP_STEP."""
+def _run_for_each(plan: Due, rule: recurrence.Rule, step: int) -> list[NewRun]:
+    """Return a run for the due instant and for each that has passed since, up to `step`."""
     missed = recurrence.occurrences_between(rule, plan.next_due_at, plan.until)
-    instants = islice(chain([plan.next_due_at], missed), CATCH_UP_STEP)
+    instants = islice(chain([plan.next_due_at], missed), step)
     return [_run(plan, instant) for instant in instants]
 
 

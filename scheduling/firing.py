@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from django.db import transaction
 from django.db.models.functions import Coalesce, Now
 
-from scheduling.deciding import Due, Moved, NewRun, Unfinished, decide, hold
+from scheduling.deciding import CATCH_UP_STEP, Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.hints import Hint, Lane
 from scheduling.ids import uuid7_texts
 from scheduling.logs import event
@@ -26,7 +26,9 @@ from scheduling.waiting import cancel_waiting_of
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+CATCH_UP_BATCH = 5000  # runs that a batch makes of instants that were missed, one for each
 STATE = NewRun._fields.index("state")
+CATCH_UP = 3 + Due._fields.index("catch_up")  # in a row of LOCK_DUE
 NONE_LEFT = Unfinished()
 
 
@@ -85,6 +87,8 @@ SELECT t.ids, t.args, t.kwargs, statement_timestamp(), t.ids[1], t.next_due_at, 
   {RULE_JOINS}
  ORDER BY t.next_due_at
 """  # noqa: S608 (constants only)
+
+LOCK_NEWEST = LOCK_DUE.replace("ORDER BY next_due_at LIMIT", "ORDER BY next_due_at DESC LIMIT")
 
 # A row for the runs that differ in nothing but their ids and schedules, and one for the plans.
 WRITE = """
@@ -182,11 +186,16 @@ def _literal(values: Iterable[object]) -> str:
 
 
 def fire_due(
-    low: datetime, limit: int = BATCH, room: MutableMapping[Lane, int] | None = None
+    low: datetime,
+    limit: int = BATCH,
+    room: MutableMapping[Lane, int] | None = None,
+    *,
+    newest: bool = False,
 ) -> Fired:
     """Make runs of up to `limit` due plans whose instant is after `low`; move these plans on.
 
-    Plans that are alike are decided on once: a herd is mostly one decision.
+    The oldest are taken first, or the newest, where there are more. Plans that are alike are
+    decided on once: a herd is mostly one decision.
 
     A run that may start now is written as queued where its lane is in `room`, which says how many
     hints a lane in which nothing waits can take, and is counted down here. It saves the run its
@@ -199,11 +208,12 @@ def fire_due(
     one_offs: list[int] = []
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
-        rows = run_prepared(LOCK_DUE, {"low": low, "limit": limit})
+        rows = run_prepared(LOCK_NEWEST if newest else LOCK_DUE, {"low": low, "limit": limit})
         if not rows:
             return Fired(0, (), ())
+        step = _step(rows)
         for plan, schedule_ids, there in _alike(rows):
-            new, move = decide(plan, there)
+            new, move = decide(plan, there, step)
             replacing = there.all and plan.overlap == Overlap.REPLACE and _runs_any(new)
             if replacing and _cancel_unfinished(plan):
                 new = [hold(run) for run in new]
@@ -228,6 +238,12 @@ def fire_due(
     instants = [moved.like.next_due_at for moved in moves]
     behind = any(instant is not None and instant <= now for instant in instants)
     return Fired(plans, fired, one_offs, hints, behind)
+
+
+def _step(rows: Sequence[tuple[Any, ...]]) -> int:
+    """Return how many missed instants of a plan may become runs, so that the batch ends soon."""
+    count = sum(len(row[0]) for row in rows if row[CATCH_UP] != CatchUp.LATEST)
+    return max(min(CATCH_UP_STEP, CATCH_UP_BATCH // max(count, 1)), 1)
 
 
 def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Unfinished]]:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import redis
 from celery import current_app
-from django.db.models import Sum
+from django.db.models import Count, Sum
 
-from scheduling import clock
-from scheduling.beat import Scheduler
+from scheduling import clock, firing, planning
+from scheduling.beat import LONG_AGO, Scheduler
 from scheduling.deciding import CATCH_UP_MAX, CATCH_UP_STEP
 from scheduling.finishing import finish
+from scheduling.firing import CATCH_UP_BATCH, fire_due
 from scheduling.models import Run, State
 from scheduling.outcomes import Outcome
 from tests.scheduling.ledger import crontab, run, runs_of, schedule, set_plan
@@ -132,3 +133,46 @@ def test_an_unfinished_run_holds_all_that_was_missed(
     ticks(beat)
     assert hints(redis_client) == 0
     assert Run.objects.filter(schedule_id=missed.pk, state=State.HELD).count() >= CATCH_UP_STEP
+
+
+class TestManyThatCatchUp:
+    @pytest.fixture
+    def missed(self) -> list[Any]:
+        """Schedules that each missed a month of minutes, and make runs of all of them."""
+        minutely, first = crontab(), clock.now().replace(second=0, microsecond=0) - MONTH
+        rows = [schedule(f"s{n}", crontab=minutely, policy={"catch_up": "all"}) for n in range(60)]
+        for row in rows:
+            set_plan(row, first)
+        return rows
+
+    def test_a_batch_is_bounded(self, missed: list[Any]) -> None:
+        fired = fire_due(LONG_AGO)
+        made = Run.objects.count()
+        assert fired.plans == len(missed)
+        assert fired.behind
+        assert len(missed) < made <= CATCH_UP_BATCH
+        assert Run.objects.order_by("schedule_id").distinct("schedule_id").count() == len(missed)
+
+    def test_what_is_due_now_is_fired_by_the_second_batch(
+        self, missed: list[Any], beat: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(firing.fire_due, "__defaults__", (20, None))
+        monkeypatch.setattr(planning, "BATCH", 20)
+        monkeypatch.setattr("scheduling.beat.BUSY_MAX", 0.0)
+        beat.run_once()
+        on_time = schedule("on time", crontab=crontab("0", "0"))
+        set_plan(on_time, clock.now() - timedelta(seconds=1))
+        beat.run_once()
+        assert len(runs_of(on_time)) == 1
+        assert len({one.schedule_id for one in Run.objects.all()}) > 20
+
+    def test_all_of_them_catch_up(self, missed: list[Any], beat: Scheduler) -> None:
+        for row in missed[:3]:
+            set_plan(row, clock.now() - timedelta(hours=9))
+        for row in missed[3:]:
+            set_plan(row, clock.now() - timedelta(minutes=99))
+        ticks(beat)
+        counts = Run.objects.values_list("schedule_id").annotate(runs=Count("id"))
+        made = dict(counts)
+        assert all(made[row.pk] in (541, 540) for row in missed[:3])
+        assert all(made[row.pk] in (99, 100) for row in missed[3:])

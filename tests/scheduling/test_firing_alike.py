@@ -49,9 +49,9 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Record the schedules that are decided on."""
     asked: list[int] = []
 
-    def noting(plan: Any, unfinished: Any) -> Any:
+    def noting(plan: Any, unfinished: Any, step: int) -> Any:
         asked.append(plan.schedule_id)
-        return decide(plan, unfinished)
+        return decide(plan, unfinished, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(firing, "decide", noting)
