@@ -59,6 +59,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
         keeper = Keeper(worker)
         execution.reporter = keeper.take
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
+        threading.Thread(target=keeper.keep_within_leases, name="fence", daemon=True).start()
         waits.watch()
         Watch(worker).start()
         worker_shutting_down.connect(keeper.shut_down, weak=False)

@@ -1,4 +1,4 @@
-"""The lease thread of a worker's parent.
+"""The lease thread of a worker's parent, and the one that stops what its leases do not last for.
 
 It renews the leases of the runs that children work on, ends those that are cancelled or somebody
 else's, and writes what Celery reports from the parent. Where the worker is told to end, it gives
@@ -32,6 +32,7 @@ from scheduling.workers.leases import Asked, renew, running_here
 
 logger = logging.getLogger(__name__)
 
+STOP_BEFORE = 0.15  # of a lease, before its end: a stop takes a moment
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
@@ -58,6 +59,7 @@ class Keeper:
         self._parent = os.getpid()
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._renewed = -math.inf  # the first thing it does is to say that it is there
+        self._ours_until = _ours_from(time.monotonic())
         self._doing = Doing()
         self._suspects: dict[UUID, Any] = {}
         self._told: dict[UUID, tuple[Any, float]] = {}
@@ -87,6 +89,16 @@ class Keeper:
                 self._try(self._tend)
             if time.monotonic() > self._end_by:
                 self._try(self._give_up)
+
+    def keep_within_leases(self) -> None:
+        """Stop what runs here before its leases end, unless they have been renewed.
+
+        In a thread of its own: just then the lease thread waits for Postgres.
+        """
+        while True:
+            time.sleep(max(self._ours_until - time.monotonic(), 0.05))
+            if time.monotonic() >= self._ours_until:
+                self._try(self._stop_all)
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
         """Note that the worker was told to end. Called in a signal handler."""
@@ -118,21 +130,18 @@ class Keeper:
 
     def _tend(self) -> None:
         """Renew the leases of what runs here; end what is cancelled or not ours any more."""
-        running = running_here()
+        begun, running = time.monotonic(), running_here()
         try:
             with no_fork:
                 asked, elsewhere = renew(running)
+                self._renewed, self._ours_until = begun, _ours_from(begun)
                 heartbeats.pulse(execution.worker_name, "worker", self._doing.words(len(running)))
-            self._renewed = time.monotonic()
             self._cancel(asked, running)
             self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})
         except Error as error:
             event(logger, "leases_not_renewed", level=logging.WARNING, error=error)
             with no_fork:
                 connection.close()
-            if time.monotonic() - self._renewed > settings.RUN_LEASE.total_seconds():
-                self._stop_all()
-                self._renewed = time.monotonic()
             time.sleep(0.5)
 
     # --- What must not go on ---------------------------------------------------------------------
@@ -183,11 +192,13 @@ class Keeper:
 
     def _stop_all(self) -> None:
         """Stop what this worker may not own any more: the ledger cannot be asked."""
-        running = list(running_here().values())
+        running, stopped_at = list(running_here().values()), time.monotonic()
         if stopping.can_stop_one(self._worker):
             stopping.stop(running)
         elif running:
-            stopping.start_anew(self._worker, "its leases have run out; this pool cannot stop runs")
+            stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")
+        # What is claimed from now on has a lease of its own.
+        self._ours_until = max(self._ours_until, _ours_from(stopped_at))
 
     def _give_up(self) -> None:
         """Hand back what did not end within the grace time of a shutdown; then see to the end."""
@@ -209,3 +220,8 @@ class Keeper:
         with suppress(Error), no_fork:
             heartbeats.farewell(execution.worker_name)
         os._exit(0)
+
+
+def _ours_from(renewed: float) -> float:
+    """Return until when (monotonic) that is ours whose leases were renewed, or begun, then."""
+    return renewed + settings.RUN_LEASE.total_seconds() * (1 - STOP_BEFORE)

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -134,7 +134,8 @@ def start_anew(worker: Any, why: str) -> None:
     killed: what they worked on must have been handed back, or be lost on purpose.
     """
     event(logger, "worker_restarts", level=logging.CRITICAL, why=why)
-    with no_fork:  # for good
+    # For good. A pool that forks nothing has nothing to wait for.
+    with no_fork if can_stop_one(worker) else nullcontext():
         children = [child.pid for child in worker.pool._pool._pool] if can_stop_one(worker) else []
         for pid in children:
             with suppress(ProcessLookupError):

@@ -55,6 +55,15 @@ def sleep(path: str, seconds: float) -> None:
 
 
 @shared_task
+def tick(path: str, seconds: float) -> None:
+    """Note, again and again, which attempt is at work."""
+    run, until = current_run(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        note(path, f"at {run.attempt if run else 0}")
+        time.sleep(0.02)
+
+
+@shared_task
 def sleep_on(path: str, seconds: float, stubborn: bool) -> None:
     """Sleep; say so when told that the run is cancelled, and then end or go on."""
     run = current_run()
