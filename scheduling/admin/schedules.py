@@ -240,8 +240,9 @@ class ScheduleAdmin(ScheduleActions):
         if not change:
             obj.save(force_insert=True)
         elif form.changed_data:
+            # Schedule, policy, plan, as an edit by command locks them, and a pause the last two.
+            list(Schedule.objects.select_for_update(no_key=True).filter(pk=obj.pk).values("pk"))
             hold(obj, policy_of(obj).calendar_id)
-            # Policy, then plan, as a pause locks them: two who save at once wait for each other.
             list(Policy.objects.select_for_update(no_key=True).filter(pk=obj.pk).values("pk"))
             obj.save(update_fields={*form.changed_data, "one_off", "date_changed"})
 

@@ -18,10 +18,13 @@ from django_celery_beat.models import (
 )
 from pytest_django import DjangoAssertNumQueries
 
+from scheduling import editing
 from scheduling import schedules as core
 from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
 from scheduling.policies import POLICIES
 from tests.scheduling.admin_pages import grant, planned_run, texts
+from tests.scheduling.ledger import in_thread, second_connection, sessions_blocked
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -649,6 +652,28 @@ class TestItsPolicy:
         page = admin_client.post(page_of(schedule), data).content.decode()
         assert "errornote" in page
         assert not Policy.objects.filter(schedule=schedule).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_save_and_an_edit_by_command_at_once_do_not_wait_for_each_other_for_ever(
+    admin_client: Client, schedule: PeriodicTask
+) -> None:
+    Policy.objects.create(schedule=schedule)
+    data = form(schedule, description="new", **{"policy-0-owner": "ben@example.org"})
+    with second_connection() as other:
+        other.execute("SELECT 1 FROM scheduling_policy FOR UPDATE")
+        save = in_thread(lambda: admin_client.post(page_of(schedule), data))
+        assert wait_for(lambda: sessions_blocked() == 1)
+        edit = in_thread(
+            lambda: editing.edit(
+                schedule, columns={"queue": "celery"}, policy={"overlap": "skip"}, by="ann"
+            )
+        )
+        assert wait_for(lambda: sessions_blocked() == 2)
+        other.commit()
+    assert (save.result(5).status_code, bool(edit.result(5))) == (302, True)
+    policy = Policy.objects.get(schedule=schedule)
+    assert (policy.owner, policy.overlap) == ("ben@example.org", "skip")
 
 
 class TestThePreviewOfAChange:

@@ -38,6 +38,7 @@ from tests.scheduling.ledger import (
     runs_of,
     schedule,
     second_connection,
+    sessions_blocked,
     set_plan,
 )
 from tests.waiting import wait_for
@@ -201,9 +202,9 @@ class TestLocks:
                 "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR UPDATE", [row.pk]
             )
             one = in_thread(lambda: Policy.objects.filter(schedule=row).update(excluded_day="next"))
-            wait_for(lambda: waiting() == 1)
+            wait_for(lambda: sessions_blocked() == 1)
             other = in_thread(lambda: Calendar.objects.update(weekdays=[0]))
-            wait_for(lambda: waiting() == 2)
+            wait_for(lambda: sessions_blocked() == 2)
             holder.commit()
         assert (one.result(5), other.result(5)) == (1, 1)
 
@@ -214,10 +215,10 @@ class TestLocks:
                 "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR UPDATE", [row.pk]
             )
             one = in_thread(lambda: PeriodicTask.objects.filter(pk=row.pk).update(enabled=False))
-            wait_for(lambda: waiting() == 1)
+            wait_for(lambda: sessions_blocked() == 1)
             rule = type(row.crontab).objects.filter(pk=row.crontab_id)
             other = in_thread(lambda: rule.update(hour="5"))
-            wait_for(lambda: waiting() == 2)
+            wait_for(lambda: sessions_blocked() == 2)
             holder.commit()
         assert (one.result(5), other.result(5)) == (1, 1)
 
@@ -241,7 +242,7 @@ class TestLocks:
                     by="ann",
                 )
             )
-            wait_for(lambda: edit.done() or waiting() == 1)
+            wait_for(lambda: edit.done() or sessions_blocked() == 1)
             other.execute(f"UPDATE {table} SET {column} WHERE id = %s", [pk])  # noqa: S608
             other.commit()
         assert edit.result(5)
@@ -260,16 +261,6 @@ class TestLocks:
         row = following()
         sql("DELETE FROM django_celery_beat_periodictask WHERE id = %s", row.pk)
         assert not Policy.objects.filter(pk=row.pk).exists()
-
-
-def waiting() -> int:
-    """Return how many sessions wait for a lock."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            " AND datname = current_database()"
-        )
-        return int(cursor.fetchone()[0])
 
 
 @pytest.mark.django_db
