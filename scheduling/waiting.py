@@ -49,9 +49,18 @@ expires_at <= statement_timestamp() AND state IN ({WAITING_SQL}) AND run_at <> %
 
 
 def expire_waiting(limit: int = BATCH) -> int:
-    """End the waiting runs whose `expires_at` has passed; return how many."""
-    reason = "expired: its expiry time passed while it waited"
-    return _close_waiting(EXPIRED, State.EXPIRED, reason, {"limit": limit, "parked": PARKED})
+    """End the waiting runs whose `expires_at` has passed; return how many.
+
+    Those that wait for another attempt too: there is no use in that either.
+    """
+    parameters: dict[str, Any] = {"limit": limit, "parked": PARKED}
+    return sum(
+        _close_waiting(
+            f"{EXPIRED} AND {which}", State.EXPIRED,
+            f"expired: its expiry time passed before {what}", parameters,
+        )
+        for which, what in (("attempt = 1", "it started"), ("attempt > 1", "its next attempt"))
+    )  # fmt: skip
 
 
 def cancel(run_id: UUID, *, by: str) -> Run:

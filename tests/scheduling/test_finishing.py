@@ -502,6 +502,15 @@ def test_cancelling_waits_for_a_claim_that_is_being_made_and_then_tells_the_work
 
 @pytest.mark.django_db
 class TestExpiry:
+    def test_one_that_had_started_says_that_its_next_attempt_had_not(self) -> None:
+        first, second = (run(expires_at=clock.now(), attempt=attempt) for attempt in (1, 2))
+        assert expire_waiting() == 2
+        assert fresh(first).reason == "expired: its expiry time passed before it started"
+        assert fresh(second).reason == "expired: its expiry time passed before its next attempt"
+        for made in (first, second):
+            assert fresh(made).state == State.EXPIRED
+            assert str(current_app.AsyncResult(str(made.pk)).result) == fresh(made).reason
+
     @pytest.mark.parametrize("state", WAITING)
     def test_what_waits_beyond_its_expiry_has_expired(self, state: State) -> None:
         made, other = run(state, expires_at=clock.now()), run(state)
