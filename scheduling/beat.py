@@ -23,6 +23,7 @@ from scheduling import (
     dispatch,
     failure_groups,
     heartbeats,
+    last_runs,
     lost_leases,
     planning,
     raising,
@@ -30,7 +31,7 @@ from scheduling import (
     waiting,
 )
 from scheduling.doorbell import Listener
-from scheduling.firing import copy_last_runs, fire_due
+from scheduling.firing import fire_due
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
 from scheduling.sql import going_on, run_prepared, was_ended
@@ -228,7 +229,7 @@ class Scheduler(beat.Scheduler):
         self._behind |= fired.behind
         self._fired_in_all += len(fired.schedule_ids)
         if fired.one_off_ids:
-            copy_last_runs(fired.one_off_ids)
+            last_runs.copy(fired.one_off_ids)
         return fired.plans
 
     def _recover(self, look: Look) -> bool:
@@ -294,7 +295,7 @@ class Scheduler(beat.Scheduler):
             self._copy_at = time.monotonic() + COPY_EVERY
         if self._to_copy:
             count = min(COPY_BATCH, len(self._to_copy))
-            copy_last_runs([self._to_copy.pop() for _ in range(count)])
+            last_runs.copy([self._to_copy.pop() for _ in range(count)])
 
     def _pulse(self, look: Look) -> None:
         if time.monotonic() >= self._pulse_at:

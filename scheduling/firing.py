@@ -90,6 +90,8 @@ SELECT t.ids, t.args, t.kwargs, statement_timestamp(), t.ids[1], t.next_due_at, 
 
 LOCK_NEWEST = LOCK_DUE.replace("ORDER BY next_due_at LIMIT", "ORDER BY next_due_at DESC LIMIT")
 
+# An edit of the call waits for whoever has locked its plan (its trigger does): the task that is
+# read here is the one that LOCK_DUE read the queue of.
 # A row for the runs that differ in nothing but their ids and schedules, and one for the plans.
 WRITE = """
 WITH fired AS (
@@ -326,24 +328,3 @@ def _tell(runs: Sequence[Runs]) -> None:
         if like.state == State.SKIPPED:
             for run, schedule_id in zip(ids, schedule_ids, strict=True):
                 event(logger, "run_skipped", run=run, schedule=schedule_id, reason=like.reason)
-
-
-COPY_LAST_RUNS = """
-WITH free AS MATERIALIZED (
-    SELECT id FROM django_celery_beat_periodictask WHERE id = ANY(%s)
-     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE django_celery_beat_periodictask t SET last_run_at = p.last_due_at,
-    total_run_count = LEAST(p.fired_count, 2147483647),
-    enabled = t.enabled AND NOT (p.done AND p.error = '')
-  FROM free JOIN scheduling_plan p ON p.schedule_id = free.id
- WHERE t.id = free.id AND p.fired_count > 0
-"""
-
-
-def copy_last_runs(schedule_ids: Iterable[int]) -> None:
-    """Copy to PeriodicTask what its own page shows: last run, count, and that a one-off is done.
-
-    Apart from `fire_due`: rows that a user holds are left for another time.
-    """
-    with lean_cursor() as cursor:
-        cursor.execute(COPY_LAST_RUNS, [list(schedule_ids)])

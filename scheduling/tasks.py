@@ -7,14 +7,18 @@ from typing import Any
 
 from celery import shared_task
 
-from scheduling import alerts, clock, pruning
+from scheduling import alerts, clock, last_runs, pruning
 from scheduling import digest as digests
 from scheduling.jobs import Job, current_run
 
 
 @shared_task
 def prune() -> dict[str, int]:
-    """Delete the runs that are older than KEEP_RUNS_DAYS and KEEP_FAILED_DAYS; say how many."""
+    """Delete the runs that are older than KEEP_RUNS_DAYS and KEEP_FAILED_DAYS; say how many.
+
+    And copy the last runs of schedules that no beat has copied.
+    """
+    last_runs.copy_forgotten()
     deleted = pruning.prune(clock.now(), pruning.kept_for())
     return {state.value: count for state, count in deleted.items()}
 

@@ -9,7 +9,7 @@ from django.conf import settings as django_settings
 from django.db import connection, transaction
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 
-from scheduling import clock, firing, planning
+from scheduling import clock, firing, last_runs, planning
 from scheduling.deciding import (
     CATCH_UP_MAX,
     CATCH_UP_STEP,
@@ -551,14 +551,14 @@ class TestLastRuns:
         row = due_schedule()
         planned = plan_of(row).next_due_at
         fired = firing.fire_due(LONG_AGO)
-        firing.copy_last_runs(fired.schedule_ids)
+        last_runs.copy(fired.schedule_ids)
         row.refresh_from_db()
         assert (row.last_run_at, row.total_run_count, row.enabled) == (planned, 1, True)
         assert not plan_of(row).needs_plan
 
     def test_a_one_off_that_has_fired_is_disabled(self) -> None:
         row = due_schedule(one_off=True)
-        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+        last_runs.copy(firing.fire_due(LONG_AGO).one_off_ids)
         row.refresh_from_db()
         assert not row.enabled
         planning.plan_changed()
@@ -567,7 +567,7 @@ class TestLastRuns:
     def test_a_one_off_in_quarantine_keeps_its_error(self) -> None:
         row = due_schedule(one_off=True)
         PeriodicTask.objects.filter(pk=row.pk).update(args="[1,")
-        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+        last_runs.copy(firing.fire_due(LONG_AGO).one_off_ids)
         planning.plan_changed()
         assert "args are not JSON" in plan_of(row).error
 
@@ -586,7 +586,7 @@ def test_a_clocked_schedule_in_the_past_fires_once() -> None:
     row = schedule(clocked=rule, one_off=True)
     for _ in range(3):
         planning.plan_changed()
-        firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+        last_runs.copy(firing.fire_due(LONG_AGO).one_off_ids)
     assert [made.due_at for made in runs_of(row)] == [rule.clocked_time]
 
 
@@ -645,7 +645,7 @@ class TestManyBeats:
             )
 
             def tick() -> None:
-                firing.copy_last_runs(firing.fire_due(LONG_AGO).one_off_ids)
+                last_runs.copy(firing.fire_due(LONG_AGO).one_off_ids)
 
             in_thread(tick).result(5)
             assert len(runs_of(row)) == 1

@@ -315,6 +315,18 @@ class TestLongEdits:
         assert edit.result(5) == 1
         assert plan_of(row).needs_plan
 
+    def test_an_edit_of_the_call_waits_for_the_batch_that_fires_it(self) -> None:
+        row = schedule()
+        set_plan(row, clock.now() - timedelta(seconds=1))
+        with transaction.atomic():
+            firing.fire_due(LONG_AGO)
+            edited = PeriodicTask.objects.filter(pk=row.pk)
+            edit = in_thread(lambda: edited.update(task="other", queue="other"))
+            wait_for(is_blocked)
+        assert edit.result(5) == 1
+        (made,) = runs_of(row)
+        assert (made.task, made.queue) == (row.task, "celery")
+
     def test_a_repair_made_while_the_quarantine_is_being_written_is_noticed(self) -> None:
         row = schedule(args="[1,")
         with transaction.atomic():

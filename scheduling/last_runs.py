@@ -1,0 +1,54 @@
+"""What PeriodicTask's own page shows of its runs: copied there, later, from where plans stand.
+
+Apart from `fire`, which must not wait for a row that a user holds: such a one is left for another
+time.
+"""
+
+from collections.abc import Iterable
+
+from scheduling.sql import lean_cursor
+
+BATCH = 1000
+
+COPY = """
+WITH free AS MATERIALIZED (
+    SELECT id FROM django_celery_beat_periodictask WHERE id = ANY(%s)
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE django_celery_beat_periodictask t SET last_run_at = p.last_due_at,
+    total_run_count = LEAST(p.fired_count, 2147483647),
+    enabled = t.enabled AND NOT (p.done AND p.error = '')
+  FROM free JOIN scheduling_plan p ON p.schedule_id = free.id
+ WHERE t.id = free.id AND p.fired_count > 0
+"""
+
+FORGOTTEN = """
+SELECT p.schedule_id FROM scheduling_plan p
+  JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
+ WHERE p.schedule_id > %(after)s AND p.fired_count > 0
+   AND (t.last_run_at IS DISTINCT FROM p.last_due_at
+        OR t.total_run_count <> LEAST(p.fired_count, 2147483647)
+        OR t.enabled AND p.done AND p.error = '')
+ ORDER BY p.schedule_id LIMIT %(limit)s
+"""
+
+
+def copy(schedule_ids: Iterable[int]) -> None:
+    """Copy the last run and the count of these schedules, and that a one-off is done."""
+    with lean_cursor() as cursor:
+        cursor.execute(COPY, [list(schedule_ids)])
+
+
+def copy_forgotten(limit: int = BATCH) -> int:
+    """Copy what was not: a beat remembers what it has to copy, and may die; return how many.
+
+    It reads all plans: for once a day.
+    """
+    count, after = 0, 0
+    while True:
+        with lean_cursor() as cursor:
+            cursor.execute(FORGOTTEN, {"after": after, "limit": limit})
+            found = [schedule_id for (schedule_id,) in cursor.fetchall()]
+        if not found:
+            return count
+        copy(found)
+        count, after = count + len(found), found[-1]
