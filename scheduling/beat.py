@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
 HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
+SILENT_AFTER = 6.0  # seconds without an answer after which a connection to the ledger is hung up
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
 COPY_BATCH = 200  # schedules at a time
@@ -137,7 +138,7 @@ class Scheduler(beat.Scheduler):
 
     def setup_schedule(self) -> None:
         """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
-        silence.waits.watch(leases=1)  # of a whole tick
+        silence.waits.watch(seconds=SILENT_AFTER)
         self._ledger.heard()
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -150,8 +151,7 @@ class Scheduler(beat.Scheduler):
             0: the sleeping is done here, where a ring ends it.
         """
         try:
-            with silence.waits:
-                seconds = self.run_once()
+            seconds = self.run_once()
         except (OperationalError, InterfaceError) as error:
             connection.close()
             seconds = self._backed_off("database_away", error)
@@ -209,9 +209,7 @@ class Scheduler(beat.Scheduler):
         low = LONG_AGO if full else self._low
         parameters = {**look_settings(), "low": low}
         if connection.connection is None or connection.connection is not self._prepared:
-            with connection.cursor() as cursor:
-                cursor.execute(SESSION)
-            self._prepared = connection.connection
+            self._prepare()
         (row,) = run_prepared(LOOK, parameters)
         look = Look(*row)
         self._ledger.said(look.now)
@@ -219,6 +217,13 @@ class Scheduler(beat.Scheduler):
         if full:
             self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
         return look
+
+    def _prepare(self) -> None:
+        """Make a connection beat's own: what its statements keep to, and how long each may take."""
+        with silence.waits, connection.cursor() as cursor:
+            cursor.execute(SESSION)
+        silence.waits.time_each(connection.connection)
+        self._prepared = connection.connection
 
     def _fire(self, room: dict[Lane, int]) -> int:
         fired = fire_due(self._low, room=room, newest=self._newest)

@@ -36,13 +36,24 @@ class Waits:
     def __exit__(self, *_: object) -> None:
         self._waiting.pop(threading.get_ident(), None)
 
-    def watch(self, *, leases: float = 1 / 3, **_: Any) -> None:
-        """Hang up, for as long as this process lives, where a thread waits for so many leases.
+    def time_each(self, raw: "psycopg.Connection[Any]") -> None:
+        """Enter for each single answer that this connection is to give, and for nothing else."""
+        wait = raw.wait
 
-        Whoever waits gets an OperationalError, and tries again on another connection.
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return wait(*args, **kwargs)
+
+        raw.wait = timed  # type: ignore[method-assign]
+
+    def watch(self, *, seconds: float | None = None, **_: Any) -> None:
+        """Hang up, for as long as this process lives, where a thread waits for so many seconds.
+
+        None: for a third of a lease. Whoever waits gets an OperationalError, and tries again on
+        another connection.
         """
         self._waiting.clear()  # of a parent, in a child
-        patience = settings.RUN_LEASE.total_seconds() * leases
+        patience = settings.RUN_LEASE.total_seconds() / 3 if seconds is None else seconds
         threading.Thread(target=self._live, args=[patience], name="silence", daemon=True).start()
 
     def _live(self, patience: float) -> None:

@@ -16,7 +16,17 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from pytest_django import Settings
 
 from config.embedded import RedisServer
-from scheduling import beat, clock, dispatch, finishing, firing, lost_leases, planning
+from scheduling import (
+    beat,
+    clock,
+    dispatch,
+    finishing,
+    firing,
+    heartbeats,
+    lost_leases,
+    planning,
+    silence,
+)
 from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
 from scheduling.models import UNFINISHED, Plan, Priority, Run, State
 from scheduling.outcomes import Outcome
@@ -99,6 +109,23 @@ class TestATick:
         assert len(runs_of(row)) == 1
         row.refresh_from_db()
         assert not row.enabled
+
+    def test_one_that_takes_long_is_not_cut(
+        self, monkeypatch: pytest.MonkeyPatch, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def many_answers() -> None:
+            for _ in range(12):
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_sleep(0.05)")
+
+        monkeypatch.setattr(silence, "waits", silence.Waits())
+        monkeypatch.setattr(beat, "SILENT_AFTER", 0.2)
+        settings.RUN_LEASE = timedelta(seconds=0.2)
+        scheduler = make()
+        scheduler.setup_schedule()
+        monkeypatch.setattr(heartbeats, "forget_dead", many_answers)
+        scheduler.tick()
+        assert "database_" not in caplog.text
 
     def test_with_nothing_to_do_it_may_sleep_a_second(self, scheduler: Scheduler) -> None:
         settle(scheduler)

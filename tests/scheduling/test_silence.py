@@ -67,6 +67,20 @@ def test_a_connection_that_nobody_waits_on_is_left_alone(waits: Waits, proxy: Pr
     assert ask() == 1
 
 
+def test_what_asks_often_may_take_longer_than_one_answer_may(waits: Waits, proxy: Proxy) -> None:
+    connection.ensure_connection()
+    waits.time_each(connection.connection)
+    for _ in range(8):  # at work for twice as long as an answer may take, and as long in Python
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.05)")
+        threading.Event().wait(0.05)
+    proxy.swallow()
+    with pytest.raises(OperationalError):
+        ask()
+    connection.close()
+    assert ask() == 1
+
+
 def test_a_signal_is_left_to_the_main_thread(waits: Waits) -> None:
     # What this thread took would not end a sleep of the job that is told of its cancellation.
     thread = [one for one in threading.enumerate() if one.name == "silence"][-1]
