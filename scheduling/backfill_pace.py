@@ -4,7 +4,6 @@ import logging
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models.functions import Now
 
 from scheduling import waiting
 from scheduling.logs import event
@@ -87,15 +86,8 @@ def cancel_runs(backfill_id: UUID, by: str) -> tuple[int, int]:
     closed = 0
     while more := waiting.cancel_waiting_of_backfill(backfill_id, by=by):
         closed += more
-    running = Run.objects.filter(
-        backfill_id=backfill_id, state=State.RUNNING, cancel_requested_by=""
-    )
-    free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
-    with transaction.atomic():
-        told = Run.objects.filter(pk__in=list(free)).update(
-            cancel_requested_by=by[:150], cancel_requested_at=Now()
-        )
-    return closed, told
+    untold = Run.objects.filter(backfill_id=backfill_id, cancel_requested_by="")
+    return closed, waiting.ask_to_end(untold, by=by)
 
 
 def untold(backfill_id: UUID) -> bool:

@@ -20,10 +20,10 @@ from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import loads
 
-from scheduling import backfill_pace, clock, recurrence
+from scheduling import backfill_pace, clock, recurrence, waiting
 from scheduling.deciding import options_with
 from scheduling.doorbell import ring_on_commit
-from scheduling.errors import EnqueueError, ScheduleError
+from scheduling.errors import EnqueueError, HeldError, ScheduleError
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, Backfill, Origin, Priority, Run, State
@@ -185,7 +185,10 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
 
     Raises:
         ScheduleError: there is no such backfill, or all its runs are final.
+        HeldError: somebody has held some of its runs for `waiting.PATIENCE` seconds; the others
+            are cancelled then.
     """
+    until = time.monotonic() + waiting.PATIENCE
     with transaction.atomic():
         backfill = with_id(backfill_id)
         if not progress(backfill).unfinished:
@@ -193,11 +196,18 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
         open_one = Backfill.objects.filter(pk=backfill_id, cancelled_at=None)
         open_one.update(cancelled_at=Now(), cancelled_by=by[:150])
         closed, told = backfill_pace.cancel_runs(backfill_id, by)
-    while backfill_pace.untold(backfill_id):  # rows that somebody held: beat, a worker
+    while held := backfill_pace.untold(backfill_id):  # rows that somebody held: beat, a worker
+        if time.monotonic() > until:
+            break
         time.sleep(0.01)
         more = backfill_pace.cancel_runs(backfill_id, by)
         closed, told = closed + more[0], told + more[1]
     event(logger, "backfill_cancelled", backfill=backfill_id, cancelled=closed, told=told, by=by)
+    if held:
+        raise HeldError(
+            f"backfill {backfill_id} is cancelled but for runs that somebody holds: cancel it again"
+            " in a moment."
+        )
     return progress(backfill)
 
 

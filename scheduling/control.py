@@ -1,6 +1,5 @@
 """`revoke`, Celery's word for cancel: for runs it is written in the ledger."""
 
-from contextlib import suppress
 from typing import Any
 
 import django
@@ -8,7 +7,7 @@ from celery.app.control import Control as CeleryControl
 from celery.utils.functional import maybe_list
 from django.apps import apps
 
-from scheduling.errors import SchedulingError
+from scheduling.errors import HeldError, SchedulingError
 
 BY = "revoke"
 
@@ -36,7 +35,11 @@ def _revoke(task_ids: Any, *, terminate: bool) -> None:
     for task_id in maybe_list(task_ids) or ():
         run_id = run_id_of(task_id)
         if run_id is not None and terminate:
-            with suppress(SchedulingError):  # no run, or one that has ended
+            try:
                 waiting.cancel(run_id, by=BY)
+            except HeldError:
+                raise  # it has not been cancelled, and nobody will
+            except SchedulingError:
+                pass  # no run, or one that has ended
         elif run_id is not None:
             waiting.cancel_waiting(run_id, by=BY)

@@ -17,6 +17,10 @@ class ScheduleError(SchedulingError):
     """A schedule that cannot be made or changed as asked."""
 
 
+class HeldError(SchedulingError):
+    """Somebody holds a row for too long to wait; what could be done without it is done."""
+
+
 class PermanentError(Exception):
     """Raised by a job: the run ends as failed with this message, without another attempt."""
 

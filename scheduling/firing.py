@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models.functions import Coalesce, Now
 
 from scheduling.deciding import CATCH_UP_STEP, Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.hints import Hint, Lane
@@ -21,7 +20,7 @@ from scheduling.planning import BATCH_SETTINGS
 from scheduling.registry import decode_error
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, with_fields
 from scheduling.sql import arrays, lean_cursor, run_prepared
-from scheduling.waiting import cancel_waiting_of
+from scheduling.waiting import ask_to_end, cancel_waiting_of
 
 logger = logging.getLogger(__name__)
 
@@ -298,11 +297,7 @@ def _cancel_unfinished(plan: Due) -> bool:
     by = f"schedule {plan.schedule_id}: replaced by the run due {plan.next_due_at.isoformat()}"
     cancel_waiting_of(plan.schedule_id, reason=f"overlap: {by}")
     own = Run.objects.filter(schedule_id=plan.schedule_id, backfill_id=None)
-    running = own.filter(state=State.RUNNING)
-    free = running.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
-    Run.objects.filter(pk__in=list(free)).update(
-        cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
-    )
+    ask_to_end(own, by=by)
     return own.filter(state__in=UNFINISHED).exists()
 
 

@@ -9,10 +9,11 @@ from uuid import UUID
 from celery import states
 from celery.exceptions import TaskRevokedError
 from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Coalesce, Now
 
 from scheduling import follow_ups
-from scheduling.errors import SchedulingError
+from scheduling.errors import HeldError, SchedulingError
 from scheduling.finishing import apply, record
 from scheduling.follow_ups import PARKED
 from scheduling.logs import event
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 500  # runs that a repair of beat's takes at a time
+
+PATIENCE = 5.0  # seconds for which a cancel waits for a row that somebody holds
 
 CLOSE = """
 UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp()
@@ -71,23 +74,36 @@ def cancel(run_id: UUID, *, by: str) -> Run:
 
     Raises:
         SchedulingError: there is no such run, or it is final already.
+        HeldError: somebody has held its row for PATIENCE seconds.
     """
     where = f"id = %(id)s AND state IN ({WAITING_SQL})"
+    until = time.monotonic() + PATIENCE
     while True:
         if _close_waiting(where, State.CANCELLED, f"cancelled by {by}", {"id": run_id, "limit": 1}):
             return Run.objects.get(pk=run_id)
-        running = Run.objects.filter(pk=run_id, state=State.RUNNING)
-        asked = running.update(
-            cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
-        )
+        asked = ask_to_end(Run.objects.filter(pk=run_id), by=by)
         run = Run.objects.filter(pk=run_id).first()
         if run is None:
             raise SchedulingError(f"there is no run {run_id}.")
-        if asked or run.state == State.RUNNING:
+        if asked:
             return run
         if run.state in FINAL:
             raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
-        time.sleep(0.01)  # somebody holds the row: beat, or a claim
+        if time.monotonic() > until:
+            raise HeldError(f"run {run_id} is held by somebody: cancel it again in a moment.")
+        time.sleep(0.01)  # beat, a claim, or what only began to run just now
+
+
+def ask_to_end(runs: QuerySet[Run], *, by: str) -> int:
+    """Tell the workers of those of `runs` that run to end them; return how many.
+
+    Rows that somebody holds are left.
+    """
+    free = runs.filter(state=State.RUNNING).select_for_update(skip_locked=True, no_key=True)
+    with transaction.atomic():
+        return Run.objects.filter(pk__in=list(free.values_list("pk", flat=True))).update(
+            cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
+        )
 
 
 def cancel_waiting(run_id: UUID, *, by: str, attempt: int | None = None) -> bool:

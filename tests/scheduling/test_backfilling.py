@@ -7,12 +7,13 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
+from celery.result import AsyncResult
 from django.db import connection, transaction
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from scheduling import backfill_pace, backfilling, clock, firing, schedules, waiting
 from scheduling.backfilling import Extent
-from scheduling.errors import EnqueueError, ScheduleError
+from scheduling.errors import EnqueueError, HeldError, ScheduleError
 from scheduling.finishing import finish
 from scheduling.models import Backfill, Origin, Priority, Run, State
 from scheduling.outcomes import Outcome
@@ -471,3 +472,39 @@ def test_the_end_of_a_run_wakes_beat_for_the_next_one(redis_client: redis.Redis)
         assert bell.get_message(timeout=5) is not None
         end([one])
         assert bell.get_message(timeout=5) is not None
+
+
+@pytest.mark.django_db(transaction=True)
+class TestCancellingWhatSomebodyHolds:
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+
+    def test_the_others_are_cancelled_and_it_is_said(self) -> None:
+        backfill = start(hourly())
+        first = Run.objects.order_by("due_at")[0]
+        with second_connection() as other:
+            other.execute("SELECT 1 FROM scheduling_run WHERE id = %s FOR UPDATE", [first.pk])
+            cancelling = in_thread(lambda: backfilling.cancel(backfill.pk, by="ben"))
+            with pytest.raises(HeldError, match="somebody holds: cancel it again"):
+                cancelling.result(5)
+            assert states(backfill) == ["held", *["cancelled"] * 4]
+        assert backfilling.cancel(backfill.pk, by="ben").states == {"cancelled": 5}
+
+    @pytest.mark.parametrize("state", [State.SCHEDULED, State.RUNNING])
+    def test_a_run_alone_is_refused_in_the_end(self, state: State) -> None:
+        held = run(state)
+        with second_connection() as other:
+            other.execute("SELECT 1 FROM scheduling_run FOR UPDATE")
+            cancelling = in_thread(lambda: waiting.cancel(held.pk, by="ben"))
+            with pytest.raises(HeldError, match=f"{held.pk} is held by somebody"):
+                cancelling.result(5)
+        assert waiting.cancel(held.pk, by="ben").state != State.SCHEDULED
+
+    def test_a_revoke_that_should_end_it_says_so_too(self) -> None:
+        held = run()
+        with second_connection() as other:
+            other.execute("SELECT 1 FROM scheduling_run FOR UPDATE")
+            revoking = in_thread(lambda: AsyncResult(str(held.pk)).revoke(terminate=True))
+            with pytest.raises(HeldError, match="cancel it again"):
+                revoking.result(5)
