@@ -26,6 +26,7 @@ from scheduling import execution, heartbeats, intake, outcomes
 from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.running import run_id_of
+from scheduling.transport import ATTEMPT
 from scheduling.workers import reports, stopping
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import Asked, renew, running_here
@@ -60,6 +61,7 @@ class Keeper:
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._renewed = -math.inf  # the first thing it does is to say that it is there
         self._ours_until = _ours_from(time.monotonic())
+        self._stopped = set[tuple[str, int]]()  # hints whose children were killed for their leases
         self._doing = Doing()
         self._suspects: dict[UUID, Any] = {}
         self._told: dict[UUID, tuple[Any, float]] = {}
@@ -75,7 +77,11 @@ class Keeper:
         unknown = isinstance(error, dict) and error.get("exc_type") == "NotRegistered"
         if (attempt is None and not unknown) or run_id_of(task_id) is None:
             return False
-        self._reports.put(partial(reports.write, task_id, attempt, status, error, traceback))
+        if attempt is not None and (task_id, attempt) in self._stopped:
+            why = "its worker could not renew its lease"
+            self._reports.put(partial(reports.hand_back, task_id, attempt, why))
+        else:
+            self._reports.put(partial(reports.write, task_id, attempt, status, error, traceback))
         return True
 
     def live(self) -> None:
@@ -194,6 +200,7 @@ class Keeper:
         """Stop what this worker may not own any more: the ledger cannot be asked."""
         running, stopped_at = list(running_here().values()), time.monotonic()
         if stopping.can_stop_one(self._worker):
+            self._stopped = {(request.id, request.request_dict[ATTEMPT]) for request in running}
             stopping.stop(running)
         elif running:
             stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")

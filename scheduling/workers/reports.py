@@ -24,14 +24,25 @@ def write(
         if not waiting.hand_back_unknown(UUID(task_id), task, execution.worker_name):
             backend.store_plain(task_id, error, status, traceback)
         return
-    run = Run.objects.filter(
-        pk=task_id, attempt=attempt, state=State.RUNNING, worker=execution.worker_name
-    ).first()
+    run = _running_here(task_id, attempt)
     if run is not None:
         exception = backend.exception_to_python(error)
         finish(run.pk, attempt, outcome_of(run, status, exception, traceback or ""))
     elif status == states.REVOKED:  # this worker will drop every hint of it
         waiting.cancel_waiting(UUID(task_id), by=BY, attempt=attempt)
+
+
+def hand_back(task_id: str, attempt: int, why: str) -> None:
+    """Make a run whose child this worker has killed wait again, if it is this worker's still."""
+    run = _running_here(task_id, attempt)
+    if run is not None:
+        finish(run.pk, attempt, handed_back(run.task, run.max_attempts, why))
+
+
+def _running_here(task_id: str, attempt: int) -> Run | None:
+    return Run.objects.filter(
+        pk=task_id, attempt=attempt, state=State.RUNNING, worker=execution.worker_name
+    ).first()
 
 
 def outcome_of(run: Run, status: str, error: BaseException, traceback: str) -> Outcome:

@@ -13,6 +13,7 @@ import redis
 from django.db import connection, connections, transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
+from chaos.network import Proxy
 from config.embedded import PostgresServer, RedisServer
 from scheduling import clock
 from scheduling.jobs import Call, enqueue, enqueue_many
@@ -230,6 +231,29 @@ def test_two_beats_of_which_one_is_frozen_double_and_miss_nothing(
     assert sum(starts(evidence).values()) == Run.objects.count()
     late = [run for run in Run.objects.all() if run.started_at and run.started_at < run.run_at]
     assert late == []
+
+
+def test_a_postgres_that_nobody_reaches_for_longer_than_a_lease_only_delays(
+    system: System, evidence: Path
+) -> None:
+    with Proxy.before(system.env["DATABASE_URL"]) as proxy:
+        system.env["DATABASE_URL"] = f"{proxy.url}?connect_timeout=1"
+        system.beat()
+        worker = system.ready_worker(1)
+        at_work = enqueue(tasks.tick, (str(evidence), 25), max_attempts=2).id
+        wait_for(lambda: "at 1" in evidence.read_text(), timeout=20)
+        Run.objects.filter(pk=at_work).update(args=f'["{evidence}", 0.1]')
+        enqueue(tasks.write, (str(evidence), "later"), after=timedelta(seconds=1))
+        proxy.cut_off()
+        cut_at = clock.now()
+        worker.wait_until_said("run_stopped", timeout=10)
+        wait_for(lambda: clock.now() > cut_at + timedelta(seconds=5), timeout=10)
+        assert Run.objects.get(pk=at_work).state == State.RUNNING
+        proxy.mend()
+        wait_for(all_final, timeout=20)
+    run = Run.objects.get(pk=at_work)
+    assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0), run.errors
+    assert starts(evidence)["later"] == 1
 
 
 def test_garbage_and_forged_hints_start_nothing_and_stop_nobody(
