@@ -311,7 +311,7 @@ def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
         "task": old.task,
         "options": old.options,
         "queue": old.queue,
-        "priority": old.priority,
+        "priority": old.priority if old.given_priority is None else old.given_priority,
         "max_attempts": old.max_attempts,
         "unique_key": old.unique_key,
         "enqueued_by": by,

@@ -61,6 +61,8 @@ MOVE_TO_SCHEDULED = (
     run_at = COALESCE(%(run_at)s::timestamptz, clock_timestamp() + %(delay)s::interval),
     priority = COALESCE(%(priority)s,
                         CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END),
+    given_priority = CASE WHEN %(priority)s::smallint IS NULL
+                          THEN COALESCE(given_priority, priority) END,
     task = COALESCE(%(task)s, task), args = COALESCE(%(args)s, args),
     kwargs = COALESCE(%(kwargs)s, kwargs), options = COALESCE(%(options)s, options),
     queue = COALESCE(%(queue)s, queue), follow_ups = COALESCE(%(follow_ups)s, follow_ups),

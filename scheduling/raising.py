@@ -25,6 +25,7 @@ AGE_EVERY = timedelta(seconds=10)  # between looks for old ones, at most
 
 RAISE = f"""
 UPDATE scheduling_run r SET priority = %(to)s, queued_at = NULL,
+    given_priority = COALESCE(r.given_priority, r.priority),
     state = CASE r.state WHEN 'queued' THEN 'scheduled' ELSE r.state END
  WHERE r.id = ANY (ARRAY(SELECT id FROM chosen)) AND r.state IN ({WAITING_SQL})
 RETURNING r.id, r.task, r.deadline

@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500
 
-# A crowd does not go before the day's work: what was raised while it waited starts as medium.
+# A crowd does not go before the day's work: what was given more than medium starts as medium.
 REPLAY = """
 INSERT INTO scheduling_run
     (id, origin, schedule_id, schedule_name, task, args, kwargs, options, queue, priority, due_at,
      run_at, max_attempts, unique_key, enqueued_by, replay_of, follow_ups)
 SELECT new.id, 'replay', r.schedule_id, r.schedule_name, r.task, r.args, r.kwargs, r.options,
-    r.queue, GREATEST(r.priority, 6), r.due_at, statement_timestamp(), r.max_attempts,
-    r.unique_key, %(by)s, r.id, new.follow_ups
+    r.queue, GREATEST(COALESCE(r.given_priority, r.priority), 6), r.due_at, statement_timestamp(),
+    r.max_attempts, r.unique_key, %(by)s, r.id, new.follow_ups
   FROM unnest(%(new)s::uuid[], %(old)s::uuid[], %(follow_ups)s::text[]) AS new (id, of, follow_ups)
   JOIN scheduling_run r ON r.id = new.of
  WHERE %(again)s

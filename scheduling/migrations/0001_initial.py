@@ -494,6 +494,12 @@ class Migration(migrations.Migration):
                 ("backfill_id", models.UUIDField(null=True)),
                 ("follows", models.UUIDField(null=True)),
                 ("follow_ups", models.TextField(db_default="", default="")),
+                (
+                    "given_priority",
+                    models.PositiveSmallIntegerField(
+                        choices=[(0, "front"), (3, "high"), (6, "medium"), (9, "low")], null=True
+                    ),
+                ),
             ],
             options={
                 "indexes": [

@@ -65,6 +65,9 @@ class Run(models.Model):
     follows = models.UUIDField(null=True)
     # JSON text of what its own end sets off, in Celery's words; "" is nothing.
     follow_ups = models.TextField(default="", db_default="")
+    # The priority it was given, for its replay; null where neither a retry, nor its deadline, nor
+    # its age has moved it.
+    given_priority = models.PositiveSmallIntegerField(choices=Priority, null=True)
 
     # Whether this very call wrote the row; see `enqueue`.
     created: bool = False

@@ -9,8 +9,11 @@ from django.db import connection
 from scheduling import clock
 from scheduling.enqueueing import enqueue, replay
 from scheduling.errors import SchedulingError
+from scheduling.finishing import finish
 from scheduling.history import Selection
 from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run, State
+from scheduling.outcomes import NextCall, Outcome
+from scheduling.raising import raise_for_deadlines
 from scheduling.replaying import Replayed, find, replay_all
 from tests.scheduling.ledger import ADD, NOON, in_thread, run, schedule, second_connection
 
@@ -161,6 +164,30 @@ class TestReplayAll:
         old = run(State.FAILED, priority=Priority[step])
         replayed()
         assert replays()[old.pk].priority == Priority[then]
+
+    @pytest.mark.parametrize(
+        ("given", "asked", "alone", "in_bulk"),
+        [
+            ("MEDIUM", None, "MEDIUM", "MEDIUM"),
+            ("HIGH", None, "HIGH", "MEDIUM"),
+            ("LOW", None, "LOW", "LOW"),
+            ("MEDIUM", Priority.HIGH, "HIGH", "MEDIUM"),
+        ],
+    )
+    def test_retries_and_a_deadline_that_moved_it_leave_the_replay_alone(
+        self, given: str, asked: int | None, alone: str, in_bulk: str
+    ) -> None:
+        old = run(State.RUNNING, priority=Priority[given])
+        retry = Outcome(State.SCHEDULED, failed=True, lower=True, call=NextCall(priority=asked))
+        assert finish(old.pk, 1, retry)
+        Run.objects.filter(pk=old.pk).update(deadline=NOON)
+        assert raise_for_deadlines() == 1
+        Run.objects.filter(pk=old.pk).update(state=State.FAILED, finished_at=clock.now())
+        assert Run.objects.get(pk=old.pk).priority == Priority.FRONT
+        assert replay(old.pk, by="ana").priority == Priority[alone]
+        Run.objects.filter(replay_of=old.pk).delete()
+        replayed()
+        assert replays()[old.pk].priority == Priority[in_bulk]
 
     def test_finding_counts_and_writes_nothing(self) -> None:
         early = run(State.FAILED, due_at=NOON)
