@@ -6,7 +6,7 @@ number of beats may run: each step locks the rows it works on and skips those th
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from scheduling.sql import going_on, run_prepared, was_ended
 
 logger = logging.getLogger(__name__)
 
+TICK_MIN = 0.008  # seconds from one tick to the next, but for a ring: what comes due shares a tick
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
 HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
@@ -56,6 +57,9 @@ RESEND_SHARE = 20  # and this many times what the last look took: long queues ar
 LOOK_BACK = timedelta(minutes=1)
 FULL_LOOK_EVERY = 60.0
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
+LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
 
 # Whatever row a user's transaction holds, beat goes on with the others. And what it looks for has
 # an index, however small a table was when the statement was planned.
@@ -125,6 +129,7 @@ class Scheduler(beat.Scheduler):
         self._full_look_at = 0.0
         self._behind = False
         self._newest = False
+        self._lanes: list[Lane] = []
         self._resend_at = 0.0
         self._age_at = 0.0
         self._release_at = 0.0
@@ -150,12 +155,13 @@ class Scheduler(beat.Scheduler):
         Returns:
             0: the sleeping is done here, where a ring ends it.
         """
+        begun = time.monotonic()
         try:
             seconds = self.run_once()
         except (OperationalError, InterfaceError) as error:
             connection.close()
             seconds = self._backed_off("database_away", error)
-        except (redis.RedisError, BrokerError, OSError) as error:
+        except REDIS_AWAY as error:
             self._ledger.not_asked()
             seconds = self._backed_off("redis_away", error)
         except Exception as error:
@@ -167,6 +173,7 @@ class Scheduler(beat.Scheduler):
                 seconds = self._backed_off("tick_failed", None)
         else:
             self._pause = 0.0
+        seconds = max(seconds, begun + TICK_MIN - time.monotonic())
         if seconds > 0:
             self._bell.wait(seconds)
         return 0
@@ -177,14 +184,12 @@ class Scheduler(beat.Scheduler):
         self._pulse(look)
         repaired = self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
-        next_due, room = look.next_due_in, dict[Lane, int]()
-        busy_until = time.monotonic() + BUSY_MAX
+        next_due, busy_until = look.next_due_in, time.monotonic() + BUSY_MAX
         while True:
             planned = planning.plan_changed() if look.to_plan else 0
             due = bool(planned) or (next_due is not None and next_due <= 0)
-            fired = self._fire(room) if due else 0
-            published = dispatch.publish(self._broker, others=room)
-            room = dict(published.room)
+            published = self._publish(due=due)
+            fired = self._fire(published.room) if due else 0
             self._ledger.heard()
             full = max(planned, fired, published.hints) >= planning.BATCH
             if not full or time.monotonic() >= busy_until:
@@ -225,11 +230,24 @@ class Scheduler(beat.Scheduler):
         silence.waits.time_each(connection.connection)
         self._prepared = connection.connection
 
-    def _fire(self, room: dict[Lane, int]) -> int:
-        fired = fire_due(self._low, room=room, newest=self._newest)
+    def _publish(self, *, due: bool) -> dispatch.Published:
+        """Publish what waits, and look what room the lanes of what is due have, as far as known."""
+        try:
+            return dispatch.publish(self._broker, others=self._lanes if due else ())
+        except REDIS_AWAY:
+            if due:
+                self._fire(None)  # every occurrence has its row, whatever becomes of its hint
+            raise
+
+    def _fire(self, room: Mapping[Lane, int] | None) -> int:
+        """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
+        fired = fire_due(self._low, room=dict(room or {}), newest=self._newest)
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
         dispatch.push(self._broker, fired.hints)
+        if room is not None and not room.keys() >= fired.lanes:
+            dispatch.publish(self._broker)  # what went into lanes that were not known yet
+        self._lanes = list(dict.fromkeys([*fired.lanes, *self._lanes]))[:LANES_MAX]
         self._last_fired.update(fired.schedule_ids)
         self._behind |= fired.behind
         self._fired_in_all += len(fired.schedule_ids)

@@ -5,7 +5,7 @@ Which runs, `deciding` says, by the policies.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -135,8 +135,8 @@ SELECT schedule_id, count(*) FILTER (WHERE state = 'running'),
 class Fired(NamedTuple):
     """What one `fire_due` did: plans it looked at, and the schedules whose last run moved.
 
-    `hints` are of the runs that are queued already, and have to be pushed now. `behind`: one of the
-    plans is due again already.
+    `hints` are of the runs that are queued already, and have to be pushed now; `lanes` those of all
+    runs. `behind`: one of the plans is due again already.
     """
 
     plans: int
@@ -144,6 +144,7 @@ class Fired(NamedTuple):
     one_off_ids: Sequence[int]
     hints: Sequence[Hint] = ()
     behind: bool = False
+    lanes: Set[Lane] = frozenset()
 
 
 class Runs(NamedTuple):
@@ -238,7 +239,8 @@ def fire_due(
     fired = [key for moved in moves if moved.like.fired for key in moved.schedule_ids]
     instants = [moved.like.next_due_at for moved in moves]
     behind = any(instant is not None and instant <= now for instant in instants)
-    return Fired(plans, fired, one_offs, hints, behind)
+    lanes = {Lane(made.like.queue, made.like.priority) for made in runs}
+    return Fired(plans, fired, one_offs, hints, behind, lanes)
 
 
 def _step(rows: Sequence[tuple[Any, ...]]) -> int:

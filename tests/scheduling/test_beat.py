@@ -100,6 +100,28 @@ class TestATick:
         assert made.state == State.QUEUED
         assert redis_client.llen("celery\x06\x166") == 1
 
+    def test_in_a_lane_that_it_has_fired_into_before_one_tick_does_it(
+        self, scheduler: Scheduler, redis_client: redis.Redis
+    ) -> None:
+        row = schedule(queue="mails")
+        settle(scheduler)
+        for count in 1, 2:
+            set_plan(row, clock.now() - timedelta(milliseconds=5))
+            if count == 1:
+                settle(scheduler)
+            else:
+                scheduler.run_once()
+            assert [made.state for made in runs_of(row)] == [State.QUEUED] * count
+            assert redis_client.llen("mails\x06\x166") == count
+
+    def test_it_remembers_so_many_lanes(self, scheduler: Scheduler) -> None:
+        for n in range(beat.LANES_MAX + 5):
+            row = schedule(f"n{n}", queue=f"q{n}")
+            set_plan(row, clock.now() - timedelta(milliseconds=5))
+        settle(scheduler)
+        assert len(scheduler._lanes) == beat.LANES_MAX
+        assert Run.objects.filter(state=State.QUEUED).count() == beat.LANES_MAX + 5
+
     def test_a_clocked_schedule_in_the_past_fires_in_the_tick_that_plans_it(
         self, scheduler: Scheduler
     ) -> None:
@@ -571,6 +593,21 @@ class TestAHerd:
         for _ in range(4):
             scheduler.tick()
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
+
+    def test_without_redis_what_comes_due_in_a_lane_that_is_known_has_its_row(
+        self, own_redis: RedisServer, settings: Settings
+    ) -> None:
+        settings.REDIS_URL = own_redis.url
+        row, scheduler = schedule(), make()
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(milliseconds=5))
+        settle(scheduler)
+        assert scheduler._lanes
+        own_redis.stop()
+        set_plan(row, clock.now() - timedelta(milliseconds=5))
+        with suppress(redis.RedisError):
+            scheduler.run_once()
+        assert [made.state for made in runs_of(row)] == [State.QUEUED, State.SCHEDULED]
 
     def test_a_connection_that_ends_in_its_midst_only_delays_it(
         self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
