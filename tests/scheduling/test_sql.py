@@ -1,11 +1,23 @@
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
+from celery import current_app
 from django.db import DataError, connection, transaction
+from pytest_django import Settings
 
+from scheduling import clock
+from scheduling.beat import Scheduler
+from scheduling.models import Run, State
 from scheduling.sql import arrays, lean_cursor, run_prepared
+from tests.jobs.tasks import add
+from tests.scheduling.child import forget_tracers, hint
+from tests.scheduling.ledger import schedule, set_plan
+from tests.waiting import wait_for
 
 ODD_TEXTS = ["", "NULL", "null", 'a "quoted" word', "a\\b", "{1,2}", "a,b", " spaced ", "line\nend",
              "tab\t", "Zürich ☃ 🎄", "'", "\x01"]  # fmt: skip
@@ -80,6 +92,51 @@ class TestPreparedStatements:
         with pytest.raises(DataError), transaction.atomic():
             run_prepared("SELECT 1 / %(zero)s::int", {"zero": 0})
         assert run_prepared("SELECT %(one)s::int", {"one": 1}) == [(1,)]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestWithoutPreparedStatements:
+    """As behind a pooler that gives each transaction another connection."""
+
+    @pytest.fixture
+    def prepared(self, settings: Settings) -> Iterator[Callable[[], int]]:
+        """How many statements are prepared on a connection that begins with the setting off."""
+
+        def count() -> int:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+                return int(cursor.fetchone()[0])
+
+        settings.PREPARED_STATEMENTS = False
+        connection.close()
+        yield count
+        connection.close()
+
+    def test_none_is_prepared_however_often_it_is_asked(
+        self, prepared: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for value in range(8):
+            assert run_prepared("SELECT %(value)s::int", {"value": value}) == [(value,)]
+        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+        assert run_prepared("SELECT %(value)s::int", {"value": 9}) == [(9,)]
+        assert prepared() == 0
+
+    def test_an_occurrence_goes_from_due_to_done(
+        self, prepared: Callable[[], int], redis_client: redis.Redis
+    ) -> None:
+        app: Any = current_app
+        beat = Scheduler(app=app, lazy=True)
+        for name, args in (("good", "[1, 2]"), ("bad", '["one", 2]')):
+            row = schedule(name, task=add.name, args=args)
+            set_plan(row, clock.now() - timedelta(seconds=1))
+        wait_for(lambda: beat.run_once() > 0)
+        for made in Run.objects.filter(state=State.QUEUED):
+            hint(made)
+        forget_tracers()
+        assert dict(Run.objects.values_list("schedule_name", "state")) == {
+            "good": State.SUCCEEDED, "bad": State.SCHEDULED,
+        }  # fmt: skip
+        assert prepared() == 0
 
 
 def _plan_of(query: str) -> str:
