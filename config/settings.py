@@ -121,7 +121,8 @@ if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
 if not REDIS_URL.startswith(("redis://", "rediss://")):
     refuse("REDIS_URL must begin with redis:// or rediss://.")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
-# Statements that every run needs are planned once for each connection.
+# Whether a connection plans the statements that every run needs once in a while (`scheduling.sql`),
+# and not every time.
 PREPARED_STATEMENTS = env.bool("PREPARED_STATEMENTS", default=True)
 # A connection that was lost without a word is noticed in seconds, not in TCP's quarter of an hour.
 DATABASES["default"]["OPTIONS"] = {

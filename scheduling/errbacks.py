@@ -17,6 +17,7 @@ from django.db import InterfaceError, OperationalError, transaction
 
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
+from scheduling.outcomes import backend
 from scheduling.registry import encode
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _failure(request: Context, error: BaseException, traceback: str | None) -> d
     told = {name: request.get(name) for name in TOLD if request.get(name) is not None}
     failure = {
         "request": told,
-        "error": _backend().prepare_exception(error),
+        "error": backend().prepare_exception(error),
         "traceback": (traceback or "")[-TRACEBACK_MAX:],
     }
     try:
@@ -73,7 +74,7 @@ def errback_arguments(
     """Return the arguments of an errback, which are stored as those of the older style."""
     if not _is_new_style(job, args[1:], kwargs):
         return args
-    error = _backend().exception_to_python(failure["error"])
+    error = backend().exception_to_python(failure["error"])
     return [Context(failure["request"]), error, failure["traceback"], *args[1:]]
 
 
@@ -82,8 +83,4 @@ def _is_new_style(job: Any, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
     errback = job.s(*args, **kwargs)
     header = getattr(job, "__header__", None)
     bound = hasattr(header, "func")  # a partial: `bind=True` makes it a task that can retry
-    return header is not None and not bound and _backend()._errback_arity_greater(errback, 1)
-
-
-def _backend() -> Any:
-    return current_app.backend
+    return header is not None and not bound and backend()._errback_arity_greater(errback, 1)

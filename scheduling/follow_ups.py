@@ -26,10 +26,10 @@ from kombu.utils.json import loads
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
 from scheduling.models import State
+from scheduling.outcomes import Outcome, backend
 from scheduling.registry import encode, get_job
 
 if TYPE_CHECKING:
-    from scheduling.outcomes import Outcome
     from scheduling.results import StoredResult
 
     Links = Signature[Any] | Iterable[Signature[Any]] | None
@@ -177,7 +177,7 @@ def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False)
     return Ended(*row) if row else None
 
 
-def end(ended: Ended, outcome: "Outcome", move: Callable[["StoredResult | None"], int]) -> None:
+def end(ended: Ended, outcome: Outcome, move: Callable[["StoredResult | None"], int]) -> None:
     """End a run that others follow by `move`, and write those; the caller holds its transaction.
 
     Raises:
@@ -186,7 +186,7 @@ def end(ended: Ended, outcome: "Outcome", move: Callable[["StoredResult | None"]
     result = _known_result(ended, outcome)
     if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
         children = _send_next(ended, outcome.value)
-        move(_backend().with_children(result, children) if result and children else result)
+        move(backend().with_children(result, children) if result and children else result)
         count_part(ended, states.SUCCESS, outcome.value)
         return
     move(result)
@@ -195,29 +195,29 @@ def end(ended: Ended, outcome: "Outcome", move: Callable[["StoredResult | None"]
     send(ended, _status_of(outcome), error, outcome.traceback)
 
 
-def _known_result(ended: Ended, outcome: "Outcome") -> "StoredResult | None":
+def _known_result(ended: Ended, outcome: Outcome) -> "StoredResult | None":
     """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
     known: StoredResult | None = outcome.result
     if ended.request.chord and (known is None or known.status not in states.READY_STATES):
         if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
-            known = _backend().prepare_success(outcome.value, ended.task)
+            known = backend().prepare_success(outcome.value, ended.task)
         else:
-            known = _backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
+            known = backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
     return known
 
 
-def _status_of(outcome: "Outcome") -> str:
+def _status_of(outcome: Outcome) -> str:
     return states.FAILURE if outcome.state == State.FAILED else states.REVOKED
 
 
-def _error_of(outcome: "Outcome") -> BaseException:
+def _error_of(outcome: Outcome) -> BaseException:
     if isinstance(outcome.value, BaseException) and not isinstance(outcome.value, Ignore):
         return outcome.value
     if outcome.state != State.FAILED:
         return TaskRevokedError(outcome.reason)
     if outcome.result is None or outcome.result.status != states.FAILURE:
         return SchedulingError(outcome.reason)
-    error: BaseException = _backend().exception_to_python(_backend().decode(outcome.result.result))
+    error: BaseException = backend().exception_to_python(backend().decode(outcome.result.result))
     return error
 
 
@@ -284,7 +284,7 @@ def count_part(ended: Ended, state: str, value: object) -> None:
     """Count the run as a part of its chord, if it is one; the last part writes the body."""
     if ended.request.chord:
         with _safely(ended):
-            _backend().on_chord_part_return(ended.request, state, value)
+            backend().on_chord_part_return(ended.request, state, value)
 
 
 def _send_failure(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
@@ -292,7 +292,7 @@ def _send_failure(ended: Ended, state: str, error: BaseException, traceback: str
     _abandon(ended, state, error, traceback)
     if ended.request.errbacks:
         with _safely(ended):
-            _backend()._call_task_errbacks(ended.request, error, traceback)
+            backend()._call_task_errbacks(ended.request, error, traceback)
 
 
 def _abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
@@ -300,7 +300,7 @@ def _abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> 
     count_part(ended, state, error)
     if ended.request.chain:
         with _safely(ended):
-            _backend()._fail_chain(ended.request.chain, error, traceback, state=state)
+            backend()._fail_chain(ended.request.chain, error, traceback, state=state)
 
 
 @contextmanager
@@ -338,9 +338,5 @@ def _cancel_rest(step: Any, options: Mapping[str, Any], error: BaseException) ->
     request.update(step.options, id=step.id, group=step.options.get("group_id"))
     why = TaskRevokedError(str(error))
     if request.chord:
-        _backend().on_chord_part_return(request, states.REVOKED, why)
-    _backend()._fail_chain(options.get("chain"), why, None, state=states.REVOKED)
-
-
-def _backend() -> Any:
-    return current_app.backend
+        backend().on_chord_part_return(request, states.REVOKED, why)
+    backend()._fail_chain(options.get("chain"), why, None, state=states.REVOKED)

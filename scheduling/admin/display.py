@@ -1,12 +1,14 @@
 """How instants, durations, states and texts look on every page."""
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
 from django.contrib.admin.widgets import AdminSplitDateTime
 from django.db import models
+from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
@@ -115,8 +117,21 @@ def block(text: Any) -> SafeString | str:
     return format_html('<pre class="tb-text">{}</pre>', text) if text else NOTHING
 
 
-def instant_of(text: str | None) -> datetime | None:
-    """Return the instant that JSON holds as ISO text."""
+def failed_attempts(errors: Sequence[Mapping[str, Any]]) -> SafeString:
+    """Return the attempts of a run that failed, as its row has them: when, where, the traceback."""
+    shown = [
+        {
+            **error,
+            "started": moment(_instant_of(error.get("started_at"))),
+            "ended": moment(_instant_of(error.get("ended_at"))),
+            "text": block(error.get("traceback")) if error.get("traceback") else "",
+        }
+        for error in errors
+    ]
+    return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
+
+
+def _instant_of(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 

@@ -7,13 +7,20 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from scheduling import clock
-from scheduling.admin.display import NOTHING, ago, badge, block, breakable, instant_of, moment
+from scheduling.admin.display import (
+    NOTHING,
+    ago,
+    badge,
+    block,
+    breakable,
+    failed_attempts,
+    moment,
+)
 from scheduling.admin.filters import TaskFilter
 from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
@@ -196,18 +203,7 @@ class FailureGroupAdmin(EngineRows):
     @admin.display(description="its attempts")
     def attempts(self, group: FailureGroup) -> SafeString | str:
         errors = Run.objects.filter(pk=group.last_run_id).values_list("errors", flat=True).first()
-        if not errors:
-            return "none: the run is gone"
-        shown = [
-            {
-                **error,
-                "started": moment(instant_of(error.get("started_at"))),
-                "ended": moment(instant_of(error.get("ended_at"))),
-                "text": block(error.get("traceback")) if error.get("traceback") else "",
-            }
-            for error in errors
-        ]
-        return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
+        return failed_attempts(errors) if errors else "none: the run is gone"
 
     # --- Actions ----------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -21,7 +20,7 @@ from scheduling.admin.display import (
     badge,
     block,
     breakable,
-    instant_of,
+    failed_attempts,
     moment,
     pretty,
     span,
@@ -256,18 +255,7 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="failed attempts")
     def attempts(self, run: Run) -> SafeString | str:
-        if not run.errors:
-            return "none"
-        shown = [
-            {
-                **error,
-                "started": moment(instant_of(error.get("started_at"))),
-                "ended": moment(instant_of(error.get("ended_at"))),
-                "text": block(error.get("traceback")) if error.get("traceback") else "",
-            }
-            for error in run.errors
-        ]
-        return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
+        return failed_attempts(run.errors) if run.errors else "none"
 
     @admin.display(description="stored result")
     def result(self, run: Run) -> SafeString | str:
