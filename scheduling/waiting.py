@@ -100,7 +100,7 @@ def ask_to_end(runs: QuerySet[Run], *, by: str) -> int:
     Rows that somebody holds are left.
     """
     free = runs.filter(state=State.RUNNING).select_for_update(skip_locked=True, no_key=True)
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         return Run.objects.filter(pk__in=list(free.values_list("pk", flat=True))).update(
             cancel_requested_by=by[:150], cancel_requested_at=Coalesce("cancel_requested_at", Now())
         )
