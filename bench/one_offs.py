@@ -19,6 +19,7 @@ from bench.processes import Process
 from bench.report import Row, Table, load, row
 
 STEP = 0.01  # seconds: those due within it are enqueued for one instant, in one call
+LOOK_EVERY = 5  # seconds; to sum up the memory of a process takes milliseconds of its time
 ENQUEUED, SENT = 3000, 900  # so many a second, at least, by `enqueue_many` and by `send_task`
 
 
@@ -148,7 +149,7 @@ def _watch(
         seen.append((of_workers, beating.memory() if beating else 0.0))
         for process in working:
             process.check()
-        time.sleep(1)
+        time.sleep(LOOK_EVERY)
     workers, beats = zip(*seen, strict=True)
     return Watched(workers[0], max(workers), beats[0], max(beats))
 
