@@ -1,6 +1,5 @@
 """A claim whose answer is lost on the way: the worker has the run, and does not know it."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -17,22 +16,6 @@ from tests.jobs import tasks
 from tests.scheduling.ledger import run
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    """A cuttable way to this test's database; the connection uses it."""
-    settings, original = connection.settings_dict, dict(connection.settings_dict)
-    connection.ensure_connection()
-    info = connection.connection.info
-    with Proxy("127.0.0.1", info.port) as way:
-        connection.close()
-        settings.update(HOST="127.0.0.1", PORT=str(way.port))
-        try:
-            yield way
-        finally:
-            connection.close()
-            settings.update(original)
 
 
 def fresh(made: Run) -> Run:
