@@ -27,6 +27,12 @@ def crontab(minute: str = "*", hour: str = "*", **fields: str) -> CrontabSchedul
     return row
 
 
+def far_off() -> CrontabSchedule:
+    """Write a rule that cannot come due while a test runs: once a year, half a year from now."""
+    month = (datetime.now(UTC).month + 5) % 12 + 1
+    return crontab("0", "0", day_of_month="1", month_of_year=str(month))
+
+
 def interval(every: int, period: str = "minutes") -> IntervalSchedule:
     row: IntervalSchedule = IntervalSchedule.objects.create(every=every, period=period)
     return row
