@@ -62,8 +62,9 @@ REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
 LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
 
 # Whatever row a user's transaction holds, beat goes on with the others. And what it looks for has
-# an index, however small a table was when the statement was planned.
-SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off"
+# an index, however small a table was when the statement was planned. While Postgres sends an answer
+# that nobody reads, none of its own time-outs acts; the kernel's then ends the connection.
+SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off; SET tcp_user_timeout = '8s'"
 
 LOOK = """
 SELECT statement_timestamp(),

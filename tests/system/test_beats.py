@@ -103,6 +103,29 @@ def test_a_beat_that_freezes_with_rows_locked_holds_them_for_ten_seconds_at_most
     assert_each_instant_ran_once(evidence)
 
 
+def test_a_beat_that_freezes_while_it_reads_what_is_due_holds_it_for_ten_seconds_at_most(
+    system: System,
+) -> None:
+    text = "x" * 40_000  # more in all than what is on its way can be
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(
+            name=f"s{n}", task=tasks.add.name, args=f'["{text}", "y"]',
+            clocked=ClockedSchedule.objects.create(clocked_time=clock.now()), one_off=True,
+        )
+        for n in range(300)
+    )  # fmt: skip
+    frozen = system.beat("tests.system.freezing_reader")
+    wait_for(lambda: is_frozen(frozen), timeout=20)
+    begun = clock.now()
+    system.beat()
+    wait_for(lambda: Run.objects.count() == 300, timeout=20)
+    assert clock.now() - begun < timedelta(seconds=12)
+    frozen.signal(signal.SIGCONT)
+    frozen.wait_until_said("database_away")  # then it goes on with another connection
+    assert frozen.process.poll() is None
+    assert not frozen.said("Traceback")
+
+
 def is_frozen(service: Service) -> bool:
     return bool(psutil.Process(service.process.pid).status() == psutil.STATUS_STOPPED)
 
