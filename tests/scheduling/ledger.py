@@ -41,9 +41,9 @@ def interval(every: int, period: str = "minutes") -> IntervalSchedule:
 def schedule(
     name: str = "nightly", *, task: str = ADD, policy: dict[str, Any] | None = None, **columns: Any
 ) -> PeriodicTask:
-    """Write a schedule; every minute, unless `columns` hold another rule."""
+    """Write a schedule; it comes due in half a year, unless `columns` hold another rule."""
     if not columns.keys() & {"crontab", "interval", "clocked", "solar"}:
-        columns["crontab"] = crontab()
+        columns["crontab"] = far_off()
     columns = {"args": "[1, 2]", **columns}
     row: PeriodicTask = PeriodicTask.objects.create(name=name, task=task, **columns)
     if policy is not None:

@@ -327,7 +327,8 @@ class TestAfterAnOutage:
     def test_catching_up_goes_on_at_once(
         self, scheduler: Scheduler, catch_up: str, window: timedelta | None, hours: int
     ) -> None:
-        row = schedule(policy={"catch_up": catch_up, "catch_up_window": window})
+        policy = {"catch_up": catch_up, "catch_up_window": window}
+        row = schedule(crontab=crontab(), policy=policy)
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(hours=hours))
         scheduler._full_look_at = 0.0  # beat has just been started

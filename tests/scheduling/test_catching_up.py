@@ -33,7 +33,7 @@ def beat(redis_client: redis.Redis) -> Scheduler:
 
 def missed_a_month(catch_up: str, **policy: Any) -> tuple[Any, datetime]:
     """Return a minutely schedule that was due first a month ago, and that instant."""
-    row = schedule("missed", policy={"catch_up": catch_up, **policy})
+    row = schedule("missed", crontab=crontab(), policy={"catch_up": catch_up, **policy})
     first = clock.now().replace(second=0, microsecond=0) - MONTH
     set_plan(row, first)
     return row, first

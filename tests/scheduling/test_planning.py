@@ -175,10 +175,10 @@ class TestABatch:
         assert not any(plan.needs_plan for plan in plans)
 
     def test_it_says_which_rule_and_which_engine_made_the_plan(self) -> None:
-        row = schedule()
+        row = schedule(crontab=crontab("5", "*/2"))
         planning.plan_changed()
         made = plan_of(row)
-        assert made.rule.startswith("*|*|*|*|*|")
+        assert made.rule.startswith("5|*/2|*|*|*|")
         assert made.rule_version == f"{recurrence.VERSION}/{recurrence.tzdata_version()}"
 
     def test_it_takes_at_most_a_batch(self) -> None:

@@ -172,7 +172,7 @@ class TestEditsOfARule:
         ],
     )
     def test_every_field_of_a_crontab_counts(self, columns: dict[str, str]) -> None:
-        row = planned()
+        row = planned(crontab=crontab())
         CrontabSchedule.objects.filter(pk=row.crontab_id).update(**columns)
         assert asked(row)
 
