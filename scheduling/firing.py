@@ -32,9 +32,12 @@ NONE_LEFT = Unfinished()
 
 
 def bounded(column: str) -> str:
-    """Return SQL for an interval that Python can hold: up to a million days; NULL stays NULL."""
-    limit = "interval '1000000 days'"
-    return f"CASE WHEN {column} > {limit} THEN {limit} ELSE {column} END"
+    """Return SQL for an interval that Python can hold: a million days at most; NULL stays NULL."""
+    low, high = "interval '-1000000 days'", "interval '1000000 days'"
+    return (
+        f"CASE WHEN {column} < {low} THEN {low} WHEN {column} > {high} THEN {high} "
+        f"ELSE {column} END"
+    )
 
 
 # What a decision rests on, besides how many runs are unfinished and whether the arguments can be

@@ -146,7 +146,8 @@ END $$;
 """
 
 # Pausing and resuming change when a schedule fires, and so do its days off; the other policies are
-# read when it does. A pause that begins counts from its own instant, which may be a moment ago.
+# read when it does. A pause that begins counts from its own instant, which may be a moment ago; in a
+# year that beat can read, whatever was written.
 POLICY_CHANGED = """
 CREATE FUNCTION scheduling_policy_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -176,7 +177,7 @@ BEGIN
         PERFORM scheduling_hold_calendars(array_agg(DISTINCT calendar_id))
           FROM after_update WHERE schedule_id = ANY(changed);
         PERFORM scheduling_ask_for_plans(changed);
-        UPDATE scheduling_plan p SET plan_from = n.paused_at
+        UPDATE scheduling_plan p SET plan_from = GREATEST(n.paused_at, '0001-01-03Z')
           FROM after_update n JOIN before_update o ON o.schedule_id = n.schedule_id
          WHERE p.schedule_id = n.schedule_id AND n.paused_at < p.plan_from
            AND n.paused_at IS DISTINCT FROM o.paused_at

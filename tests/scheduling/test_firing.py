@@ -703,6 +703,27 @@ class TestValuesThatPythonCannotHold:
         planning.plan_changed()
         assert len(runs_of(other)) == 1
 
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "spread = interval '-2000000000 days'",
+            "deadline_after = interval '-2000000000 days'",
+            "catch_up_window = interval '-2000000000 days'",
+            "paused_at = '-infinity'",
+            "paused_at = '4000-01-01 BC'",
+        ],
+    )
+    def test_what_lies_before_all_time_stops_nobody(self, value: str) -> None:
+        absurd, other = due_schedule("absurd", policy={}), due_schedule("other")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE scheduling_policy SET {value} WHERE schedule_id = %s",  # noqa: S608
+                [absurd.pk],
+            )
+        firing.fire_due(LONG_AGO)
+        planning.plan_changed()
+        assert len(runs_of(other)) == 1
+
     def test_more_missed_instants_than_the_column_counts(self) -> None:
         row = due_schedule(ago=3600, crontab=None, interval=interval(1, "microseconds"))
         Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - timedelta(hours=1))
