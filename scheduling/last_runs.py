@@ -6,19 +6,28 @@ time.
 
 from collections.abc import Iterable
 
+from django.db import transaction
+
 from scheduling.sql import lean_cursor
 
 BATCH = 1000
 
+# A frozen beat must let go of users' rows.
+SETTINGS = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+
+LOCK = """
+SELECT id FROM django_celery_beat_periodictask WHERE id = ANY(%s)
+ ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+# A statement of its own, once the locks are held: of a one-off that a user has just armed again,
+# the plan is seen as that edit has left it.
 COPY = """
-WITH free AS MATERIALIZED (
-    SELECT id FROM django_celery_beat_periodictask WHERE id = ANY(%s)
-     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE django_celery_beat_periodictask t SET last_run_at = p.last_due_at,
     total_run_count = LEAST(p.fired_count, 2147483647),
     enabled = t.enabled AND NOT (p.done AND p.error = '')
-  FROM free JOIN scheduling_plan p ON p.schedule_id = free.id
- WHERE t.id = free.id AND p.fired_count > 0
+  FROM scheduling_plan p
+ WHERE p.schedule_id = t.id AND t.id = ANY(%s) AND p.fired_count > 0
 """
 
 FORGOTTEN = """
@@ -34,8 +43,10 @@ SELECT p.schedule_id FROM scheduling_plan p
 
 def copy(schedule_ids: Iterable[int]) -> None:
     """Copy the last run and the count of these schedules, and that a one-off is done."""
-    with lean_cursor() as cursor:
-        cursor.execute(COPY, [list(schedule_ids)])
+    with transaction.atomic(), lean_cursor() as cursor:
+        cursor.execute(SETTINGS)
+        cursor.execute(LOCK, [list(schedule_ids)])
+        cursor.execute(COPY, [[schedule_id for (schedule_id,) in cursor.fetchall()]])
 
 
 def copy_forgotten(limit: int = BATCH) -> int:

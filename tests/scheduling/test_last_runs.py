@@ -9,12 +9,15 @@ from scheduling import clock, firing, last_runs, planning
 from scheduling.tasks import prune
 from tests.scheduling.ledger import (
     LONG_AGO,
+    far_off,
     in_thread,
+    is_blocked,
     plan_of,
     schedule,
     second_connection,
     set_plan,
 )
+from tests.waiting import wait_for
 
 
 def fired(name: str = "nightly", *, one_off: bool = False) -> PeriodicTask:
@@ -63,3 +66,23 @@ def test_a_row_that_a_user_holds_is_left_for_the_next_day() -> None:
     counts = PeriodicTask.objects.values_list("name", "total_run_count")
     assert dict(counts.filter(pk__in=(held.pk, free.pk))) == {"held": 0, "free": 1}
     assert last_runs.copy_forgotten() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_one_off_that_a_user_arms_again_meanwhile_stays_armed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = fired(one_off=True)
+    # As if the user's edit fell between the start of the statement and its locks.
+    paused = "ANY(%s) AND pg_advisory_xact_lock_shared(1) IS NOT NULL"
+    monkeypatch.setattr(last_runs, "LOCK", last_runs.LOCK.replace("ANY(%s)", paused))
+    with second_connection() as other:
+        other.execute("SELECT pg_advisory_xact_lock(1)")
+        copying = in_thread(lambda: last_runs.copy([row.pk]))
+        wait_for(is_blocked)
+        PeriodicTask.objects.filter(pk=row.pk).update(crontab=far_off(), start_time=clock.now())
+        other.rollback()
+        copying.result(5)
+    row.refresh_from_db()
+    assert row.enabled
+    assert not plan_of(row).done
