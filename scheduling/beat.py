@@ -22,6 +22,7 @@ from scheduling import (
     backfill_pace,
     dispatch,
     failure_groups,
+    firing,
     heartbeats,
     last_runs,
     lost_leases,
@@ -31,9 +32,9 @@ from scheduling import (
     waiting,
 )
 from scheduling.doorbell import Listener
-from scheduling.firing import fire_due
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
+from scheduling.models import Priority
 from scheduling.sql import going_on, run_prepared, was_ended
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Scheduler(beat.Scheduler):
         self._full_look_at = 0.0
         self._behind = False
         self._newest = False
-        self._lanes: list[Lane] = []
+        self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
         self._resend_at = 0.0
         self._age_at = 0.0
         self._release_at = 0.0
@@ -141,6 +142,8 @@ class Scheduler(beat.Scheduler):
         self._pulse_at = 0.0
         self._fired_in_all = 0
         super().__init__(*args, **kwargs)
+        default_queue = str(self.app.conf.task_default_queue)
+        self._lanes = [Lane(default_queue, Priority.MEDIUM)]
 
     def setup_schedule(self) -> None:
         """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
@@ -207,6 +210,9 @@ class Scheduler(beat.Scheduler):
             return 0.0
         if next_due is not None and next_due <= 0:
             next_due = HELD_PAUSE
+        elif self._rehearsed is not connection.connection:
+            self._rehearse()
+            return 0.0
         waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
         return max(min(wait for wait in waits if wait is not None), 0.0)
 
@@ -231,6 +237,15 @@ class Scheduler(beat.Scheduler):
         silence.waits.time_each(connection.connection)
         self._prepared = connection.connection
 
+    def _rehearse(self) -> None:
+        """Do, while nothing is due, what takes long when it is done for the first time.
+
+        Else what first comes due, and that may be a herd, is some 50 ms later.
+        """
+        firing.rehearse()
+        self._broker.rehearse(self._lanes[0])
+        self._rehearsed = connection.connection
+
     def _publish(self, *, due: bool) -> dispatch.Published:
         """Publish what waits, and look what room the lanes of what is due have, as far as known."""
         try:
@@ -242,7 +257,7 @@ class Scheduler(beat.Scheduler):
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
-        fired = fire_due(self._low, room=dict(room or {}), newest=self._newest)
+        fired = firing.fire_due(self._low, room=dict(room or {}), newest=self._newest)
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
         dispatch.push(self._broker, fired.hints)

@@ -6,7 +6,7 @@ Which runs, `deciding` says, by the policies.
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from django.db import transaction
@@ -29,6 +29,7 @@ CATCH_UP_BATCH = 5000  # runs that a batch makes of instants that were missed, o
 STATE = NewRun._fields.index("state")
 CATCH_UP = 3 + Due._fields.index("catch_up")  # in a row of LOCK_DUE
 NONE_LEFT = Unfinished()
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def bounded(column: str) -> str:
@@ -244,6 +245,13 @@ def fire_due(
     behind = any(instant is not None and instant <= now for instant in instants)
     lanes = {Lane(made.like.queue, made.like.priority) for made in runs}
     return Fired(plans, fired, one_offs, hints, behind, lanes)
+
+
+def rehearse() -> None:
+    """Fire nothing, so that a new session of Postgres has read what the first batch needs."""
+    with transaction.atomic():
+        run_prepared(LOCK_DUE, {"low": NEVER, "limit": 1})
+        run_prepared(WRITE, arrays((), len(NewRun._fields)) + arrays((), len(Moved._fields)))
 
 
 def _step(rows: Sequence[tuple[Any, ...]]) -> int:
