@@ -35,6 +35,7 @@ def listed(client: Client, page: str, **parameters: Any) -> list[str]:
 
 
 class TestLifecycleIds:
+    @pytest.mark.usefixtures("noon")
     def test_they_are_found_by_status_expiry_and_words(self, admin_client: Client) -> None:
         for days in (-1, 0, 7, 30, 60, 61):
             make_record(f"D{days}", today() + timedelta(days=days), name=f"System {days}")
@@ -48,6 +49,7 @@ class TestLifecycleIds:
         assert listed(admin_client, RECORDS, q="system 61") == ["D61"]
         assert listed(admin_client, RECORDS, q="ben@example.org") == ["retired"]
 
+    @pytest.mark.usefixtures("noon")
     def test_the_list_shows_the_days_that_are_left(self, admin_client: Client) -> None:
         make_record("A-1", today() + timedelta(days=42))
         make_record("A-2", today() - timedelta(days=1))

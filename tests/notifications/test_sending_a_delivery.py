@@ -75,6 +75,7 @@ class TestTheMail:
         deliver(make_delivery().pk, on)
         assert outbox.outbox[0].subject.startswith(words)
 
+    @pytest.mark.usefixtures("noon")
     def test_it_counts_from_today(self) -> None:
         deliver(make_delivery(make_record(expires_on=today() + timedelta(days=5))).pk)
         assert "expires in 5 days" in outbox.outbox[0].subject

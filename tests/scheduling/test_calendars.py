@@ -30,6 +30,7 @@ from tests.scheduling.ledger import (
     LONG_AGO,
     NOON,
     crontab,
+    far_off,
     in_thread,
     interval,
     is_blocked,
@@ -531,11 +532,9 @@ class TestFiring:
     """With the ledger: every planned instant has its row."""
 
     def test_a_due_occurrence_on_a_day_off_is_a_skipped_row(self) -> None:
-        row = following(crontab=crontab())
-        today = clock.now().date()
-        calendar_of(row).dates.create(date=today, reason="closed today")
-        calendar_of(row).dates.create(date=today - DAY, reason="closed today")
-        set_plan(row, clock.now().replace(second=0, microsecond=0))
+        row, now = following(crontab=far_off()), clock.now()
+        calendar_of(row).dates.create(date=now.date(), reason="closed today")
+        set_plan(row, now)
         firing.fire_due(LONG_AGO)
         (made,) = runs_of(row)
         assert made.state == State.SKIPPED
@@ -544,26 +543,26 @@ class TestFiring:
         assert plan_of(row).next_due_at is not None
 
     def test_others_in_its_batch_run(self) -> None:
-        row, other = following(crontab=crontab()), schedule("other")
-        calendar_of(row).dates.create(date=clock.now().date())
+        row, other, now = following(crontab=far_off()), schedule("other"), clock.now()
+        calendar_of(row).dates.create(date=now.date())
         for each in (row, other):
-            set_plan(each, clock.now().replace(second=0, microsecond=0))
+            set_plan(each, now)
         firing.fire_due(LONG_AGO)
         assert [made.state for made in runs_of(other)] == [State.SCHEDULED]
 
     def test_a_schedule_without_a_calendar_costs_no_query_more(self) -> None:
         row = schedule(policy={})
-        set_plan(row, clock.now().replace(second=0, microsecond=0))
+        set_plan(row, clock.now())
         with CaptureQueriesContext(connection) as asked:
             firing.fire_due(LONG_AGO)
         assert not [query for query in asked if "FROM scheduling_calendar" in query["sql"]]
 
     def test_a_day_off_replaces_nothing(self) -> None:
-        row = following(crontab=crontab())
+        row, now = following(crontab=far_off()), clock.now()
         Policy.objects.filter(schedule=row).update(overlap="replace")
-        calendar_of(row).dates.create(date=clock.now().date())
+        calendar_of(row).dates.create(date=now.date())
         old = run(State.RUNNING, schedule_id=row.pk, schedule_name=row.name)
-        set_plan(row, clock.now().replace(second=0, microsecond=0))
+        set_plan(row, now)
         firing.fire_due(LONG_AGO)
         assert Run.objects.get(pk=old.pk).cancel_requested_by == ""
 

@@ -174,5 +174,6 @@ class TestManyThatCatchUp:
         ticks(beat)
         counts = Run.objects.values_list("schedule_id").annotate(runs=Count("id"))
         made = dict(counts)
-        assert all(made[row.pk] in (541, 540) for row in missed[:3])
-        assert all(made[row.pk] in (99, 100) for row in missed[3:])
+        # One more where a minute begins meanwhile.
+        assert all(made[row.pk] in (541, 542) for row in missed[:3])
+        assert all(made[row.pk] in (100, 101) for row in missed[3:])

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -65,6 +65,11 @@ def overdue(name: str, policy: dict[str, Any] | None = None, **columns: Any) -> 
     return row
 
 
+def half_an_hour_away(now: datetime) -> CrontabSchedule:
+    """Write an hourly rule none of whose instants comes while the test runs."""
+    return crontab(str((now.minute + 30) % 60))
+
+
 def what_became() -> tuple[list[Any], list[Any]]:
     with connection.cursor() as cursor:
         cursor.execute(RUNS)
@@ -92,14 +97,14 @@ class Mix:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         now = clock.now()
-        hour = now.replace(minute=0, second=0, microsecond=0)
-        # No occurrence lies near the present: time passes between one way of firing and the other.
-        minute = str((now.minute + 30) % 60)
-        self.dues = [hour - timedelta(hours=count, minutes=20) for count in (1, 1, 3, 30)]
+        # No occurrence lies near the present, nor near the end of a window or an expiry: time
+        # passes between one way of firing and the other.
+        hourly = half_an_hour_away(now)
+        self.dues = [now - timedelta(hours=count, minutes=25) for count in (1, 1, 3, 30)]
         self.edits = [now - timedelta(minutes=30), now - timedelta(hours=40)]
         self.rules: list[dict[str, Any]] = [
-            *[{"crontab": crontab(minute)}] * 3,
-            {"crontab": crontab(minute, "*/2", timezone="Europe/Paris")},
+            *[{"crontab": hourly}] * 3,
+            {"crontab": crontab(hourly.minute, "*/2", timezone="Europe/Paris")},
             {"interval": interval(50)},
             {"clocked": ClockedSchedule.objects.create(clocked_time=self.dues[0]), "one_off": True},
         ]
@@ -172,8 +177,10 @@ class TestAlike:
         assert len(shared) < 0.8 * len(alone)
 
     def test_a_herd_is_one_decision(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        rule = crontab("0")
+        now = clock.now()
+        rule = half_an_hour_away(now)
         rows = [overdue(f"n{n}", args=f"[{n}]", crontab=rule) for n in range(30)]
+        Plan.objects.filter(schedule__in=rows).update(next_due_at=now - timedelta(hours=3))
         with decisions(monkeypatch) as asked:
             done = firing.fire_due(LONG_AGO)
         assert len(asked) == 1
