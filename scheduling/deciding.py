@@ -72,6 +72,7 @@ class NewRun(NamedTuple):
 
     id: UUID
     schedule_id: int
+    task: str
     due_at: datetime
     run_at: datetime
     state: str
@@ -131,7 +132,7 @@ def decide(
 def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
     due, reason = plan.next_due_at, clean(problem)
     run = NewRun(
-        uuid7(), plan.schedule_id, due, due, State.SKIPPED, reason, 0, DEFAULT_QUEUE,
+        uuid7(), plan.schedule_id, plan.task, due, due, State.SKIPPED, reason, 0, DEFAULT_QUEUE,
         Priority.MEDIUM, "{}", None, None,
     )  # fmt: skip
     return [run], Moved(plan.schedule_id, None, due, 1, reason, done=plan.one_off)
@@ -326,9 +327,9 @@ def _run(
         seconds = timedelta(seconds=plan.expire_seconds)
         expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
     return NewRun(
-        uuid7(), plan.schedule_id, due, due + offset, state, reason, min(coalesced, COUNT_MAX),
-        queue_of(plan.task, plan.queue or None), priority_of(plan.task, plan.priority),
-        options_with(plan.headers), deadline, expires,
+        uuid7(), plan.schedule_id, plan.task, due, due + offset, state, reason,
+        min(coalesced, COUNT_MAX), queue_of(plan.task, plan.queue or None),
+        priority_of(plan.task, plan.priority), options_with(plan.headers), deadline, expires,
     )  # fmt: skip
 
 

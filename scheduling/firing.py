@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
+from psycopg.errors import NotNullViolation
 
 from scheduling.deciding import CATCH_UP_STEP, Due, Moved, NewRun, Unfinished, decide, hold
 from scheduling.hints import Hint, Lane
@@ -93,8 +94,9 @@ SELECT t.ids, t.args, t.kwargs, statement_timestamp(), t.ids[1], t.next_due_at, 
 
 LOCK_NEWEST = LOCK_DUE.replace("ORDER BY next_due_at LIMIT", "ORDER BY next_due_at DESC LIMIT")
 
-# An edit of the call waits for whoever has locked its plan (its trigger does): the task that is
-# read here is the one that LOCK_DUE read the queue of.
+# An edit of the call waits for whoever has locked its plan (its trigger does). Only one that was
+# committed within LOCK_DUE, before its lock, shows here: its task is not the one that LOCK_DUE read
+# the queue of. No run may have NULL for a task, so then nothing is written (`was_edited`).
 # A row for the runs that differ in nothing but their ids and schedules, and one for the plans.
 WRITE = """
 WITH fired AS (
@@ -102,16 +104,16 @@ WITH fired AS (
         (id, schedule_id, schedule_name, origin, task, args, kwargs, options, queue, priority,
          due_at, run_at, deadline, expires_at, state, reason, queued_at, finished_at, coalesced,
          max_attempts)
-    SELECT r.id, t.id, t.name, 'schedule', t.task, COALESCE(NULLIF(t.args, ''), '[]'),
-        COALESCE(NULLIF(t.kwargs, ''), '{}'), a.options, a.queue, a.priority, a.due_at, a.run_at,
-        a.deadline, a.expires_at, a.state, a.reason,
+    SELECT r.id, t.id, t.name, 'schedule', CASE WHEN t.task = a.task THEN t.task END,
+        COALESCE(NULLIF(t.args, ''), '[]'), COALESCE(NULLIF(t.kwargs, ''), '{}'), a.options,
+        a.queue, a.priority, a.due_at, a.run_at, a.deadline, a.expires_at, a.state, a.reason,
         CASE WHEN a.state = 'queued' THEN clock_timestamp() END,
         CASE WHEN a.state = 'skipped' THEN statement_timestamp() END,
         a.coalesced, y.max_attempts
-      FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[],
-                  %s::text[], %s::integer[], %s::text[], %s::smallint[], %s::text[],
+      FROM unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[],
+                  %s::text[], %s::text[], %s::integer[], %s::text[], %s::smallint[], %s::text[],
                   %s::timestamptz[], %s::timestamptz[])
-        AS a (ids, schedule_ids, due_at, run_at, state, reason, coalesced, queue, priority,
+        AS a (ids, schedule_ids, task, due_at, run_at, state, reason, coalesced, queue, priority,
               options, deadline, expires_at)
       CROSS JOIN unnest(a.ids::uuid[], a.schedule_ids::integer[]) AS r (id, schedule_id)
       JOIN django_celery_beat_periodictask t ON t.id = r.schedule_id
@@ -208,6 +210,21 @@ def fire_due(
     second version: `publish` would queue it a moment later.
     """
     room = {} if room is None else room
+    while True:
+        try:
+            return _fire(low, limit, room, newest=newest)
+        except IntegrityError as error:
+            if not was_edited(error):
+                raise
+
+
+def was_edited(error: IntegrityError) -> bool:
+    """Return whether a schedule was edited while its plan was about to be locked; see WRITE."""
+    cause = error.__cause__
+    return isinstance(cause, NotNullViolation) and cause.diag.column_name == "task"
+
+
+def _fire(low: datetime, limit: int, room: MutableMapping[Lane, int], *, newest: bool) -> Fired:
     hints: list[Hint] = []
     runs: list[Runs] = []
     moves: list[Moves] = []

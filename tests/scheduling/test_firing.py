@@ -26,9 +26,11 @@ from scheduling.rules import RuleFields
 from tests.scheduling.ledger import (
     LONG_AGO,
     NOON,
+    WRITE,
     crontab,
     in_thread,
     interval,
+    is_blocked,
     plan_of,
     run,
     runs_of,
@@ -36,6 +38,7 @@ from tests.scheduling.ledger import (
     second_connection,
     set_plan,
 )
+from tests.waiting import wait_for
 
 HOURLY = RuleFields("0", "*", "*", "*", "*", "UTC")
 MINUTELY = RuleFields("*", "*", "*", "*", "*", "UTC")
@@ -649,6 +652,26 @@ class TestManyBeats:
 
             in_thread(tick).result(5)
             assert len(runs_of(row)) == 1
+
+    def test_an_edit_just_before_the_lock_gives_no_task_the_queue_of_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = due_schedule()
+        # As if the user's edit fell between the start of the statement and its locks.
+        paused = "next_due_at > %(low)s AND pg_advisory_xact_lock_shared(1) IS NOT NULL"
+        statement = firing.LOCK_DUE.replace("next_due_at > %(low)s", paused)
+        monkeypatch.setattr(firing, "LOCK_DUE", statement)
+        with second_connection() as other:
+            other.execute("SELECT pg_advisory_xact_lock(1)")
+            room = {Lane("celery", Priority.MEDIUM): 1}
+            firing_it = in_thread(lambda: firing.fire_due(LONG_AGO, room=room))
+            wait_for(is_blocked)
+            PeriodicTask.objects.filter(pk=row.pk).update(task=WRITE, queue="other")
+            other.rollback()
+            fired = firing_it.result(5)
+        (made,) = runs_of(row)
+        assert (made.task, made.queue, fired.plans) == (WRITE, "other", 1)
+        assert fired.hints == []
 
     def test_a_frozen_beat_lets_go_of_its_rows(self) -> None:
         with transaction.atomic(), connection.cursor() as cursor:
