@@ -171,6 +171,7 @@ class TestTheList:
 
 
 class TestAListOfMany:
+    @pytest.mark.usefixtures("bare_runs")
     def test_what_is_rare_is_found_by_an_index(self, admin_client: Client) -> None:
         write_successes(ADD, 20_000)
         rare = [{"state__exact": state.value} for state in State if state != State.SUCCEEDED]

@@ -329,6 +329,7 @@ class TestLettingGo:
         backfill_pace.let_go()
         assert states(backfill) == ["cancelled", "scheduled", "held", "held", "held"]
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_it_costs_no_look_at_what_has_ended(self) -> None:
         start(hourly())
         ended = [
@@ -346,6 +347,7 @@ class TestLettingGo:
         assert "Seq Scan on scheduling_run" not in plan
         assert "run_backfill_held" in plan
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_it_reads_no_more_of_what_is_held_than_it_lets_go(self) -> None:
         backfill = start(hourly())
         with transaction.atomic(), connection.cursor() as cursor:

@@ -530,6 +530,7 @@ class TestTheCostOfNothing:
         assert len(self.statements(scheduler)) == 3
         assert 0 < scheduler._release_at - time.monotonic() <= 1
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_no_step_reads_runs_that_have_ended(self, scheduler: Scheduler) -> None:
         now = clock.now()
         Run.objects.bulk_create(

@@ -49,6 +49,7 @@ class TestTasksThatAreUnknown:
         run(task=task)
         assert "scheduling.W001" not in said()
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_runs_that_have_ended_are_not_read(self) -> None:
         write_successes("gone.away", 20_000)
         with CaptureQueriesContext(connection) as asked:
@@ -72,6 +73,7 @@ def test_where_the_ledger_is_away_the_rest_is_checked(monkeypatch: pytest.Monkey
     assert "The ledger was not checked: no route" in said()
 
 
+@pytest.mark.usefixtures("bare_runs")
 def test_the_first_look_of_the_operator_reads_no_run_that_has_ended() -> None:
     write_successes(ADD, 20_000)
     first_look = Path("docs/operations.md").read_text().partition("## First look")[2]

@@ -136,6 +136,7 @@ def test_a_group_that_nobody_has_seen_for_a_year_is_forgotten(settings: Settings
     assert not FailureGroup.objects.exists()
 
 
+@pytest.mark.usefixtures("bare_runs")
 def test_what_went_well_is_not_read() -> None:
     with connection.cursor() as cursor:
         cursor.execute(

@@ -308,6 +308,7 @@ class TestManyBeats:
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("bare_runs")
 def test_looking_for_lanes_reads_one_index_entry_of_each() -> None:
     Run.objects.bulk_create(
         [

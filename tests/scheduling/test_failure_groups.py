@@ -235,6 +235,7 @@ class TestNews:
             fail()
         assert self.news() == News.IN_ROW
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_only_the_newest_runs_of_the_task_are_read(self) -> None:
         write_successes("other.task", 20_000)
         write_successes(ADD, 5000)
@@ -435,6 +436,7 @@ class TestPausing:
         assert Run.objects.filter(schedule_id=row.pk).count() == 1
         assert Failure.objects.count() == 1
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_of_a_million_runs_only_the_last_are_read(self, row: PeriodicTask) -> None:
         with connection.cursor() as cursor:
             cursor.execute(

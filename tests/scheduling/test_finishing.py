@@ -264,6 +264,7 @@ class TestHeldRuns:
         ) == {(key, NOON + timedelta(hours=1)) for key in (7, 8)}
         assert release_held() == 0
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_the_net_reads_a_few_rows_of_each_schedule_and_not_the_backlog(self) -> None:
         for key in range(1, 6):
             minutes = range(1000)

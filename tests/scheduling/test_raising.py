@@ -317,6 +317,7 @@ class TestManyBeats:
         assert standing(held)[1] == FRONT
 
 
+@pytest.mark.usefixtures("bare_runs")
 def test_no_look_reads_the_backlog(settings: Settings) -> None:
     """What waits for its time, what is raised already and what has ended are not read."""
     settings.DEADLINE_NEAR = timedelta(hours=2)

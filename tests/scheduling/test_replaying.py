@@ -81,6 +81,7 @@ class TestNewest:
         assert list(Selection(task="t", since=NOON).newest(9)) == [wanted]
         assert list(Selection(schedule="nightly", task="t").newest(9)) == [wanted]
 
+    @pytest.mark.usefixtures("bare_runs")
     def test_the_runs_of_other_tasks_are_not_read(self) -> None:
         now = clock.now()
         ended = {"finished_at": now, "state": State.SUCCEEDED}
@@ -239,6 +240,7 @@ class TestBesideOthers:
         assert waiting.result(10) == 0
 
 
+@pytest.mark.usefixtures("bare_runs")
 def test_looking_for_failures_reads_failures_alone() -> None:
     now = clock.now()
     Run.objects.bulk_create(
