@@ -85,6 +85,14 @@ def free_port() -> int:
 
 
 @pytest.fixture
+def noon(db: None, settings: Settings) -> None:
+    """Set TIME_ZONE to where it is about noon: today does not end while the test runs."""
+    from scheduling import clock
+
+    settings.TIME_ZONE = f"Etc/GMT{clock.now().hour - 12:+d}"
+
+
+@pytest.fixture
 def mail_settings(settings: Settings, free_port: int) -> int:
     """Send mail by SMTP to a port where, so far, nobody listens."""
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"

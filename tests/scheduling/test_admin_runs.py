@@ -124,6 +124,7 @@ class TestTheList:
         windows = ("hour", "week", "month", "later")
         assert {due for due in windows if listed(admin_client, due=due)} == found
 
+    @pytest.mark.usefixtures("noon")
     def test_it_filters_by_today(self, admin_client: Client, schedule: PeriodicTask) -> None:
         now = clock.now()
         today = planned_run(schedule, State.FAILED, now)

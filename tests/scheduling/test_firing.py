@@ -377,7 +377,6 @@ class TestQuarantine:
 
 def due_schedule(name: str = "nightly", *, ago: int = 5, **columns: Any) -> PeriodicTask:
     """Write a schedule that has been due for some seconds, and is next due in the far future."""
-    columns = {"crontab": crontab("0", "0", month_of_year="1", day_of_month="1"), **columns}
     row = schedule(name, **columns)
     set_plan(row, clock.now() - timedelta(seconds=ago))
     return row
