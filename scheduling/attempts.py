@@ -1,10 +1,13 @@
 """An attempt from the inside: the job's body, whether it is tried again, and what became of it."""
 
+import logging
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
@@ -23,6 +26,8 @@ from scheduling.running import Again, Claimed, Execution, current
 
 if TYPE_CHECKING:
     from scheduling.jobs import Job
+
+logger = logging.getLogger(__name__)
 
 BACKOFF_CAP = timedelta(hours=1)
 # Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
@@ -185,6 +190,25 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
             raise job.retry(
                 exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
             ) from error
+
+
+def shielded(job: "Job", handler: Callable[..., None]) -> Callable[..., None]:
+    """Return a handler of the job's, wrapped so that an error of its own changes no attempt's end.
+
+    Celery does so for `on_success` and `after_return`. Of another one's error it would make the
+    job's, after it had stored that, and forget the retry that was asked for.
+    """
+
+    @wraps(handler)
+    def handle(*args: Any, **kwargs: Any) -> None:
+        try:
+            handler(*args, **kwargs)
+        except Exception:
+            if job.request.is_eager:
+                raise
+            logger.exception("handler_failed")
+
+    return handle
 
 
 def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:

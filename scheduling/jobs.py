@@ -8,7 +8,7 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Retry
 
 from scheduling import execution
-from scheduling.attempts import call_body, enter
+from scheduling.attempts import call_body, enter, shielded
 from scheduling.enqueueing import Call, enqueue, enqueue_many
 from scheduling.errors import PermanentError, RunCancelled
 from scheduling.registry import encode
@@ -46,6 +46,9 @@ class Job(DjangoTask[..., Any]):
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
         self.__dict__["_tracer"] = tracer and execution.traced(self, tracer)
+        for name in ("on_failure", "on_retry"):
+            if tracer and name not in vars(self):
+                setattr(self, name, shielded(self, getattr(self, name)))
 
     @property
     def override_max_retries(self) -> int:

@@ -79,6 +79,23 @@ def retries_within(self: "Task[Any, Any]", swallow: bool = False) -> str:
     return "swallowed"
 
 
+class Clumsy(Job):
+    """Its own handlers fail."""
+
+    def on_failure(self, *args: Any) -> None:
+        raise KeyError("on_failure")
+
+    def on_retry(self, *args: Any) -> None:
+        raise KeyError("on_retry")
+
+
+@shared_task(base=Clumsy, bind=True, max_retries=5)
+def clumsy(self: "Task[Any, Any]", how: str) -> None:
+    if how == "retry":
+        raise self.retry(("later",), countdown=3600, exc=ValueError("busy"))
+    raise PermanentError("gone")
+
+
 @shared_task(bind=True)
 def does_not_throw(self: "Task[Any, Any]") -> str:
     if self.request.retries == 0:
@@ -138,6 +155,30 @@ def of(task: Any, *args: Any, **columns: Any) -> Run:
 
 def fresh(made: Run) -> Run:
     return Run.objects.get(pk=made.pk)
+
+
+class TestHandlersThatFail:
+    def test_one_that_fails_with_its_job_makes_it_no_other_end(self) -> None:
+        made = of(clumsy, "fail")
+        hint(made)
+        after = fresh(made)
+        assert (after.state, after.failures) == (State.FAILED, 1)
+        assert after.reason == "PermanentError: gone"
+        with pytest.raises(PermanentError):
+            AsyncResult(str(made.pk)).get(timeout=1)
+
+    def test_one_that_fails_at_a_retry_takes_nothing_of_that_away(self) -> None:
+        made = of(clumsy, "retry")
+        hint(made)
+        after = fresh(made)
+        assert (after.state, after.args) == (State.SCHEDULED, '["later"]')
+        assert after.run_at > clock.now() + timedelta(minutes=59)
+        assert after.reason == "ValueError: busy"
+
+    def test_in_eager_mode_it_is_heard(self) -> None:
+        deliver(clumsy.name, str(uuid7()), ["fail"])
+        with pytest.raises(KeyError):
+            clumsy.apply(("fail",))
 
 
 class TestTheOptionsOfARetry:
