@@ -6,9 +6,11 @@ one looks at load and progress (`watch`).
 
 import os
 import threading
-from typing import Any
+from typing import Any, cast
 
+from billiard.einfo import ExceptionWithTraceback
 from celery import bootsteps
+from celery.exceptions import WorkerLostError
 from celery.signals import worker_process_init, worker_shutdown, worker_shutting_down
 from celery.worker.request import Request
 
@@ -25,13 +27,42 @@ worker_process_init.connect(listen_in_child, weak=False)
 worker_process_init.connect(waits.watch, weak=False)
 
 
+# What Celery is told where a child has ended in the midst of its work.
+LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
+
+
 class HintRequest(Request):
-    """A request that acknowledges hints as soon as a child has them: leases bring work back."""
+    """A request that acknowledges hints as soon as a child has them: leases bring work back.
+
+    What becomes of a hint whose child was lost is the ledger's to say, which the lease thread asks.
+    Celery would look for its result here, in the consumer's loop, and send the task again.
+    """
+
+    @property
+    def is_hint(self) -> bool:
+        return ATTEMPT in self.request_dict
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
-        if ATTEMPT in self.request_dict:
+        if self.is_hint:
             self.acknowledge()
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        super().on_failure(exc_info, send_failed_event, return_ok)
+        error, task = exc_info.exception, cast("Any", self.task)
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        rejected = task.acks_late and task.reject_on_worker_lost  # then Celery has reported nothing
+        if self.is_hint and rejected and isinstance(error, LOST):
+            lost = WorkerLostError(f"its child was lost: {error}")
+            task.backend.mark_as_failure(self.id, lost, request=self._context)
+
+    def _success_was_stored(self) -> Any:
+        return not self.is_hint and super()._success_was_stored()  # type: ignore[misc]
+
+    def _retry_worker_lost(self, *args: Any) -> bool:
+        return not self.is_hint and super()._retry_worker_lost(*args)  # type: ignore[misc]
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End this task, at a cold shutdown (see Celery's).

@@ -1,0 +1,73 @@
+"""What a worker's parent makes of a hint, in the loop that takes the next ones."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import current_app, shared_task
+from celery.exceptions import WorkerLostError
+from kombu.transport.virtual import Message
+
+from scheduling import execution
+from scheduling.hints import Hint, message
+from scheduling.ids import uuid7
+from scheduling.jobs import Job
+from scheduling.workers import HintRequest
+
+
+@shared_task(base=Job)
+def early() -> None:
+    pass
+
+
+@shared_task(base=Job, acks_late=True, reject_on_worker_lost=True)
+def late() -> None:
+    pass
+
+
+@shared_task(base=Job, retry_on_worker_lost=True)
+def retried() -> None:
+    pass
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What the lease thread is given to write."""
+    told: list[Any] = []
+    monkeypatch.setattr(execution, "reporter", lambda *report: bool(told.append(report) or True))
+    yield told
+
+
+def request_of(task: Any) -> HintRequest:
+    hint = json.loads(message(Hint(uuid7(), 1, task.name, "celery", 6, "{}")))
+    with current_app.connection_for_read() as broker:
+        request = HintRequest(Message(hint, channel=broker.default_channel),
+                              app=current_app, task=task)  # fmt: skip
+    request.on_accepted(1, 0.0)
+    return request
+
+
+def lost(error: BaseException) -> Any:
+    try:
+        raise error
+    except BaseException:
+        return ExceptionInfo()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("task", [early, late, retried], ids=lambda task: task.name)
+@pytest.mark.parametrize("error", [WorkerLostError("signal 9"), SystemExit(-15)], ids=repr)
+def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
+    task: Any,
+    error: BaseException,
+    reported: list[Any],
+    django_assert_num_queries: Any,
+) -> None:
+    request = request_of(task)
+    with django_assert_num_queries(0):
+        request.on_failure(lost(error))
+    ((run_id, attempt, status, told, _),) = reported
+    assert (run_id, attempt, status) == (request.id, 1, "FAILURE")
+    assert told["exc_type"] == "WorkerLostError"
