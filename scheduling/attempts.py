@@ -1,6 +1,7 @@
 """An attempt from the inside: the job's body, whether it is tried again, and what became of it."""
 
 import logging
+import mmap
 import random
 import sys
 import time
@@ -33,6 +34,8 @@ BACKOFF_CAP = timedelta(hours=1)
 # Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
 # of that. A child that lives on for so long was told to end for another reason.
 TERM_TO_KILL = 1.0
+# A byte that a worker's parent shares with its children: 1 once it has been told to end.
+worker_ends = mmap.mmap(-1, 1)
 
 
 def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
@@ -142,10 +145,16 @@ def not_stored(why: str) -> Outcome:
     return replace(failed(text, SchedulingError(text)), place="(result)")
 
 
-def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome:
+def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome | None:
+    """Return the outcome of an attempt whose error has passed through Celery's tracer.
+
+    None: its child was terminated, and not for the worker's end. The parent knows more of that.
+    """
     if terminate_handler_fired():
         time.sleep(TERM_TO_KILL)
-        # So the worker ends: a hand-back, no failure of the job's.
+        if not worker_ends[0]:
+            return None
+        # A hand-back, no failure of the job's.
         why = "its worker was told to end at once"
         return handed_back(execution.job.name, claimed.max_attempts, why)
     return failed_attempt(

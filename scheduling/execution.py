@@ -8,6 +8,7 @@ worker's parent renews its lease.
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -62,9 +63,18 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
 
     def trace(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
         request = {} if request is None else request
-        if ATTEMPT in request:
-            return _run_tracked(job, tracer, task_id, request)
-        return _run_untracked(job, tracer, task_id, args, kwargs, request)
+        try:
+            if ATTEMPT in request:
+                return _run_tracked(job, tracer, task_id, request)
+            return _run_untracked(job, tracer, task_id, args, kwargs, request)
+        except Exception:
+            raise
+        except BaseException:
+            # A child ends with SystemExit and its like. A pool's thread outlives them, and Celery
+            # would take the message for one at work for ever.
+            if threading.current_thread() is threading.main_thread():
+                raise
+            return NOTHING_DONE
 
     return trace
 
@@ -90,7 +100,8 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
         outcome = outcome_of(execution, claimed, returned)
     except BaseException as error:
         # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
-        _conclude(run_id, attempt, died(execution, claimed, error), error)
+        if (last := died(execution, claimed, error)) is not None:
+            _conclude(run_id, attempt, last, error)
         if not isinstance(error, Exception):
             raise
         logger.exception("outcome_unknown")

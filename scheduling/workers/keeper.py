@@ -22,7 +22,7 @@ from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import Error, connection
 
-from scheduling import execution, heartbeats, intake, outcomes
+from scheduling import attempts, execution, heartbeats, intake, outcomes
 from scheduling.finishing import finish
 from scheduling.logs import event
 from scheduling.running import run_id_of
@@ -108,6 +108,7 @@ class Keeper:
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
         """Note that the worker was told to end. Called in a signal handler."""
+        attempts.worker_ends[0] = 1
         grace = settings.SHUTDOWN_GRACE.total_seconds()
         if how == "Cold":
             if stopping.can_stop_one(self._worker):

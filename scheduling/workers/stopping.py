@@ -143,6 +143,7 @@ def start_anew(worker: Any, why: str) -> None:
         for pid in children:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # who reads it may be gone, and a job may have taken it away
+                stream.flush()
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606

@@ -144,6 +144,9 @@ def end_with(name: str) -> None:
         raise SystemExit(3)
     if name == "kill":
         os.kill(os.getpid(), 9)
+    if name == "terminate":
+        os.kill(os.getpid(), 15)
+        time.sleep(30)
     if name == "kill worker":
         os.kill(os.getppid(), 9)
         time.sleep(30)  # it dies with its parent

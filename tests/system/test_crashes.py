@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from django.db import connection, connections, transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
@@ -93,10 +94,11 @@ def started(run: Run) -> datetime:
     return run.started_at
 
 
-def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System) -> None:
+@pytest.mark.parametrize("how", ["kill", "terminate"])
+def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System, how: str) -> None:
     system.beat()
     system.ready_worker(1)
-    run_id = enqueue(tasks.end_with, ("kill",)).id
+    run_id = enqueue(tasks.end_with, (how,)).id
     wait_for(lambda: Run.objects.get(pk=run_id).state == State.FAILED, timeout=30)
     run = Run.objects.get(pk=run_id)
     assert (run.attempt, run.failures, len(run.errors)) == (3, 3, 3)

@@ -118,6 +118,7 @@ def endings(at: Path, *, ignored: bool) -> dict[UUID, Ending]:
         enqueue(tasks.replace_itself, (str(at / "g"),)).id: (State.SUCCEEDED, 2, 0),
         enqueue(tasks.end_with, ("ignore",)).id: (State.SUCCEEDED, 1, 0),
         enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
+        enqueue(tasks.end_with, ("exit",), max_attempts=2).id: (State.FAILED, 2, 2),
         enqueue(tasks.without_result, (str(at / "h"),)).id: (State.SUCCEEDED, 1, 0),
         # What nobody keeps need not be JSON.
         enqueue(tasks.unserialisable).id: (State.SUCCEEDED, 1, 0) if ignored
@@ -131,7 +132,6 @@ def endings_by_force(at: Path) -> dict[UUID, Ending]:
     """Enqueue runs whose child is killed, or by Celery or by a cancel."""
     return {
         enqueue(tasks.end_with, ("kill",)).id: (State.FAILED, 3, 3),
-        enqueue(tasks.end_with, ("exit",), max_attempts=2).id: (State.FAILED, 2, 2),
         enqueue(tasks.hardly).id: (State.FAILED, 2, 2),
         enqueue(tasks.softly).id: (State.FAILED, 1, 1),
         enqueue(tasks.sleep, (str(at / "i"), 60), max_attempts=1).id: (State.CANCELLED, 1, 0),
@@ -151,7 +151,7 @@ def test_every_ending_leaves_the_run_in_the_right_state(
             Run.objects.filter(pk__in=made).update(options='{"ignore_result": true}')
         expected |= made
     system.beat()
-    system.ready_worker(4, "--pool", pool)
+    worker = system.ready_worker(4, "--pool", pool)
     sleeping = Run.objects.filter(task=tasks.sleep.name)
     wait_for(lambda: not sleeping.exclude(state=State.RUNNING).exists(), timeout=20)
     for run in sleeping:
@@ -164,6 +164,7 @@ def test_every_ending_leaves_the_run_in_the_right_state(
     assert ended == expected
     failed = Run.objects.filter(state=State.FAILED)
     assert all(len(run.errors) == run.failures and run.reason for run in failed)
+    assert not worker.said("worker_restarts")
 
 
 def test_children_share_what_their_parent_has_imported(system: System) -> None:

@@ -139,7 +139,8 @@ def test_a_run_that_is_revoked_ends_wherever_it_is(
 ) -> None:
     system.beat()
     system.ready_worker(2, "--pool", pool)
-    running = enqueue(tasks.sleep, (str(evidence), 60)).id
+    # One attempt: who asked for its end is not told of a failure.
+    running = enqueue(tasks.sleep, (str(evidence), 60), max_attempts=1).id
     soon, later = (
         enqueue(tasks.write, (str(evidence), "ran"), after=timedelta(seconds=after)).id
         for after in (3, 3600)
@@ -179,6 +180,19 @@ def test_a_worker_that_is_told_to_end_hands_back_what_does_not_end_in_time(
     wait_for(all_final, timeout=20)
     run = run_of(long)
     assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
+
+
+def test_a_worker_whose_children_are_told_to_end_with_it_hands_back_its_runs(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    old = system.ready_worker(2)
+    run_id = enqueue(tasks.sleep, (str(evidence), 30), max_attempts=2).id
+    wait_for(lambda: len(lines(evidence)) == 1, timeout=20)
+    old.signal(signal.SIGTERM)  # as systemd does, to all processes of a service
+    wait_for(lambda: run_of(run_id).attempt == 2, timeout=20)
+    assert (run_of(run_id).failures, run_of(run_id).errors) == (0, [])
+    assert run_of(run_id).reason == "handed back: its worker was told to end at once"
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
