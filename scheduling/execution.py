@@ -8,7 +8,6 @@ worker's parent renews its lease.
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,8 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from billiard.process import current_process
 from celery import current_app
 from celery.app.trace import trace_ok_t
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.saferepr import saferepr
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
@@ -67,12 +68,12 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
             if ATTEMPT in request:
                 return _run_tracked(job, tracer, task_id, request)
             return _run_untracked(job, tracer, task_id, args, kwargs, request)
-        except Exception:
+        except (Exception, WorkerShutdown, WorkerTerminate):
             raise
         except BaseException:
-            # A child ends with SystemExit and its like. A pool's thread outlives them, and Celery
-            # would take the message for one at work for ever.
-            if threading.current_thread() is threading.main_thread():
+            # A child ends with SystemExit and its like. Other pools live on, and there Celery would
+            # take the message for one at work for ever.
+            if current_process().daemon:
                 raise
             return NOTHING_DONE
 

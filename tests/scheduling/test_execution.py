@@ -6,12 +6,14 @@ Its transactions are real ones: after a job it drops a connection that is left i
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from billiard.process import current_process
 from celery import Task, current_app, shared_task, signals, states
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import connection, connections, transaction
@@ -507,10 +509,14 @@ class TestEndings:
         assert fresh(made).state == (State.FAILED if how == "text" else State.SUCCEEDED)
         assert TaskResult.objects.filter(task_id=str(made.pk)).exists()
 
-    def test_a_process_that_is_made_to_exit_does_not_wait_for_its_lease(self) -> None:
+    @pytest.mark.parametrize("child", [True, False])
+    def test_a_process_that_is_made_to_exit_does_not_wait_for_its_lease(
+        self, child: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         made = of(misbehave, "exit")
-        with pytest.raises(SystemExit):
-            hint(made)
+        monkeypatch.setitem(current_process()._config, "daemon", child)
+        with pytest.raises(SystemExit) if child else nullcontext():
+            assert hint(made) == NOTHING_DONE
         after = fresh(made)
         assert (after.state, after.attempt, after.errors[0]["error"]) == (
             State.SCHEDULED, 2, "SystemExit: ",

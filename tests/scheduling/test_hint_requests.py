@@ -1,7 +1,6 @@
 """What a worker's parent makes of a hint, in the loop that takes the next ones."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,18 +32,23 @@ def retried() -> None:
 
 
 @pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the lease thread is given to write."""
     told: list[Any] = []
-    monkeypatch.setattr(execution, "reporter", lambda *report: bool(told.append(report) or True))
-    yield told
+
+    def take(*report: Any) -> bool:
+        told.append(report)
+        return True
+
+    monkeypatch.setattr(execution, "reporter", take)
+    return told
 
 
 def request_of(task: Any) -> HintRequest:
     hint = json.loads(message(Hint(uuid7(), 1, task.name, "celery", 6, "{}")))
     with current_app.connection_for_read() as broker:
-        request = HintRequest(Message(hint, channel=broker.default_channel),
-                              app=current_app, task=task)  # fmt: skip
+        channel: Any = broker.default_channel
+        request = HintRequest(Message(hint, channel=channel), app=current_app, task=task)
     request.on_accepted(1, 0.0)
     return request
 
