@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Any, cast
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import bootsteps
 from celery.exceptions import WorkerLostError
 from celery.signals import worker_process_init, worker_shutdown, worker_shutting_down
@@ -56,7 +56,8 @@ class HintRequest(Request):
         rejected = task.acks_late and task.reject_on_worker_lost  # then Celery has reported nothing
         if self.is_hint and rejected and isinstance(error, LOST):
             lost = WorkerLostError(f"its child was lost: {error}")
-            task.backend.mark_as_failure(self.id, lost, request=self._context)
+            context = self._context  # type: ignore[attr-defined]
+            task.backend.mark_as_failure(self.id, lost, request=context)
 
     def _success_was_stored(self) -> Any:
         return not self.is_hint and super()._success_was_stored()  # type: ignore[misc]
