@@ -14,17 +14,24 @@ from celery import current_app, schedules
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import PeriodicTask, SolarSchedule
-from kombu.utils.json import dumps
 
 from scheduling import clock, policies, recurrence
-from scheduling.errors import ScheduleError
+from scheduling.errors import EnqueueError, ScheduleError
 from scheduling.models import ManagedBy, Policy
+from scheduling.registry import encode
 from scheduling.rule_rows import Cron, Every, row_of
 from scheduling.rules import rule_of
+from scheduling.sql import clean
 
 # What an entry of Celery's own format may have, and what is added to it.
 LENGTHS = ("catch_up_window", "spread", "deadline_after")
 KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
+OPTIONS = ("queue", "priority", "headers", "expires")
+# Of a message, where a hint is none that an entry could shape: they make no difference here.
+OF_MESSAGES = (
+    "exchange", "routing_key", "serializer", "compression", "delivery_mode", "retry",
+    "retry_policy",
+)  # fmt: skip
 RULES = ("crontab_id", "interval_id", "solar_id", "clocked_id")
 
 # Two machines may be deployed to at once: the second one sees what the first one wrote.
@@ -45,6 +52,9 @@ def sync() -> list[str]:
             Nothing is changed then.
     """
     entries = {**_of_celery(), **settings.CELERY_BEAT_SCHEDULE}
+    for name in entries:
+        if not isinstance(name, str) or clean(name) != name:
+            raise ScheduleError(f"CELERY_BEAT_SCHEDULE has the name {name!r}: give a text.")
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(ONE_AT_A_TIME)
@@ -66,7 +76,13 @@ def _of_celery() -> dict[str, Mapping[str, Any]]:
 
 
 def _write(name: str, entry: Mapping[str, Any]) -> str | None:
-    wanted, policy = _columns(name, entry), _policy(name, entry.get("policy") or {})
+    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
+    entry = _mapping(f"{where} is", entry)
+    try:
+        wanted = _columns(name, entry)
+    except (recurrence.RecurrenceError, EnqueueError) as error:
+        raise ScheduleError(f"{where}: {error}") from None
+    policy = _policy(name, entry.get("policy") or {})
     found = PeriodicTask.objects.select_for_update().filter(name=name).first()
     if found is None:
         return _add(PeriodicTask(name=name, **wanted), policy)
@@ -173,23 +189,41 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             raise ScheduleError(
                 f"CELERY_BEAT_SCHEDULE[{name!r}] has {key!r}, which is none of {', '.join(KEYS)}."
             )
-    options = dict(entry.get("options") or {})
+    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
+    options = _mapping(f"{where} has the options", entry.get("options") or {})
+    for option in options:
+        if option not in (*OPTIONS, *OF_MESSAGES):
+            raise ScheduleError(
+                f"{where} has the option {option!r}, which is none of {', '.join(OPTIONS)}: what is"
+                " the same for all runs of a task is the task's to say."
+            )
+    args = entry.get("args") or ()
+    if not isinstance(args, list | tuple):
+        raise ScheduleError(f"{where} has the args {args!r}: give a list.")
+    if entry.get("relative"):
+        raise ScheduleError(f"{where} is relative to the clock: give a crontab for that.")
     try:
         task = entry["task"]
         rule = _rule(name, entry["schedule"])
     except KeyError as missing:
-        raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}] has no {missing}.") from None
+        raise ScheduleError(f"{where} has no {missing}.") from None
     return {
         **dict.fromkeys(RULES),
         **rule,
         "task": task,
-        "args": dumps(list(entry.get("args") or ())),
-        "kwargs": dumps(dict(entry.get("kwargs") or {})),
+        "args": encode(list(args)),
+        "kwargs": encode(_mapping(f"{where} has the kwargs", entry.get("kwargs") or {})),
         "queue": options.get("queue"),
         "priority": options.get("priority"),
-        "headers": dumps(options.get("headers") or {}),
+        "headers": encode(_mapping(f"{where} has the headers", options.get("headers") or {})),
         "expire_seconds": _expire_seconds(name, options.get("expires")),
     }
+
+
+def _mapping(has: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ScheduleError(f"{has} {value!r}: give a dict.")
+    return dict(value)
 
 
 def _expire_seconds(name: str, expires: Any) -> int | None:
@@ -206,19 +240,39 @@ def _expire_seconds(name: str, expires: Any) -> int | None:
 
 def _rule(name: str, schedule: Any) -> dict[str, int]:
     """Return the rule's row, made where there is none yet, as a column of PeriodicTask."""
+    if isinstance(schedule, schedules.BaseSchedule):
+        _check_is_celerys(name, schedule)
     if isinstance(schedule, schedules.crontab):
         return {"crontab_id": _crontab(schedule).pk}
     if isinstance(schedule, schedules.solar):
         return {"solar_id": _saved(SolarSchedule.from_schedule(schedule)).pk}
     if isinstance(schedule, schedules.schedule):
         schedule = schedule.run_every  # type: ignore[attr-defined]
-    if isinstance(schedule, int | float):
-        schedule = timedelta(seconds=schedule)
-    if isinstance(schedule, timedelta):
-        return {"interval_id": _saved(row_of(Every(schedule), clock.now())).pk}
+    if isinstance(schedule, int | float | timedelta):
+        try:
+            return {"interval_id": _saved(row_of(Every(_length(schedule)), clock.now())).pk}
+        except ScheduleError as error:
+            raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}]: {error}") from None
     raise ScheduleError(
         f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}: give a crontab, a "
         f"timedelta, a number of seconds or a solar event."
+    )
+
+
+def _check_is_celerys(name: str, schedule: Any) -> None:
+    """Refuse what says by code of its own when it is due: a row cannot keep that."""
+    kinds = (schedules.crontab, schedules.solar, schedules.schedule)
+    if type(schedule) not in kinds:
+        what = f"one of class {type(schedule).__name__}"
+    elif schedule.nowfun is not None:
+        what = "a clock of its own (nowfun)"
+    elif getattr(schedule, "relative", False):
+        what = "one that is relative to the clock"
+    else:
+        return
+    raise ScheduleError(
+        f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}, {what}: give a crontab, "
+        f"a timedelta, a number of seconds or a solar event."
     )
 
 

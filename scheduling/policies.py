@@ -82,7 +82,7 @@ def check_columns(row: models.Model) -> None:
 
 def _calendar(name: str) -> Calendar:
     try:
-        return calendars.named(name)
+        return calendars.named(str(name))
     except CalendarError as error:
         raise ScheduleError(f"calendar: {error}") from None
 

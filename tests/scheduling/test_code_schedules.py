@@ -15,7 +15,7 @@ from scheduling.code_schedules import sync
 from scheduling.errors import ScheduleError
 from scheduling.models import Calendar, ManagedBy, Policy
 from scheduling.policies import POLICIES
-from tests.scheduling.ledger import ADD, in_thread, is_blocked, plan_of, schedule, set_plan
+from tests.scheduling.ledger import ADD, NOON, in_thread, is_blocked, plan_of, schedule, set_plan
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db
@@ -179,6 +179,13 @@ def test_what_changes_is_said_with_what_was_and_what_is(settings: Settings) -> N
         ({"options": {"queue": "a\0b"}}, "queue: .*no text can hold"),
         ({"options": {"expires": float("inf")}}, "expires=inf"),
         ({"options": {"expires": 10**12}}, "expire_seconds: .*less than or equal to"),
+        ({"options": {"headers": [1]}}, "has the headers .1.: give a dict"),
+        ({"options": {"time_limit": 30}}, "has the option 'time_limit', which is none of queue"),
+        ({"options": [1]}, "has the options .1.: give a dict"),
+        ({"args": "ab"}, "has the args 'ab': give a list"),
+        ({"args": (object(),)}, "are not JSON"),
+        ({"kwargs": [1]}, "has the kwargs .1.: give a dict"),
+        ({"policy": {"calendar": 5}}, "there is no calendar '5'"),
         ({"task": "t" * 300}, "task: .*at most 200"),
     ],
 )  # fmt: skip
@@ -193,6 +200,53 @@ def test_what_could_not_be_kept_or_never_fires_is_refused(
     with pytest.raises(ScheduleError, match=message):
         entry(settings, **columns)
     assert str(row().scheduler) == "every minute"
+
+
+class Overridden(schedules.crontab):
+    """Due by code of its own."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Overridden(), "one of class Overridden"),
+        (schedules.crontab(nowfun=lambda: NOON), "nowfun"),
+        (schedules.schedule(3600, relative=True), "relative to the clock"),
+        (schedules.crontab(minute=[]), "has 4 fields"),
+        (float("nan"), "nan is not a length of time"),
+        (float("inf"), "inf is not a length of time"),
+        (0, "longer than nothing"),
+    ],
+)
+def test_a_rule_that_a_row_cannot_keep_is_refused(
+    settings: Settings, rule: Any, message: str
+) -> None:
+    with pytest.raises(ScheduleError, match=rf"CELERY_BEAT_SCHEDULE\['from code'\].*{message}"):
+        entry(settings, schedule=rule)
+
+
+def test_an_entry_that_is_relative_to_the_clock_is_refused(settings: Settings) -> None:
+    with pytest.raises(ScheduleError, match=r"'from code'\] is relative to the clock"):
+        entry(settings, relative=True)
+    entry(settings, relative=False)
+
+
+def test_what_only_a_message_has_makes_no_difference(settings: Settings) -> None:
+    entry(settings, options={"routing_key": "a.b", "queue": "q"})
+    assert row().queue == "q"
+
+
+@pytest.mark.parametrize("name", [5, None, "a\0b", "\ud800"])
+def test_a_name_that_is_no_text_is_refused(settings: Settings, name: Any) -> None:
+    settings.CELERY_BEAT_SCHEDULE = {name: {"task": ADD, "schedule": 60}}
+    with pytest.raises(ScheduleError, match=r"has the name .*: give a text"):
+        sync()
+
+
+def test_an_entry_that_is_no_dict_is_refused(settings: Settings) -> None:
+    settings.CELERY_BEAT_SCHEDULE = {"from code": 60}
+    with pytest.raises(ScheduleError, match=r"'from code'\] is 60: give a dict"):
+        sync()
 
 
 def test_a_users_schedule_of_the_same_name_is_never_touched(settings: Settings) -> None:
