@@ -19,6 +19,7 @@ from scheduling.errors import EnqueueError
 from scheduling.logs import event
 from scheduling.outcomes import backend
 from scheduling.registry import encode
+from scheduling.sql import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _failure(request: Context, error: BaseException, traceback: str | None) -> d
     failure = {
         "request": told,
         "error": backend().prepare_exception(error),
-        "traceback": (traceback or "")[-TRACEBACK_MAX:],
+        "traceback": shortened(traceback or "", TRACEBACK_MAX),
     }
     try:
         encode(failure)

@@ -23,7 +23,7 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.outcomes import Outcome, backend, cancelled, failed, text_of
-from scheduling.sql import clean, run_prepared
+from scheduling.sql import clean, run_prepared, shortened
 
 if TYPE_CHECKING:
     from scheduling.results import StoredResult
@@ -186,7 +186,7 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         "state": outcome.state,
         "reason": clean(outcome.reason),
         "error": None if outcome.error is None else clean(outcome.error),
-        "traceback": clean(outcome.traceback)[-TRACEBACK_MAX:],
+        "traceback": clean(shortened(outcome.traceback, TRACEBACK_MAX)),
         "failed": int(outcome.failed),
         "lower": outcome.lower,
         "lost": outcome.lost,

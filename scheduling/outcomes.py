@@ -9,9 +9,13 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 
 from scheduling.models import State
 from scheduling.registry import attempts_allowed
+from scheduling.sql import shortened
 
 if TYPE_CHECKING:
     from scheduling.results import Backend, StoredResult
+
+
+TEXT_MAX = 10_000  # characters kept of what an error says
 
 
 class NextCall(NamedTuple):
@@ -56,6 +60,7 @@ class Outcome:
     value: object = None
     replacement: str = ""
     followed: bool = False  # the run is known to have follow-ups
+    blow: bool = False  # it came from outside the job's code, and the job sets no limit to those
     place: str = ""
 
 
@@ -64,9 +69,9 @@ def backend() -> "Backend":
 
 
 def text_of(error: object) -> str:
-    """Return what an error is and says, whatever its own __str__ does."""
+    """Return what an error is and says, whatever its own __str__ does, and however much."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return shortened(f"{type(error).__name__}: {error}", TEXT_MAX)
     except Exception:
         return f"{type(error).__name__} (it cannot say more)"
 
@@ -96,7 +101,10 @@ def failed_attempt(
     allowed = attempts_allowed(task, max_attempts)
     if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
         return replace(failed(text, error, task), traceback=traceback)
-    return Outcome(State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay)
+    blow = counts and allowed is None
+    return Outcome(
+        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay, blow=blow
+    )
 
 
 def handed_back(

@@ -132,3 +132,11 @@ def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
 def clean(text: str) -> str:
     """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(text: str, most: int) -> str:
+    """Return `text`, without its middle where it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    left_out = f" [... {len(text) - most:,} characters ...] "
+    return text[: most // 2] + left_out + text[-(most // 2) :]

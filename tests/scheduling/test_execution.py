@@ -49,6 +49,8 @@ def look(self: "Task[Any, Any]", *args: Any, **kwargs: Any) -> str:
 def misbehave(how: str) -> Any:
     if how == "text":
         raise ValueError("a \0 and a \ud800")
+    if how == "length":
+        raise ValueError(f"the beginning {'x' * 1_000_000} the end")
     if how == "value":
         return "a \0 and a \ud800"
     if how == "retry":
@@ -509,12 +511,23 @@ class TestEndings:
         assert fresh(made).state == (State.FAILED if how == "text" else State.SUCCEEDED)
         assert TaskResult.objects.filter(task_id=str(made.pk)).exists()
 
+    def test_of_an_error_that_says_very_much_both_ends_are_kept(self) -> None:
+        made = of(misbehave, "length", max_attempts=1)
+        hint(made)
+        after = fresh(made)
+        assert after.reason.startswith("ValueError: the beginning")
+        assert after.reason.endswith("the end")
+        assert after.reason == after.errors[0]["error"]
+        assert len(after.reason) < 11_000
+        assert "in misbehave" in after.errors[0]["traceback"]
+
     @pytest.mark.parametrize("child", [True, False])
     def test_a_process_that_is_made_to_exit_does_not_wait_for_its_lease(
         self, child: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = of(misbehave, "exit")
-        monkeypatch.setitem(current_process()._config, "daemon", child)
+        process: Any = current_process()
+        monkeypatch.setitem(process._config, "daemon", child)
         with pytest.raises(SystemExit) if child else nullcontext():
             assert hint(made) == NOTHING_DONE
         after = fresh(made)

@@ -197,11 +197,13 @@ class TestItsResult:
         assert after.reason == after.errors[0]["error"] == clean(text)
         assert TaskResult.objects.get().traceback == clean(text)
 
-    def test_a_traceback_keeps_its_end(self) -> None:
+    def test_a_traceback_keeps_its_beginning_and_its_end(self) -> None:
         made = run(State.RUNNING)
-        finish(made.pk, 1, Outcome(State.FAILED, "r", "e", "x" * 50_000 + "the end"))
+        finish(made.pk, 1, Outcome(State.FAILED, "r", "e", f"Its place{'x' * 50_000}the end"))
         traceback = fresh(made).errors[0]["traceback"]
-        assert len(traceback) == finishing.TRACEBACK_MAX
+        assert len(traceback) < finishing.TRACEBACK_MAX + 100
+        assert traceback.startswith("Its place")
+        assert "x [... 30,016 characters ...] x" in traceback
         assert traceback.endswith("the end")
 
 
