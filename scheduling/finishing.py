@@ -13,6 +13,7 @@ from uuid import UUID
 
 from celery import states
 from celery.exceptions import TaskRevokedError
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 
 from scheduling import follow_ups, streaks
@@ -44,7 +45,8 @@ UPDATE scheduling_run SET
         || jsonb_build_array(
         jsonb_build_object('attempt', attempt, 'error', %(error)s::text,
             'traceback', %(traceback)s::text, 'worker', worker,
-            'started_at', started_at, 'ended_at', clock_timestamp())) END,
+            'started_at', started_at, 'ended_at', clock_timestamp())
+        || CASE WHEN %(blow)s::boolean THEN '{"blow": true}'::jsonb ELSE '{}' END) END,
 """
 MOVE_TO_FINAL = (
     MOVE
@@ -121,6 +123,8 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         False where the fence was lost: another attempt owns the run, or it has ended. Nothing is
         written then. Calling it twice does no harm.
     """
+    if outcome.last is not None and _blows(run_id) + 1 >= settings.DEFAULT_MAX_ATTEMPTS:
+        outcome = replace(outcome.last, lost=outcome.lost)
     if outcome.state == State.CANCELLED and outcome.result is None:
         error = TaskRevokedError(outcome.reason)
         outcome = replace(outcome, result=backend().prepare_error(states.REVOKED, error))
@@ -139,6 +143,12 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     event(logger, "fence_lost", level=logging.WARNING, run=run_id, attempt=attempt,
           wanted=outcome.state.value, reason=outcome.reason)  # fmt: skip
     return False
+
+
+def _blows(run_id: UUID) -> int:
+    """Return how many attempts of a run that may retry for ever were ended from outside."""
+    errors = Run.objects.filter(pk=run_id).values_list("errors", flat=True).first() or ()
+    return sum("blow" in error for error in errors)
 
 
 def _fail(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
@@ -193,6 +203,7 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         "run_at": outcome.run_at,
         "delay": outcome.delay,
         "followed": outcome.followed,
+        "blow": outcome.last is not None,
     }
     if outcome.state == State.SCHEDULED:
         call = outcome.call._asdict()

@@ -43,7 +43,8 @@ class Outcome:
     down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
     is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
     are told. `replacement` is the JSON of the signature that goes on in its place. `place` is where
-    it failed, if no traceback can tell.
+    it failed, if no traceback can tell. `last` takes its place where the run, which may retry for
+    ever, has met with too many such blows.
     """
 
     state: State
@@ -60,8 +61,8 @@ class Outcome:
     value: object = None
     replacement: str = ""
     followed: bool = False  # the run is known to have follow-ups
-    blow: bool = False  # it came from outside the job's code, and the job sets no limit to those
     place: str = ""
+    last: "Outcome | None" = None
 
 
 def backend() -> "Backend":
@@ -95,16 +96,20 @@ def failed_attempt(
     """Return the outcome of an attempt that ended with `error` outside the job's own code.
 
     Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
-    `counts=False` uses none up, but where one is all: a run that may start once has started.
+    `counts=False` uses none up, but where one is all: a run that may start once has started. Where
+    the job may retry for ever, that is not for ever taking its workers down: `finish` counts.
     """
     text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
-    if (counts or allowed == 1) and allowed is not None and failures + 1 >= allowed:
-        return replace(failed(text, error, task), traceback=traceback)
-    blow = counts and allowed is None
-    return Outcome(
-        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay, blow=blow
+    again = Outcome(
+        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay
     )
+    if not counts and allowed != 1:
+        return again
+    last = replace(failed(text, error, task), traceback=traceback)
+    if allowed is None:
+        return replace(again, last=last)
+    return last if failures + 1 >= allowed else again
 
 
 def handed_back(

@@ -152,6 +152,11 @@ def end_with(name: str) -> None:
         time.sleep(30)  # it dies with its parent
 
 
+@shared_task(autoretry_for=(ConnectionError,), max_retries=None)
+def end_with_for_ever(name: str) -> None:
+    end_with(name)
+
+
 @shared_task
 def begin_and_leave() -> None:
     with connection.cursor() as cursor:

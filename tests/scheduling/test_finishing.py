@@ -1,11 +1,13 @@
 """The ways out of a state that are no claim, one by one; and that nothing else moves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from celery import current_app, states
+from celery import current_app, shared_task, states
 from celery.exceptions import WorkerLostError
 from django.db import DataError, connection, transaction
 from django_celery_results.models import TaskResult
@@ -37,6 +39,11 @@ from tests.scheduling.ledger import (
     second_connection,
 )
 from tests.waiting import wait_for
+
+
+@shared_task(autoretry_for=(OSError,), max_retries=None)
+def for_ever() -> None: ...
+
 
 SUCCEEDED = Outcome(State.SUCCEEDED)
 AGAIN = Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True)
@@ -441,6 +448,26 @@ class TestAttempts:
         assert (last.state, last.failed) == (State.FAILED, True)
         assert last.result is not None
         assert last.result.status == states.FAILURE
+
+    def test_a_job_that_may_retry_for_ever_may_not_take_worker_after_worker_down(self) -> None:
+        made = run(State.RUNNING, task=for_ever.name, failures=40)
+        lost, error = partial(failed_attempt, for_ever.name, None), WorkerLostError("gone")
+        outcomes = [
+            lost(40, error),
+            replace(AGAIN, reason="it asks for a retry"),
+            lost(42, error, counts=False),
+            lost(42, error),
+            lost(43, error),
+        ]
+        for attempt, outcome in enumerate(outcomes, start=1):
+            assert fresh(made).state != State.FAILED
+            assert finish(made.pk, attempt, outcome)
+            Run.objects.filter(pk=made.pk, state=State.SCHEDULED).update(state=State.RUNNING)
+        after = fresh(made)
+        assert (after.state, after.attempt, after.failures) == (State.FAILED, 5, 44)
+        assert after.reason == "WorkerLostError: gone"
+        assert [error["attempt"] for error in after.errors if "blow" in error] == [1, 4]
+        assert stored_state(made) == states.FAILURE
 
     def test_what_does_not_count_uses_none_up(self) -> None:
         kept = failed_attempt(ADD, 2, 5, WorkerLostError("gone"), counts=False)

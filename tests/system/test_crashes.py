@@ -94,15 +94,22 @@ def started(run: Run) -> datetime:
     return run.started_at
 
 
-@pytest.mark.parametrize("how", ["kill", "terminate"])
-def test_a_run_that_kills_its_worker_every_time_ends_as_failed(system: System, how: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [(tasks.end_with, "kill"), (tasks.end_with, "terminate"),
+     (tasks.end_with_for_ever, "kill"), (tasks.end_with_for_ever, "exit")],
+    ids=["kill", "terminate", "kill for ever", "exit for ever"],
+)  # fmt: skip
+def test_a_run_that_kills_its_worker_every_time_ends_as_failed(
+    system: System, task: Any, how: str
+) -> None:
     system.beat()
     system.ready_worker(1)
-    run_id = enqueue(tasks.end_with, (how,)).id
+    run_id = enqueue(task, (how,)).id
     wait_for(lambda: Run.objects.get(pk=run_id).state == State.FAILED, timeout=30)
     run = Run.objects.get(pk=run_id)
     assert (run.attempt, run.failures, len(run.errors)) == (3, 3, 3)
-    assert "WorkerLostError" in run.reason
+    assert run.reason.startswith("SystemExit" if how == "exit" else "WorkerLostError")
 
 
 def test_a_run_that_takes_each_worker_down_with_it_ends_as_failed(system: System) -> None:
