@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
 from celery import states
@@ -17,6 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from django.conf import settings
 from kombu.utils.json import loads
 
+from scheduling.base_job import BaseJob
 from scheduling.errors import PermanentError, RunCancelled, SchedulingError
 from scheduling.follow_ups import PARKED
 from scheduling.models import State
@@ -24,9 +25,6 @@ from scheduling.options import instant_or_seconds, message_options
 from scheduling.outcomes import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
 from scheduling.registry import encode, retries_by_itself
 from scheduling.running import Again, Claimed, Execution, current
-
-if TYPE_CHECKING:
-    from scheduling.jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +126,14 @@ def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
     return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
 
 
-def _rejected(job: "Job", reject: Any) -> Outcome:
+def _rejected(job: BaseJob, reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
         return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
     return replace(failed(text, reject, job.name), place="(rejected by the job)")
 
 
-def refused(job: "Job", problem: str) -> Outcome:
+def refused(job: BaseJob, problem: str) -> Outcome:
     return replace(failed(problem, TypeError(problem), job.name), place="(arguments)")
 
 
@@ -172,7 +170,7 @@ def backoff(failures: int) -> timedelta:
     return timedelta(seconds=step.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311
 
 
-def enter(job: "Job") -> Execution | None:
+def enter(job: BaseJob) -> Execution | None:
     """Return this thread's execution if the job's body begins now; None for a plain call of it."""
     running = current()
     if running is None or running.entered or running.job.name != job.name:
@@ -181,7 +179,7 @@ def enter(job: "Job") -> Execution | None:
     return running
 
 
-def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
+def call_body(job: BaseJob, running: Execution, args: Any, kwargs: Any) -> Any:
     """Run the job's body; a tracked run that fails and may be tried again asks to be.
 
     This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
@@ -201,7 +199,7 @@ def call_body(job: "Job", running: Execution, args: Any, kwargs: Any) -> Any:
             ) from error
 
 
-def shielded(job: "Job", handler: Callable[..., None]) -> Callable[..., None]:
+def shielded(job: BaseJob, handler: Callable[..., None]) -> Callable[..., None]:
     """Return a handler of the job's, wrapped so that an error of its own changes no attempt's end.
 
     Celery does so for `on_success` and `after_return`. Of another one's error it would make the
@@ -220,7 +218,7 @@ def shielded(job: "Job", handler: Callable[..., None]) -> Callable[..., None]:
     return handle
 
 
-def _retries_by_default(job: "Job", running: Execution, error: Exception) -> bool:
+def _retries_by_default(job: BaseJob, running: Execution, error: Exception) -> bool:
     if retries_by_itself(job) or running.exhausted:
         return False
     if isinstance(error, tuple(getattr(job, "dont_autoretry_for", None) or ())):

@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
 from scheduling import addresses, auditing
+from scheduling.base_job import BaseJob
 from scheduling.history import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.planning import rule_version
@@ -57,8 +58,6 @@ def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[C
 @register()
 def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """A task with a base class of its own that is no Job would run unclaimed."""
-    from scheduling.jobs import Job
-
     return [
         Error(
             f"Task {name} is a {type(current_app.tasks[name]).__mro__[1].__name__}, not a Job.",
@@ -66,7 +65,7 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
             id="scheduling.E002",
         )
         for name in job_names()
-        if not isinstance(current_app.tasks[name], Job)
+        if not isinstance(current_app.tasks[name], BaseJob)
     ]
 
 

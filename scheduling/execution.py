@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from billiard.process import current_process
@@ -27,6 +27,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from kombu.utils.json import loads
 
 from scheduling.attempts import died, not_stored, outcome_of, refused
+from scheduling.base_job import BaseJob
 from scheduling.connections import drop_unclean
 from scheduling.enqueueing import enqueue_message
 from scheduling.errbacks import errback_arguments
@@ -44,9 +45,6 @@ from scheduling.silence import waits
 from scheduling.sql import run_prepared
 from scheduling.transport import ATTEMPT
 
-if TYPE_CHECKING:
-    from scheduling.jobs import Job
-
 logger = logging.getLogger(__name__)
 
 Tracer = Callable[..., Any]
@@ -59,7 +57,7 @@ NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
 worker_name = f"{os.uname().nodename}:{os.getpid()}"
 
 
-def traced(job: "Job", tracer: Tracer) -> Tracer:
+def traced(job: BaseJob, tracer: Tracer) -> Tracer:
     """Return Celery's tracer of `job`, wrapped so that a hint runs only if its run is claimed."""
 
     def trace(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
@@ -80,7 +78,7 @@ def traced(job: "Job", tracer: Tracer) -> Tracer:
     return trace
 
 
-def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
+def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
     asked = str(request.get("task"))
     name = asked if asked in job.aliases else job.name  # the row has the name it was made with
@@ -114,7 +112,7 @@ def _run_tracked(job: "Job", tracer: Tracer, task_id: str, request: dict[str, An
 
 
 def _run_untracked(
-    job: "Job", tracer: Tracer, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]
+    job: BaseJob, tracer: Tracer, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]
 ) -> Any:
     if not settings.ACCEPT_UNTRACKED:
         event(logger, "untracked_refused", level=logging.WARNING, task=job.name, id=task_id)

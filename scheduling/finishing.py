@@ -8,7 +8,7 @@ the fence: a worker that lost its lease matches no row any more.
 import logging
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from celery import states
@@ -25,9 +25,7 @@ from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.outcomes import Outcome, backend, cancelled, failed, text_of
 from scheduling.sql import clean, run_prepared, shortened
-
-if TYPE_CHECKING:
-    from scheduling.results import StoredResult
+from scheduling.stored_results import StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +231,7 @@ def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in ("error", "traceback", "failed", "lost")}
 
 
-def apply(move: str, parameters: dict[str, Any], result: "StoredResult | None") -> int:
+def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) -> int:
     """Move rows by `move` (which returns id, schedule_id, final); return how many.
 
     Where `parameters` say why they failed (failures.described), that is noted.
@@ -255,7 +253,7 @@ def _with_all(move: str, *, noted: bool, recorded: bool) -> str:
     return f"WITH done AS ({move}), released AS ({RELEASE}){also} {MOVED}"
 
 
-def record(task_id: str, result: "StoredResult") -> None:
+def record(task_id: str, result: StoredResult) -> None:
     """Store a result that comes with no move of a run."""
     sql = f"WITH done (id) AS (SELECT %(id)s::text) {RECORD}"
     with connection.cursor() as cursor:
@@ -270,7 +268,7 @@ NEVER_OVER_AN_END = (
 )
 
 
-def record_progress(run_id: UUID, attempt: int, result: "StoredResult") -> None:
+def record_progress(run_id: UUID, attempt: int, result: StoredResult) -> None:
     """Store what a job says of itself while it runs, for whoever looks on.
 
     Not in a transaction of the job's: nobody else could read it, and whoever ends the run would
@@ -286,7 +284,7 @@ def record_progress(run_id: UUID, attempt: int, result: "StoredResult") -> None:
         event(logger, "progress_not_stored", level=logging.WARNING, run=run_id, error=error)
 
 
-def _columns(result: "StoredResult") -> dict[str, str | None]:
+def _columns(result: StoredResult) -> dict[str, str | None]:
     return {
         f"r_{name}": None if value is None else clean(value) for name, value in vars(result).items()
     }

@@ -28,10 +28,9 @@ from scheduling.logs import event
 from scheduling.models import State
 from scheduling.outcomes import Outcome, backend
 from scheduling.registry import encode, get_job
+from scheduling.stored_results import StoredResult
 
 if TYPE_CHECKING:
-    from scheduling.results import StoredResult
-
     Links = Signature[Any] | Iterable[Signature[Any]] | None
 
 logger = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False)
     return Ended(*row) if row else None
 
 
-def end(ended: Ended, outcome: Outcome, move: Callable[["StoredResult | None"], int]) -> None:
+def end(ended: Ended, outcome: Outcome, move: Callable[[StoredResult | None], int]) -> None:
     """End a run that others follow by `move`, and write those; the caller holds its transaction.
 
     Raises:
@@ -195,7 +194,7 @@ def end(ended: Ended, outcome: Outcome, move: Callable[["StoredResult | None"], 
     send(ended, _status_of(outcome), error, outcome.traceback)
 
 
-def _known_result(ended: Ended, outcome: Outcome) -> "StoredResult | None":
+def _known_result(ended: Ended, outcome: Outcome) -> StoredResult | None:
     """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
     known: StoredResult | None = outcome.result
     if ended.request.chord and (known is None or known.status not in states.READY_STATES):

@@ -1,14 +1,13 @@
 """The public face for code that has work to do: enqueue it, and know about it from inside."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Retry
 
 from scheduling import execution
 from scheduling.attempts import call_body, enter, shielded
+from scheduling.base_job import BaseJob
 from scheduling.enqueueing import Call, enqueue, enqueue_many
 from scheduling.errors import PermanentError, RunCancelled
 from scheduling.registry import encode
@@ -26,18 +25,11 @@ __all__ = [
 ]
 
 
-class Job(DjangoTask[..., Any]):
-    """The task class of the app: plain `@shared_task` functions are Jobs.
-
-    `max_attempts` (an option of the decorator) is how many attempts may fail before a run has
-    failed; settings.DEFAULT_MAX_ATTEMPTS where neither it nor Celery's `autoretry_for` is given.
-    `aliases` are names that the task had: schedules and runs that still hold one run it.
-    """
+class Job(BaseJob):
+    """The task class of the app: plain `@shared_task` functions are Jobs (see `BaseJob`)."""
 
     abstract = True
     Request = "scheduling.workers:HintRequest"
-    max_attempts: int | None = None
-    aliases: Sequence[str] = ()
 
     @property
     def __trace__(self) -> Any:

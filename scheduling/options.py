@@ -6,18 +6,16 @@ of `enqueueing.INSERT`.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu.utils.json import loads
 
+from scheduling.base_job import BaseJob
 from scheduling.errors import EnqueueError
 from scheduling.models import Origin, Priority
 from scheduling.registry import queue_of
 from scheduling.running import current
 from scheduling.sql import clean
-
-if TYPE_CHECKING:
-    from scheduling.jobs import Job
 
 LONGEST = timedelta(days=36_500)
 MOST = 32_767  # attempts
@@ -59,7 +57,7 @@ def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_options(
-    job: "Job",
+    job: BaseJob,
     at: datetime | None,
     after: timedelta | None,
     priority: Priority | str | int | None,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from celery import current_app, states
 from celery.exceptions import TaskRevokedError, WorkerLostError
@@ -10,10 +10,7 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 from scheduling.models import State
 from scheduling.registry import attempts_allowed
 from scheduling.sql import shortened
-
-if TYPE_CHECKING:
-    from scheduling.results import Backend, StoredResult
-
+from scheduling.stored_results import PreparingBackend, StoredResult
 
 TEXT_MAX = 10_000  # characters kept of what an error says
 
@@ -56,7 +53,7 @@ class Outcome:
     run_at: datetime | None = None
     delay: timedelta = timedelta(0)
     call: NextCall = UNCHANGED
-    result: "StoredResult | None" = None
+    result: StoredResult | None = None
     lost: bool = False
     value: object = None
     replacement: str = ""
@@ -65,8 +62,8 @@ class Outcome:
     last: "Outcome | None" = None
 
 
-def backend() -> "Backend":
-    return cast("Backend", current_app.backend)
+def backend() -> PreparingBackend:
+    return cast("PreparingBackend", current_app.backend)
 
 
 def text_of(error: object) -> str:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from json import JSONDecoder
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from celery import current_app
 from celery.exceptions import QueueNotFound
@@ -13,11 +13,9 @@ from django.conf import settings
 from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps, loads
 
+from scheduling.base_job import BaseJob
 from scheduling.errors import EnqueueError
 from scheduling.models import Priority
-
-if TYPE_CHECKING:
-    from scheduling.jobs import Job
 
 T = TypeVar("T")
 
@@ -47,16 +45,14 @@ def known_names() -> list[str]:
     return sorted(name for name in current_app.tasks if not name.startswith("celery."))
 
 
-def find_job(name: str) -> "Job | None":
+def find_job(name: str) -> BaseJob | None:
     """Return the job of that name, or None where this process does not know it as one."""
-    from scheduling.jobs import Job
-
     _discover()
     task = current_app.tasks.get(name)
-    return task if isinstance(task, Job) else None
+    return task if isinstance(task, BaseJob) else None
 
 
-def get_job(name: str) -> "Job":
+def get_job(name: str) -> BaseJob:
     """Return the job of that name.
 
     Raises:
@@ -74,7 +70,7 @@ def get_job(name: str) -> "Job":
     raise EnqueueError(f"unknown task {name!r}: {hint}")
 
 
-def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Job":
+def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseJob:
     """Return the job `name` if it can be called with these arguments.
 
     Raises:
@@ -86,7 +82,7 @@ def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Jo
     return job
 
 
-def check_arguments(job: "Job", args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(job: BaseJob, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise EnqueueError if the arguments do not fit the job's signature."""
     if not isinstance(args, list | tuple):
         raise EnqueueError(f"positional arguments must be a JSON array, not {args!r}.")
@@ -172,7 +168,7 @@ def priority_of(name: str, priority: int | None = None) -> Priority:
     return Priority.nearest(priority)
 
 
-def retries_by_itself(job: "Job") -> bool:
+def retries_by_itself(job: BaseJob) -> bool:
     """Return whether the job has Celery's `autoretry_for`: then that decides about retries."""
     return bool(vars(type(job)).get("autoretry_for") or getattr(job, "autoretry_for", None))
 

@@ -4,8 +4,6 @@ A result that is written apart from the run it belongs to can contradict it. So 
 result is only prepared; it is stored in the transaction that moves the run.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -16,35 +14,16 @@ from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
 from celery.exceptions import ChordError
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
-from django_celery_results.backends.database import DatabaseBackend, trigger_callback
+from django_celery_results.backends.database import trigger_callback
 
 from scheduling import chords, clock, execution, finishing, pruning, waiting
 from scheduling.errbacks import send_errbacks
 from scheduling.follow_ups import sender
 from scheduling.running import current
-
-# Columns of django-celery-results that are narrower than what they hold may well be.
-WIDTHS = {"worker": 100}
+from scheduling.stored_results import PreparingBackend
 
 
-@dataclass(frozen=True)
-class StoredResult:
-    """The columns of one TaskResult but for its id and dates."""
-
-    status: str
-    result: str | None
-    traceback: str | None
-    meta: str | None
-    content_type: str
-    content_encoding: str
-    task_name: str | None = None
-    task_args: str | None = None
-    task_kwargs: str | None = None
-    worker: str | None = None
-    periodic_task_name: str | None = None
-
-
-class Backend(DatabaseBackend):  # type: ignore[misc]
+class Backend(PreparingBackend):
     """Reads like its base, and leaves the writes of tracked runs to `finish`."""
 
     def _store_result(
@@ -140,72 +119,3 @@ class Backend(DatabaseBackend):  # type: ignore[misc]
             self.store_result(task_id, error, states.FAILURE)
             send_errbacks(Context(id=task_id, task=part.task, errbacks=errbacks), error, None)
             self._count_failed(part, error)
-
-    def with_children(self, result: StoredResult, children: list[Any]) -> StoredResult:
-        """Return a prepared result that names what its task has set off."""
-        meta = self.decode(result.meta) if result.meta else {}
-        meta["children"] = [*meta.get("children", ()), *(child.as_tuple() for child in children)]
-        return replace(result, meta=self._encode_meta(meta))
-
-    @cached_property
-    def no_meta(self) -> str:
-        """What is kept beside most results, encoded."""
-        return self._encode_meta({"children": []})
-
-    def _encode_meta(self, meta: Any) -> str:
-        return str(self.encode_content(meta)[2])
-
-    def prepare_success(self, value: object, task: str) -> StoredResult:
-        """Return the TaskResult columns of a success whose task stores no result."""
-        return self._prepare_apart(states.SUCCESS, value, task)
-
-    def prepare(
-        self, result: Any, status: str, traceback: str | None = None, request: Any = None
-    ) -> StoredResult:
-        """Return the TaskResult columns for an encoded `result` (see `encode_result`).
-
-        Raises:
-            kombu.exceptions.EncodeError: the result is not JSON.
-        """
-        content_type, content_encoding, content = self.encode_content(result)
-        children = self.current_task_children(request)
-        own = self._get_meta_from_request(request)
-        meta = self._encode_meta({**own, "children": children}) if own or children else self.no_meta
-        extended = self._get_extended_properties(request, traceback)
-        return StoredResult(
-            status=status,
-            result=content,
-            traceback=traceback,
-            meta=meta,
-            content_type=content_type,
-            content_encoding=content_encoding,
-            **{
-                name: extended[name] and str(extended[name])[: WIDTHS.get(name)]
-                for name in (
-                    "task_name",
-                    "task_args",
-                    "task_kwargs",
-                    "worker",
-                    "periodic_task_name",
-                )
-            },
-        )
-
-    def prepare_error(
-        self, status: str, error: BaseException, task: str | None = None
-    ) -> StoredResult:
-        """Return the TaskResult columns of a run that ended without its code running."""
-        return self._prepare_apart(status, error, task)
-
-    def _prepare_apart(self, status: str, value: object, task: str | None) -> StoredResult:
-        encoded = self.encode_result(value, status)
-        content_type, content_encoding, content = self.encode_content(encoded)
-        return StoredResult(
-            status=status,
-            result=content,
-            traceback=None,
-            meta=self.no_meta,
-            content_type=content_type,
-            content_encoding=content_encoding,
-            task_name=task,
-        )

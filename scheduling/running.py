@@ -5,18 +5,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from kombu.utils.json import loads
 
+from scheduling.base_job import BaseJob
 from scheduling.follow_ups import carried_in
 from scheduling.models import Priority, Run, State
 from scheduling.registry import attempts_allowed, encode, queue_of
-
-if TYPE_CHECKING:
-    from scheduling.jobs import Job
-    from scheduling.results import StoredResult
+from scheduling.stored_results import StoredResult
 
 
 class CurrentRun(NamedTuple):
@@ -70,10 +68,10 @@ class Execution:
     """One execution in this thread; `tracked` where a row stands behind it."""
 
     id: UUID | str  # a plain message's id is any text
-    job: "Job"
+    job: BaseJob
     attempt: int = 0
     claimed: Claimed | None = None
-    result: "StoredResult | None" = None
+    result: StoredResult | None = None
     again: Again | None = None
     entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
     in_body: bool = False  # the job's body runs now: it can be told something

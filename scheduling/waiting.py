@@ -3,7 +3,7 @@
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from celery import states
@@ -21,9 +21,7 @@ from scheduling.models import FINAL, WAITING_SQL, Run, State
 from scheduling.outcomes import Outcome, backend
 from scheduling.running import run_id_of
 from scheduling.sql import clean
-
-if TYPE_CHECKING:
-    from scheduling.results import StoredResult
+from scheduling.stored_results import StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +156,7 @@ def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) 
 CLOSE_PARKED = CLOSE.format(which="id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s")
 
 
-def settle(task_id: str, result: "StoredResult") -> None:
+def settle(task_id: str, result: StoredResult) -> None:
     """Store the result of a follow-up that will never be sent, because what it follows failed.
 
     Where that is the last part of what a run has replaced itself with, that run ends as well.

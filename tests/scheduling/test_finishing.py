@@ -20,8 +20,8 @@ from scheduling.ids import uuid7
 from scheduling.lost_leases import recover_lost_leases
 from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.outcomes import NextCall, Outcome, cancelled, failed_attempt
-from scheduling.results import StoredResult
 from scheduling.sql import clean
+from scheduling.stored_results import StoredResult
 from scheduling.waiting import (
     RELEASE_HELD,
     cancel,

@@ -1,0 +1,76 @@
+"""The arrows of docs/architecture.md: who imports whom, read from the sources."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Return the modules of a package, without its migrations, by their dotted names."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "migrations" not in parts:
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports anywhere, in functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def nearest(name: str, known: dict[str, Path]) -> str:
+    """Return the module that holds what `name` names; "" where it is none of the known ones."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@pytest.mark.parametrize("package", ["scheduling", "notifications", "chaos", "bench"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    known = modules(package)
+    arrows = {
+        module: {nearest(name, known) for name in imported(path)} - {"", module}
+        for module, path in known.items()
+    }
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("package", "stranger"),
+    [
+        ("scheduling", "notifications"),
+        ("scheduling", "tests"),
+        ("scheduling.recurrence", "django"),
+        ("scheduling.recurrence", "scheduling.models"),
+        ("chaos.laws", "scheduling"),
+    ],
+)
+def test_what_must_know_nothing_of_another_imports_nothing_of_it(
+    package: str, stranger: str
+) -> None:
+    for module, path in modules(package.replace(".", "/")).items():
+        names = [name for name in imported(path) if f"{name}.".startswith(f"{stranger}.")]
+        assert names == [], module
+
+
+def test_apps_of_jobs_use_the_public_face_alone() -> None:
+    face = {"scheduling.jobs", "scheduling.recurrence", "scheduling.models"}
+    tools = {"scheduling.ids", "scheduling.logs", "scheduling.mail"}
+    known = modules("scheduling")
+    for module, path in modules("notifications").items():
+        used = {nearest(name, known) for name in imported(path)} - {""}
+        assert used <= face | tools, module
