@@ -7,9 +7,8 @@ number of beats may run: each step locks the rows it works on and skips those th
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 from celery import beat
@@ -34,8 +33,9 @@ from scheduling import (
 from scheduling.doorbell import Listener
 from scheduling.hints import Broker, Lane
 from scheduling.logs import event
+from scheduling.looking import Look, Lookout
 from scheduling.models import Priority
-from scheduling.sql import going_on, run_prepared, was_ended
+from scheduling.sql import going_on, was_ended
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,6 @@ RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of oth
 RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
 
-# Entries of plans that fired long ago may still lie at the beginning of their index; plans in the
-# past are looked for below this margin only once in a while.
-LOOK_BACK = timedelta(minutes=1)
-FULL_LOOK_EVERY = 60.0
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-
 REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
 LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
 
@@ -66,56 +60,6 @@ LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be ag
 # an index, however small a table was when the statement was planned. While Postgres sends an answer
 # that nobody reads, none of its own time-outs acts; the kernel's then ends the connection.
 SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off; SET tcp_user_timeout = '8s'"
-
-LOOK = """
-SELECT statement_timestamp(),
-    (SELECT extract(epoch FROM min(next_due_at) - clock_timestamp())::float
-       FROM scheduling_plan WHERE next_due_at > %(low)s),
-    EXISTS (SELECT 1 FROM scheduling_plan
-             WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)),
-    EXISTS (SELECT 1 FROM scheduling_run
-             WHERE state = 'running' AND lease_expires_at < statement_timestamp()),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE expires_at <= statement_timestamp()
-               AND state IN ('scheduled', 'held', 'queued')),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NOT NULL),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
-               AND queued_at < statement_timestamp() - %(lost_after)s::interval),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE deadline <= statement_timestamp()
-               AND priority > 0 AND state IN ('scheduled', 'held', 'queued'))
-    OR EXISTS (SELECT 1 FROM scheduling_run
-             WHERE deadline <= statement_timestamp() + %(deadline_near)s::interval
-               AND priority > 3 AND state IN ('scheduled', 'held', 'queued')),
-    EXISTS (SELECT 1 FROM scheduling_failure WHERE noted_at > %(low)s),
-    EXISTS (SELECT 1 FROM scheduling_failuregroup WHERE news <> '')
-    AND NOT EXISTS (SELECT 1 FROM scheduling_run WHERE unique_key = %(alert)s
-               AND state IN ('scheduled', 'held', 'queued', 'running'))
-"""
-
-
-def look_settings() -> dict[str, Any]:
-    """Return the parameters of LOOK, all but its `low`."""
-    return {
-        "lost_after": dispatch.LOST_AFTER,
-        "deadline_near": settings.DEADLINE_NEAR,
-        "alert": alerts.KEY,
-    }
-
-
-class Look(NamedTuple):
-    """What there is to do, in LOOK's order; one cheap probe of an index for each."""
-
-    now: datetime
-    next_due_in: float | None
-    to_plan: bool
-    leases_lost: bool
-    expired: bool
-    held: bool
-    backfills_held: bool
-    hints_old: bool
-    deadlines: bool
-    failed: bool
-    news: bool
 
 
 class Scheduler(beat.Scheduler):
@@ -125,10 +69,9 @@ class Scheduler(beat.Scheduler):
         self._broker = Broker()
         self._bell = Listener()
         self._pause = 0.0
-        self._low = LONG_AGO
+        self._lookout = Lookout()
         self._ledger = lost_leases.Ledger()
         self._prepared: Any = None  # the connection that SESSION was said to
-        self._full_look_at = 0.0
         self._behind = False
         self._newest = False
         self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
@@ -201,10 +144,10 @@ class Scheduler(beat.Scheduler):
         self._resend(look)
         self._copy_last_runs()
         if full or planned or self._behind:
-            self._full_look_at = 0.0  # there may be more in the past than LOOK_BACK shows
+            self._lookout.far_back_within(0)  # there may be more than it sees
         elif next_due is not None and next_due < -SLEEP_MAX:
             # What is overdue and was not fired, somebody holds: that must not be lost sight of.
-            self._full_look_at = min(self._full_look_at, time.monotonic() + SLEEP_MAX)
+            self._lookout.far_back_within(SLEEP_MAX)
         self._behind = False
         if full or planned or fired or published.hints or raised or repaired:
             return 0.0
@@ -217,17 +160,10 @@ class Scheduler(beat.Scheduler):
         return max(min(wait for wait in waits if wait is not None), 0.0)
 
     def _look(self) -> Look:
-        full = time.monotonic() >= self._full_look_at
-        low = LONG_AGO if full else self._low
-        parameters = {**look_settings(), "low": low}
         if connection.connection is None or connection.connection is not self._prepared:
             self._prepare()
-        (row,) = run_prepared(LOOK, parameters)
-        look = Look(*row)
+        look = self._lookout.look()
         self._ledger.said(look.now)
-        self._low = LONG_AGO if full else look.now - LOOK_BACK
-        if full:
-            self._full_look_at = time.monotonic() + FULL_LOOK_EVERY
         return look
 
     def _prepare(self) -> None:
@@ -257,7 +193,7 @@ class Scheduler(beat.Scheduler):
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
-        fired = firing.fire_due(self._low, room=dict(room or {}), newest=self._newest)
+        fired = firing.fire_due(self._lookout.low, room=dict(room or {}), newest=self._newest)
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
         dispatch.push(self._broker, fired.hints)
@@ -313,7 +249,7 @@ class Scheduler(beat.Scheduler):
         """
         settled = 0
         with going_on(logger, "failures_not_settled"):
-            settled = failure_groups.settle(self._low) if look.failed else 0
+            settled = failure_groups.settle(self._lookout.low) if look.failed else 0
             if look.news:
                 alerts.call()
         full = settled >= failure_groups.BATCH

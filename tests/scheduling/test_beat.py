@@ -27,7 +27,8 @@ from scheduling import (
     planning,
     silence,
 )
-from scheduling.beat import LONG_AGO, LOOK, Scheduler, look_settings
+from scheduling.beat import Scheduler
+from scheduling.looking import LONG_AGO, LOOK, look_settings
 from scheduling.models import UNFINISHED, Plan, Priority, Run, State
 from scheduling.outcomes import Outcome
 from scheduling.tasks import alert
@@ -351,7 +352,7 @@ class TestAfterAnOutage:
         row = schedule(crontab=crontab(), policy=policy)
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(hours=hours))
-        scheduler._full_look_at = 0.0  # beat has just been started
+        scheduler._lookout.far_back_within(0)  # beat has just been started
         settle(scheduler)
         assert len(runs_of(row)) >= hours * 60
 
@@ -363,7 +364,7 @@ class TestAfterAnOutage:
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(minutes=5))
         set_plan(other, clock.now() - timedelta(minutes=5))
-        scheduler._full_look_at = 0.0
+        scheduler._lookout.far_back_within(0)
         with second_connection() as somebody:
             somebody.execute(
                 "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR UPDATE", [row.pk]

@@ -10,10 +10,11 @@ from celery import current_app
 from django.db.models import Count, Sum
 
 from scheduling import clock, firing, planning
-from scheduling.beat import LONG_AGO, Scheduler
+from scheduling.beat import Scheduler
 from scheduling.deciding import CATCH_UP_MAX, CATCH_UP_STEP
 from scheduling.finishing import finish
 from scheduling.firing import CATCH_UP_BATCH, fire_due
+from scheduling.looking import LONG_AGO
 from scheduling.models import Run, State
 from scheduling.outcomes import Outcome
 from tests.scheduling.ledger import crontab, run, runs_of, schedule, set_plan

@@ -10,9 +10,9 @@ from django_celery_beat.models import PeriodicTask
 from pytest_django import Settings
 
 from scheduling import alerts, clock, failure_groups, schedules, streaks
-from scheduling.beat import LONG_AGO
 from scheduling.failure_groups import reopen, resolve
 from scheduling.finishing import finish
+from scheduling.looking import LONG_AGO
 from scheduling.models import (
     Failure,
     FailureGroup,
