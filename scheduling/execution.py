@@ -256,8 +256,6 @@ def _fill_request(
     )
     if claimed.schedule_name:
         request["periodic_task_name"] = claimed.schedule_name
-    if '"chord"' in claimed.follow_ups:
-        request["ignore_result"] = False  # the chord's body is called with it
 
 
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None) -> None:

@@ -117,6 +117,7 @@ class Ended:
     follow_ups: str
     failures: int
     worker: str
+    priority: int  # as it was given
 
     @cached_property
     def carried(self) -> dict[str, Any]:
@@ -162,8 +163,9 @@ def _readable(text: str) -> Any:
 # --- The end of a run that others follow ---------------------------------------------------------
 
 ENDING = """
-SELECT id, task, args, kwargs, options, follow_ups, failures, worker FROM scheduling_run
- WHERE {where} FOR NO KEY UPDATE {otherwise}
+SELECT id, task, args, kwargs, options, follow_ups, failures, worker,
+       COALESCE(given_priority, priority)
+  FROM scheduling_run WHERE {where} FOR NO KEY UPDATE {otherwise}
 """
 
 
@@ -261,9 +263,12 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     links, chain = ended.carried.get("link") or [], ended.carried.get("chain") or []
     if not isinstance(links, list) or not isinstance(chain, list):
         raise FollowUpError(f"its follow-ups cannot be read: {ended.follow_ups[:100]!r}")
-    steps: list[tuple[Any, dict[str, Any]]] = [(link, {}) for link in links]
+    inherited: dict[str, Any] = {}
+    if current_app.conf.task_inherit_parent_priority:
+        inherited["priority"] = ended.priority
+    steps = [(link, inherited) for link in links]
     if chain:
-        steps.append((chain[-1], {"chain": chain[:-1]}))
+        steps.append((chain[-1], {"chain": chain[:-1], **inherited}))
     with sending(ended):
         sent = [_send(ended, step, (value,), options) for step, options in steps]
     return [result for result in sent if result is not None]  # an empty chain has none

@@ -12,6 +12,9 @@ from scheduling.sql import lean_cursor
 
 BATCH = 1000
 
+# As far as PeriodicTask's column counts.
+COUNT = "LEAST(p.fired_count, 2147483647)"
+
 # A frozen beat must let go of users' rows.
 SETTINGS = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 
@@ -22,23 +25,23 @@ SELECT id FROM django_celery_beat_periodictask WHERE id = ANY(%s)
 
 # A statement of its own, once the locks are held: of a one-off that a user has just armed again,
 # the plan is seen as that edit has left it.
-COPY = """
+COPY = f"""
 UPDATE django_celery_beat_periodictask t SET last_run_at = p.last_due_at,
-    total_run_count = LEAST(p.fired_count, 2147483647),
+    total_run_count = {COUNT},
     enabled = t.enabled AND NOT (p.done AND p.error = '')
   FROM scheduling_plan p
  WHERE p.schedule_id = t.id AND t.id = ANY(%s) AND p.fired_count > 0
-"""
+"""  # noqa: S608 (constants only)
 
-FORGOTTEN = """
+FORGOTTEN = f"""
 SELECT p.schedule_id FROM scheduling_plan p
   JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
  WHERE p.schedule_id > %(after)s AND p.fired_count > 0
    AND (t.last_run_at IS DISTINCT FROM p.last_due_at
-        OR t.total_run_count <> LEAST(p.fired_count, 2147483647)
+        OR t.total_run_count <> {COUNT}
         OR t.enabled AND p.done AND p.error = '')
  ORDER BY p.schedule_id LIMIT %(limit)s
-"""
+"""  # noqa: S608
 
 
 def copy(schedule_ids: Iterable[int]) -> None:

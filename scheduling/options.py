@@ -143,7 +143,7 @@ def instant_or_seconds(value: object) -> Any:
     if isinstance(value, datetime) and value.tzinfo is None:
         return value.replace(tzinfo=UTC)
     if isinstance(value, int | float):
-        return timedelta(seconds=value)
+        return timedelta(seconds=max(value, 0))  # what is over is over: Celery takes it as now
     return value
 
 

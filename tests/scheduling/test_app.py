@@ -88,6 +88,12 @@ class TestForLater:
         add.apply_async((1, 2), countdown=-3)
         assert only_run().run_at <= clock.now()
 
+    def test_an_expiry_that_is_over_already_is_now_as_celery_takes_it(self) -> None:
+        add.apply_async((1, 2), countdown=3, expires=-3)
+        made = only_run()
+        assert made.expires_at is not None
+        assert made.expires_at <= clock.now()
+
     @pytest.mark.parametrize(
         ("send", "rows"),
         [

@@ -107,6 +107,17 @@ class TestLinks:
         assert later.args == "[3, 1]"
         assert later.run_at > clock.now()
 
+    @pytest.mark.parametrize(("inherits", "priority"), [(True, 3), (False, 6)])
+    def test_it_has_the_priority_of_what_it_follows_where_celery_is_told_so(
+        self, inherits: bool, priority: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(current_app.conf, "task_inherit_parent_priority", inherits)
+        chain(plus.s(1, 2), hear.s()).apply_async(priority=3, link=said.si("x"), **NOW)
+        Run.objects.update(priority=9, given_priority=3)  # as a retry leaves it
+        work()
+        followers = Run.objects.filter(origin=Origin.FOLLOW_UP)
+        assert set(followers.values_list("priority", flat=True)) == {priority}
+
     def test_a_link_may_be_a_canvas(self) -> None:
         links = [chain(plus.s(1), hear.s()), group(plus.s(2), plus.s(3))]
         plus.apply_async((1, 2), link=links, **NOW)
