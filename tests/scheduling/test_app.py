@@ -153,6 +153,29 @@ class TestRevoke:
             State.RUNNING, "revoke",
         )  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "headers", [{"tenant": "a"}, {"tenant": ["x", "a"], "no": "b"}, ["tenant=a"]], ids=str
+    )
+    def test_runs_with_a_stamp_are_cancelled_and_no_others(self, headers: Any) -> None:
+        def stamped(tenant: Any) -> Any:
+            call: Any = add.si(1, 2)
+            call.stamp(tenant=tenant)
+            return call.apply_async(countdown=60)
+
+        one, several, other = stamped("a"), stamped(["a", "b"]), stamped("c")
+        plain: Any = add.apply_async((1, 2), countdown=60)
+        odd = run(options='{"stamps": 7}')
+        running = run(State.RUNNING, options='{"stamps": {"tenant": "a"}}')
+        current_app.control.revoke_by_stamped_headers(headers)
+        ended = Run.objects.filter(state=State.CANCELLED).values_list("pk", flat=True)
+        assert set(map(str, ended)) == {one.id, several.id}
+        current_app.control.revoke_by_stamped_headers(headers, terminate=True)
+        asked = Run.objects.exclude(cancel_requested_by="").get()
+        assert asked.pk == running.pk
+        assert {made.state for made in Run.objects.exclude(pk__in=ended)} == {
+            State.SCHEDULED, State.RUNNING
+        }, (other, plain, odd)  # fmt: skip
+
     def test_what_is_no_run_is_celerys(self) -> None:
         made = run(State.SUCCEEDED)
         parts: list[AsyncResult[Any]] = [
