@@ -19,7 +19,8 @@ from django_celery_results.backends.database import trigger_callback
 from scheduling import chords, clock, execution, finishing, pruning, waiting
 from scheduling.errbacks import send_errbacks
 from scheduling.follow_ups import sender
-from scheduling.running import current
+from scheduling.models import Run
+from scheduling.running import current, run_id_of
 from scheduling.stored_results import PreparingBackend
 
 
@@ -45,6 +46,8 @@ class Backend(PreparingBackend):
                 running.result = prepared
             else:
                 finishing.record_progress(UUID(task_id), running.attempt, prepared)
+        elif request is None and status == states.REVOKED and _is_run(task_id):
+            pass  # a worker was told of a revoke: what becomes of the run, the ledger says
         elif not execution.report(task_id, request, status, result, traceback):
             super()._store_result(task_id, result, status, traceback, request, using)
         return result
@@ -119,3 +122,8 @@ class Backend(PreparingBackend):
             self.store_result(task_id, error, states.FAILURE)
             send_errbacks(Context(id=task_id, task=part.task, errbacks=errbacks), error, None)
             self._count_failed(part, error)
+
+
+def _is_run(task_id: str) -> bool:
+    run_id = run_id_of(task_id)
+    return run_id is not None and Run.objects.filter(pk=run_id).exists()

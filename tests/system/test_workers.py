@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 import redis
-from celery import current_app
+from celery import current_app, states
 from celery.app.control import Control as CeleryControl
 
 from chaos.network import Proxy
@@ -157,6 +158,22 @@ def test_a_run_that_is_revoked_ends_wherever_it_is(
     current_app.control.revoke(str(running), terminate=True)
     wait_for(lambda: run_of(running).state == State.CANCELLED, timeout=20)
     assert len(lines(evidence)) == 1
+
+
+def test_a_run_that_is_revoked_and_goes_on_is_not_called_revoked(
+    system: System, evidence: Path
+) -> None:
+    system.beat()
+    workers = [system.ready_worker(1) for _ in range(2)]
+    running = enqueue(tasks.sleep, (str(evidence), 5)).id
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    # Both workers are told, the one too that has it not.
+    answers: Any = current_app.control.revoke(str(running), reply=True, timeout=3)
+    assert len(answers) == len(workers)
+    assert run_of(running).state == State.RUNNING
+    assert current_app.AsyncResult(str(running)).state == states.PENDING
+    wait_for(all_final, timeout=20)
+    assert current_app.AsyncResult(str(running)).state == states.SUCCESS
 
 
 # --- The end of a worker -------------------------------------------------------------------------
