@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -108,7 +109,9 @@ def prepared(options: argparse.Namespace) -> Iterator[Ground]:
     given = urlsplit(_required("DATABASE_URL"))
     name = f"truebeat_bench_{os.getpid()}"
     redis_url = urlsplit(_required("REDIS_URL"))._replace(path=f"/{REDIS_DATABASE}").geturl()
+    leftovers = tempfile.TemporaryDirectory(prefix="truebeat-bench-")  # of killed processes
     env = os.environ | {
+        "TMPDIR": leftovers.name,
         "DATABASE_URL": urlunsplit(given._replace(path=f"/{name}")),
         "REDIS_URL": redis_url,
         "DJANGO_SETTINGS_MODULE": "bench.settings",
@@ -118,6 +121,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Ground]:
         "ALLOWED_HOSTS": "127.0.0.1",
     }
     with (
+        leftovers,
         _database(given.geturl(), name),
         redis.Redis.from_url(redis_url) as client,
         psycopg.connect(env["DATABASE_URL"], autocommit=True) as ledger,

@@ -153,11 +153,13 @@ def prepared(place: Path, services: Path, lease: float) -> Iterator[Ground]:
     """Start everything in `services`, migrated and listening; logs and evidence go to `place`."""
     (place / "evidence").mkdir(parents=True)
     (place / "logs").mkdir()
+    leftovers = services / "tmp"  # of processes that are killed
+    leftovers.mkdir()
     with ExitStack() as stack:
         postgres = stack.enter_context(start_postgres(services / "postgres", durable=False))
         redis_server = stack.enter_context(start_redis(services / "redis", durable=False))
         ground = Ground(postgres, redis_server, place)
-        env = os.environ | environment(ground, lease)
+        env = os.environ | environment(ground, lease) | {"TMPDIR": str(leftovers)}
         migrate = [sys.executable, "manage.py", "migrate", "--noinput", "--verbosity", "0"]
         subprocess.run(migrate, env=env, cwd=ROOT, check=True)
         stack.callback(ground.end)

@@ -8,6 +8,7 @@ are emptied by the tests.
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -46,6 +47,8 @@ def pytest_load_initial_conftests(
         os.environ.setdefault("DATABASE_URL", "postgres://127.0.0.1/none")
         os.environ.setdefault("REDIS_URL", "redis://127.0.0.1/0")
         return
+    # A time-out or a CI that ends it: what was started goes, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     services = ExitStack()
     early_config.add_cleanup(services.close)
     start(services)

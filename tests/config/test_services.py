@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import WaitFor
+
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """
 import os
@@ -22,11 +24,21 @@ def test_where_it_runs(number, redis_client):
         places.write(f"{database['PORT']}/{database['NAME']} {redis}\\n")
 """
 
+LONG_SUITE = """
+import os
+import time
 
-def start_suite(place: Path) -> subprocess.Popen[bytes]:
+def test_that_takes_long():
+    with open(os.environ["PLACES"], "a") as places:
+        places.write(os.environ["PYTEST_XDIST_WORKER"])
+    time.sleep(60)
+"""
+
+
+def start_suite(place: Path, suite: str = SUITE) -> subprocess.Popen[bytes]:
     place.mkdir()
     (place / "tmp").mkdir()
-    (place / "test_suite.py").write_text(SUITE)
+    (place / "test_suite.py").write_text(suite)
     environment = {
         "PATH": os.environ["PATH"],
         "TMPDIR": str(place / "tmp"),
@@ -51,6 +63,14 @@ def test_two_suites_at_once_and_their_workers_share_no_database_and_leave_nothin
     assert len({line.split()[0] for line in lines}) == 4
     assert len({line.split()[1] for line in lines}) == 4
     assert [list((place / "tmp").iterdir()) for place in places] == [[], []]
+
+
+def test_a_suite_that_is_told_to_end_leaves_nothing(tmp_path: Path, wait_for: WaitFor) -> None:
+    suite = start_suite(tmp_path / "a", LONG_SUITE)
+    wait_for((tmp_path / "a" / "places").exists, timeout=60)
+    suite.terminate()
+    assert suite.wait(60) == pytest.ExitCode.INTERRUPTED
+    assert list((tmp_path / "a" / "tmp").iterdir()) == []
 
 
 def test_it_starts_nothing_to_show_its_help() -> None:

@@ -63,7 +63,14 @@ class System:
     """The processes of one test; all are dead when it ends."""
 
     def __init__(self, env: Mapping[str, str], directory: Path) -> None:
-        self.env = {**env, "DJANGO_SETTINGS_MODULE": "tests.settings", "CELERY_SKIP_CHECKS": "1"}
+        leftovers = directory / "tmp"  # of processes that are killed
+        leftovers.mkdir()
+        self.env = {
+            **env,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "CELERY_SKIP_CHECKS": "1",
+            "TMPDIR": str(leftovers),
+        }
         self._directory = directory
         self._services: list[Service] = []
 
