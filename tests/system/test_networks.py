@@ -1,4 +1,4 @@
-"""The way to the ledger is cut while runs are at work, and is there again before their leases end."""
+"""The way to the ledger is cut while runs are at work, and is back before their leases end."""
 
 import time
 from collections import Counter
