@@ -187,8 +187,11 @@ class Scheduler(beat.Scheduler):
         try:
             return dispatch.publish(self._broker, others=self._lanes if due else ())
         except REDIS_AWAY:
-            if due:
-                self._fire(None)  # every occurrence has its row, whatever becomes of its hint
+            # Every occurrence has its row, whatever becomes of its hint. Until the next look it may be
+            # seconds: a herd must not fall behind meanwhile.
+            busy_until = time.monotonic() + BUSY_MAX
+            while due:
+                due = self._fire(None) >= planning.BATCH and time.monotonic() < busy_until
             raise
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:

@@ -617,8 +617,7 @@ class TestAHerd:
         )
         scheduler = make()
         own_redis.stop()
-        for _ in range(4):
-            scheduler.tick()
+        scheduler.tick()
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
 
     def test_without_redis_what_comes_due_in_a_lane_that_is_known_has_its_row(
