@@ -187,8 +187,8 @@ class Scheduler(beat.Scheduler):
         try:
             return dispatch.publish(self._broker, others=self._lanes if due else ())
         except REDIS_AWAY:
-            # Every occurrence has its row, whatever becomes of its hint. Until the next look it may be
-            # seconds: a herd must not fall behind meanwhile.
+            # Every occurrence has its row, whatever becomes of its hint. The next look may be
+            # seconds away: a herd must not fall behind meanwhile.
             busy_until = time.monotonic() + BUSY_MAX
             while due:
                 due = self._fire(None) >= planning.BATCH and time.monotonic() < busy_until
