@@ -35,7 +35,7 @@ from scheduling.hints import Broker, Lane
 from scheduling.logs import event
 from scheduling.looking import Look, Lookout
 from scheduling.models import Priority
-from scheduling.sql import going_on, was_ended
+from scheduling.sql import going_on, is_away, was_ended
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Scheduler(beat.Scheduler):
             seconds = self._backed_off("redis_away", error)
         except Exception as error:
             connection.close()
-            if was_ended(error):
+            if is_away(error) or was_ended(error):
                 seconds = self._backed_off("database_away", error, level=logging.WARNING)
             else:
                 logger.exception("tick_failed")

@@ -23,7 +23,7 @@ from celery.app.trace import trace_ok_t
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.saferepr import saferepr
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, Error, connection
 from kombu.utils.json import loads
 
 from scheduling.attempts import died, not_stored, outcome_of, refused
@@ -42,7 +42,7 @@ from scheduling.outcomes import Outcome, text_of
 from scheduling.registry import check_arguments, decode_call
 from scheduling.running import Again, Claimed, Execution, entered, run_id_of
 from scheduling.silence import waits
-from scheduling.sql import run_prepared
+from scheduling.sql import is_away, run_prepared
 from scheduling.transport import ATTEMPT
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,9 @@ def patiently(
         try:
             with guard:
                 return act()
-        except (OperationalError, InterfaceError) as error:
+        except Error as error:
+            if not is_away(error):
+                raise
             waited = time.monotonic() - begun
             event(logger, "database_away", level=logging.WARNING, waited=round(waited, 1),
                   error=error)  # fmt: skip
@@ -266,9 +268,11 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None
         last = wanted or not_stored(refused)
         try:
             patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
-        except (OperationalError, InterfaceError):  # then the lease runs out
-            event(logger, "outcome_not_written", level=logging.ERROR, run=run_id, attempt=attempt)
         except Exception as error:  # perhaps of a connection that the job spoilt, or a follow-up
+            if is_away(error):  # then the lease runs out
+                event(logger, "outcome_not_written", level=logging.ERROR, run=run_id,
+                      attempt=attempt)  # fmt: skip
+                return
             event(logger, "outcome_refused", level=logging.ERROR, run=run_id, error=error)
             refused = text_of(error) if not isinstance(error, DatabaseError) else str(error)
             connection.close()

@@ -113,6 +113,19 @@ def was_ended(error: BaseException) -> bool:
     return getattr(error.__cause__, "sqlstate", None) in ENDED
 
 
+READ_ONLY = "25006"  # SQLSTATE
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error says that the database is away: that can be waited out.
+
+    One that takes no writes is a standby, or a primary that has become one: the other is elsewhere.
+    """
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    return getattr(error.__cause__, "sqlstate", None) == READ_ONLY
+
+
 @contextmanager
 def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
     """Log what goes wrong in here as event `name`, and go on: it must not stop what comes after.
@@ -121,10 +134,8 @@ def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OperationalError, InterfaceError):
-        raise
     except Exception as error:
-        if was_ended(error):
+        if is_away(error) or was_ended(error):
             raise
         logger.exception(name)
 
