@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery.exceptions import WorkerLostError
 from celery.signals import worker_process_init, worker_shutdown, worker_shutting_down
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from scheduling import execution
 from scheduling.ids import uuid7
@@ -50,9 +51,12 @@ class HintRequest(Request):
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
-        super().on_failure(exc_info, send_failed_event, return_ok)
         error, task = exc_info.exception, cast("Any", self.task)
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        if self.is_hint and isinstance(error, MemoryError):
+            task_ready(self)  # Celery would end the worker, and with it all that its children do
+            return
+        super().on_failure(exc_info, send_failed_event, return_ok)
         rejected = task.acks_late and task.reject_on_worker_lost  # then Celery has reported nothing
         if self.is_hint and rejected and isinstance(error, LOST):
             lost = WorkerLostError(f"its child was lost: {error}")

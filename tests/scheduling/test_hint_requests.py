@@ -7,6 +7,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery import current_app, shared_task
 from celery.exceptions import WorkerLostError
+from celery.worker import state as worker_state
 from kombu.transport.virtual import Message
 
 from scheduling import execution
@@ -75,3 +76,11 @@ def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
     ((run_id, attempt, status, told, _),) = reported
     assert (run_id, attempt, status) == (request.id, 1, "FAILURE")
     assert told["exc_type"] == "WorkerLostError"
+
+
+def test_a_job_without_memory_ends_no_worker(reported: list[Any]) -> None:
+    request = request_of(early)
+    assert request in worker_state.active_requests
+    request.on_failure(lost(MemoryError()), return_ok=True)
+    assert request not in worker_state.active_requests
+    assert reported == [], "its child has written its end"

@@ -119,6 +119,7 @@ def endings(at: Path, *, ignored: bool) -> dict[UUID, Ending]:
         enqueue(tasks.end_with, ("ignore",)).id: (State.SUCCEEDED, 1, 0),
         enqueue(tasks.end_with, ("reject",)).id: (State.FAILED, 1, 1),
         enqueue(tasks.end_with, ("exit",), max_attempts=2).id: (State.FAILED, 2, 2),
+        enqueue(tasks.end_with, ("memory",), max_attempts=2).id: (State.FAILED, 2, 2),
         enqueue(tasks.without_result, (str(at / "h"),)).id: (State.SUCCEEDED, 1, 0),
         # What nobody keeps need not be JSON.
         enqueue(tasks.unserialisable).id: (State.SUCCEEDED, 1, 0) if ignored
@@ -165,6 +166,7 @@ def test_every_ending_leaves_the_run_in_the_right_state(
     failed = Run.objects.filter(state=State.FAILED)
     assert all(len(run.errors) == run.failures and run.reason for run in failed)
     assert not worker.said("worker_restarts")
+    assert worker.process.poll() is None
 
 
 def test_children_share_what_their_parent_has_imported(system: System) -> None:
