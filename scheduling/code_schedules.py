@@ -37,6 +37,16 @@ RULES = ("crontab_id", "interval_id", "solar_id", "clocked_id")
 # Two machines may be deployed to at once: the second one sees what the first one wrote.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_code_schedules'))"
 
+# What code's schedules follow is locked before any of their plans: whoever edits a rule or a
+# calendar has locked that first, and may wait for plans.
+HOLD = """
+SELECT scheduling_hold_rules(array_agg(DISTINCT t.crontab_id), array_agg(DISTINCT t.interval_id),
+                             array_agg(DISTINCT t.clocked_id), array_agg(DISTINCT t.solar_id)),
+    scheduling_hold_calendars(array_agg(DISTINCT y.calendar_id))
+  FROM scheduling_policy y JOIN django_celery_beat_periodictask t ON t.id = y.schedule_id
+ WHERE y.managed_by = 'code'
+"""
+
 
 def sync() -> list[str]:
     """Make the ledger's code-managed schedules what CELERY_BEAT_SCHEDULE says.
@@ -58,6 +68,7 @@ def sync() -> list[str]:
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(ONE_AT_A_TIME)
+            cursor.execute(HOLD)
         lines = [line for name, entry in sorted(entries.items()) if (line := _write(name, entry))]
         return lines + _prune(set(entries))
 

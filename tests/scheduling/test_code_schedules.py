@@ -9,7 +9,7 @@ from django.db import transaction
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
-from scheduling import planning
+from scheduling import code_schedules, planning
 from scheduling import schedules as schedules_core
 from scheduling.code_schedules import sync
 from scheduling.errors import ScheduleError
@@ -358,3 +358,30 @@ def test_a_name_that_a_user_takes_at_that_very_moment_is_refused(settings: Setti
 def test_an_interval_that_cannot_be_stored_is_refused(settings: Settings, step: timedelta) -> None:
     with pytest.raises(ScheduleError):
         entry(settings, schedule=step)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whoever_edits_a_rule_meanwhile_only_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Calendar.objects.create(name="Mondays", weekdays=[0])
+    rule, write, edits = schedules.crontab("33", "3"), code_schedules._write, list[Any]()
+    first: dict[str, Any] = {"task": ADD, "schedule": rule}
+    settings.CELERY_BEAT_SCHEDULE = {"first": first, "second": {"task": ADD, "schedule": 60}}
+    sync()
+    shared = CrontabSchedule.objects.filter(minute="33", hour="3")
+
+    def write_and_let_edit(name: str, entry: Any) -> str | None:
+        line = write(name, entry)
+        if name == "first":  # whose plan is locked now
+            edits.append(in_thread(lambda: shared.update(minute="34")))
+            wait_for(is_blocked)
+        return line
+
+    monkeypatch.setattr(code_schedules, "_write", write_and_let_edit)
+    settings.CELERY_BEAT_SCHEDULE = {
+        "first": {**first, "policy": {"calendar": "Mondays"}},
+        "second": first,
+    }
+    assert len(sync()) == 2
+    assert edits[0].result(5) == 1
