@@ -322,7 +322,7 @@ def _run(
         state, reason = State.SKIPPED, why
     offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
     deadline = None if plan.deadline_after is None else due + plan.deadline_after
-    expires = plan.fields.expires and plan.fields.expires + offset
+    expires = plan.fields.expires and _later(plan.fields.expires, offset)
     if plan.expire_seconds is not None:
         seconds = timedelta(seconds=plan.expire_seconds)
         expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
@@ -331,6 +331,14 @@ def _run(
         min(coalesced, COUNT_MAX), queue_of(plan.task, plan.queue or None),
         priority_of(plan.task, plan.priority), options_with(plan.headers), deadline, expires,
     )  # fmt: skip
+
+
+def _later(end: datetime, offset: timedelta) -> datetime | None:
+    """Return the end moved by an offset; None, which is no end, beyond what a datetime can hold."""
+    try:
+        return end + offset
+    except OverflowError:
+        return None
 
 
 def options_with(headers: str) -> str:

@@ -746,6 +746,15 @@ class TestValuesThatPythonCannotHold:
         planning.plan_changed()
         assert len(runs_of(other)) == 1
 
+    def test_a_spread_beyond_the_last_year_leaves_a_run_without_an_expiry(self) -> None:
+        row = due_schedule(
+            policy={"spread": timedelta(days=36_500)},
+            expires=datetime(9999, 12, 31, tzinfo=UTC),
+        )
+        firing.fire_due(LONG_AGO)
+        (made,) = runs_of(row)
+        assert (made.state, made.expires_at) == (State.SCHEDULED, None)
+
     def test_more_missed_instants_than_the_column_counts(self) -> None:
         row = due_schedule(ago=3600, crontab=None, interval=interval(1, "microseconds"))
         Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - timedelta(hours=1))
