@@ -52,6 +52,15 @@ class Backend(PreparingBackend):
             super()._store_result(task_id, result, status, traceback, request, using)
         return result
 
+    def _get_task_meta_for(self, task_id: str) -> Any:
+        """Read a result by the id of its task: of a run in whatever form its UUID was given."""
+        meta = super()._get_task_meta_for(task_id)
+        run_id = run_id_of(task_id)
+        if run_id is None or str(run_id) == task_id or meta["status"] in states.READY_STATES:
+            return meta
+        of_the_run = super()._get_task_meta_for(str(run_id))
+        return meta if of_the_run["status"] == states.PENDING else of_the_run
+
     def store_plain(self, task_id: str, result: Any, status: str, traceback: str | None) -> None:
         """Store the encoded `result` of a message that has no run, as the base class would."""
         super()._store_result(task_id, result, status, traceback)

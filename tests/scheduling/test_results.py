@@ -46,6 +46,23 @@ def test_a_prepared_result_is_what_django_celery_results_would_have_written(valu
     assert current_app.AsyncResult(str(tracked.pk)).get(timeout=1) == value
 
 
+@pytest.mark.parametrize("stored", [None, states.RETRY])
+def test_a_runs_result_is_found_in_whatever_form_its_id_was_given(stored: str | None) -> None:
+    made = run(State.RUNNING)
+    if stored:  # the plain message's, whose retry the run is
+        backend.store_result(made.pk.hex, None, stored)
+    promised = current_app.AsyncResult(made.pk.hex)
+    assert promised.state == (stored or states.PENDING)
+    finish(made.pk, 1, Outcome(State.SUCCEEDED, result=backend.prepare_success(7, ADD)))
+    assert promised.get(timeout=1) == 7
+
+
+def test_a_plain_message_with_such_an_id_keeps_its_own_result() -> None:
+    plain = uuid7().hex
+    backend.store_result(plain, 3, states.SUCCESS)
+    assert current_app.AsyncResult(plain).get(timeout=1) == 3
+
+
 def test_a_prepared_error_can_be_raised_again() -> None:
     made = run(State.RUNNING)
     result = backend.prepare_error(states.FAILURE, ValueError("why"), ADD)
