@@ -25,9 +25,11 @@ KEPT = 1000
 
 VERSIONS = "SELECT id, version FROM scheduling_calendar WHERE id = ANY(%s)"
 
-# Dates that Python cannot hold, or that no rule reaches, are left where they are.
+# Dates that Python cannot hold, or that no rule reaches, are left where they are. An array of
+# arrays, which raw SQL can write, is read as one.
 CONTENT = """
-SELECT c.id, c.version, c.name, c.weekdays, c.country, c.subdivision, d.dates, d.reasons
+SELECT c.id, c.version, c.name, ARRAY(SELECT unnest(c.weekdays)), c.country, c.subdivision,
+    d.dates, d.reasons
   FROM scheduling_calendar c
   CROSS JOIN LATERAL (
     SELECT array_agg(e.date ORDER BY e.date) AS dates,

@@ -299,6 +299,13 @@ class TestReading:
         assert len(calendars.days_off_by_id([row.pk for row in rows])) == 9
         assert len(calendars._kept) <= 3
 
+    def test_weekdays_in_an_array_of_arrays_are_those_of_one(self) -> None:
+        row = calendar()
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE scheduling_calendar SET weekdays = '{{5,6},{0,1}}'")
+        (days_off,) = calendars.days_off_by_id([row.pk]).values()
+        assert days_off.weekdays == {0, 1, 5, 6}
+
     def test_dates_that_python_cannot_hold_are_left_where_they_are(self) -> None:
         row = calendar()
         sql(
