@@ -76,6 +76,8 @@ def text_of(error: object) -> str:
 
 def failed(text: str, error: BaseException, task: str | None = None) -> Outcome:
     """Return the outcome of a run that has failed, for which Celery stores no result."""
+    if not isinstance(error, Exception):  # whoever asks for the result must not exit
+        error = WorkerLostError(text)
     result = backend().prepare_error(states.FAILURE, error, task)
     return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
 

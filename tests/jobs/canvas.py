@@ -41,6 +41,11 @@ def fail(*args: Any) -> None:
     raise ValueError("no luck")
 
 
+@shared_task(bind=False, base=Job, max_attempts=1)
+def leave(*args: Any) -> None:
+    raise SystemExit(3)
+
+
 @shared_task(bind=False, base=Job, max_attempts=1, ignore_result=True)
 def fail_quietly(*args: Any) -> None:
     raise ValueError("no luck")

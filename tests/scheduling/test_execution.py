@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from billiard.process import current_process
 from celery import Task, current_app, shared_task, signals, states
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from django.db import connection, connections, transaction
 from django_celery_results.models import TaskResult
 from psycopg.pq import TransactionStatus
@@ -510,6 +510,12 @@ class TestEndings:
         hint(made)
         assert fresh(made).state == (State.FAILED if how == "text" else State.SUCCEEDED)
         assert TaskResult.objects.filter(task_id=str(made.pk)).exists()
+
+    def test_who_asks_for_the_result_of_one_that_exits_does_not_exit(self) -> None:
+        made = of(misbehave, "exit", max_attempts=1)
+        hint(made)
+        with pytest.raises(WorkerLostError, match="SystemExit"):
+            current_app.AsyncResult(str(made.pk)).get(timeout=1)
 
     def test_of_an_error_that_says_very_much_both_ends_are_kept(self) -> None:
         made = of(misbehave, "length", max_attempts=1)

@@ -38,6 +38,7 @@ from tests.jobs.canvas import (
     five,
     hear,
     heard,
+    leave,
     look,
     plus,
     quiet,
@@ -369,6 +370,15 @@ class TestChords:
             value_of(AsyncResult(promised.id))
         assert not ChordCounter.objects.exists()
         assert all_final()
+
+    def test_a_part_that_exits_fails_the_body_and_ends_nobody_else(self) -> None:
+        parts = [leave.s(), plus.s(1, 1)]
+        promised = chord(parts, total.s().on_error(told.s())).apply_async(**NOW)
+        work()
+        with pytest.raises(ChordError, match="SystemExit: 3"):
+            value_of(AsyncResult(promised.id))
+        assert [name for name, _ in heard] == ["told"]
+        assert {made.state for made in Run.objects.filter(task=leave.name)} == {State.FAILED}
 
     def test_a_chains_step_that_fails_is_a_failed_part(self) -> None:
         broken = chain(fail.s(), plus.s(1), plus.s(2))
