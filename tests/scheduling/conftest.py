@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from django.db import connection
+from django_celery_beat.models import PeriodicTask
 
 from chaos.network import Proxy
 
@@ -16,6 +17,12 @@ def bare_runs(db: None) -> None:
     """
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE scheduling_run")
+
+
+@pytest.fixture
+def bare_schedules(db: None) -> None:
+    """Delete the engine's own schedules, of the migrations: a beat fires them when they are due."""
+    PeriodicTask.objects.all().delete()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from tests.waiting import wait_for
 
 
 @pytest.fixture
-def scheduler(redis_client: redis.Redis) -> Scheduler:
+def scheduler(redis_client: redis.Redis, bare_schedules: None) -> Scheduler:
     return make()
 
 

@@ -27,7 +27,7 @@ LONGEST_TICK = 5.0  # seconds; it takes a twentieth of that where nothing else i
 
 
 @pytest.fixture
-def beat(redis_client: redis.Redis) -> Scheduler:
+def beat(redis_client: redis.Redis, bare_schedules: None) -> Scheduler:
     app: Any = current_app
     return Scheduler(app=app, lazy=True)
 
@@ -138,7 +138,7 @@ def test_an_unfinished_run_holds_all_that_was_missed(
 
 class TestManyThatCatchUp:
     @pytest.fixture
-    def missed(self) -> list[Any]:
+    def missed(self, bare_schedules: None) -> list[Any]:
         """Schedules that each missed a month of minutes, and make runs of all of them."""
         minutely, first = crontab(), clock.now().replace(second=0, microsecond=0) - MONTH
         rows = [schedule(f"s{n}", crontab=minutely, policy={"catch_up": "all"}) for n in range(60)]

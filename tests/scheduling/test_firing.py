@@ -764,9 +764,10 @@ class TestValuesThatPythonCannotHold:
 
 @pytest.mark.django_db
 def test_what_was_missed_before_an_edit_is_counted_by_the_rule_of_then() -> None:
-    row = schedule(crontab=crontab("0"))
+    now = clock.now()
+    row = schedule(crontab=crontab(str((now.minute + 30) % 60)))  # hourly, and not just now
     planning.plan_changed()
-    begun = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+    begun = now - timedelta(hours=5)
     Plan.objects.filter(schedule=row).update(next_due_at=begun, plan_from=LONG_AGO)
     CrontabSchedule.objects.filter(pk=row.crontab_id).update(minute="*")
     first_edit = plan_of(row).replaced_at

@@ -67,7 +67,7 @@ def test_it_fires_rows_that_were_made_in_every_way(system: System, evidence: Pat
         assert later.due_at - run.due_at == timedelta(seconds=1 + run.coalesced)
     assert all(run.started_at and run.started_at >= run.run_at for run in form[:2])
     assert len(runs_of("bulk")) == 1
-    wait_for(lambda: not PeriodicTask.objects.get(name="bulk").enabled, timeout=5)
+    wait_for(lambda: not PeriodicTask.objects.get(name="bulk").enabled, timeout=20)
 
 
 def test_a_shared_rules_edit_reaches_all_its_schedules(system: System, evidence: Path) -> None:
