@@ -9,10 +9,12 @@ from django.conf import settings
 from scheduling import alerts, dispatch
 from scheduling.sql import run_prepared
 
-# Entries of plans that fired long ago may still lie at the beginning of their index; plans in the
-# past are looked for below this margin only once in a while.
+# Entries of plans that fired long ago lie at the beginning of their index for as long as an old
+# snapshot is held: to look past them all takes milliseconds then, and is done the more rarely.
 LOOK_BACK = timedelta(minutes=1)
-FAR_BACK_EVERY = 60.0
+FAR_BACK_EVERY = 1.0  # seconds between looks beyond this margin, at least
+FAR_BACK_SHARE = 100  # and this many times what the last one took
+FAR_BACK_WITHIN = 60.0  # seconds, at most
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 LOOK = """
@@ -75,14 +77,15 @@ class Lookout:
 
     def look(self) -> Look:
         """Return what there is to do now."""
-        far_back = time.monotonic() >= self._far_back_at
-        (found,) = run_prepared(
-            LOOK, {**look_settings(), "low": LONG_AGO if far_back else self.low}
-        )
+        begun = time.monotonic()
+        far_back = begun >= self._far_back_at
+        parameters = {**look_settings(), "low": LONG_AGO if far_back else self.low}
+        (found,) = run_prepared(LOOK, parameters)
         look = Look(*found)
         self.low = LONG_AGO if far_back else look.now - LOOK_BACK
         if far_back:
-            self._far_back_at = time.monotonic() + FAR_BACK_EVERY
+            wait = max(FAR_BACK_EVERY, FAR_BACK_SHARE * (time.monotonic() - begun))
+            self._far_back_at = begun + min(wait, FAR_BACK_WITHIN)
         return look
 
     def far_back_within(self, seconds: float) -> None:

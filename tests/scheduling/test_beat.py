@@ -23,6 +23,7 @@ from scheduling import (
     finishing,
     firing,
     heartbeats,
+    looking,
     lost_leases,
     planning,
     silence,
@@ -372,6 +373,27 @@ class TestAfterAnOutage:
             settle(scheduler)
             assert (len(runs_of(row)), len(runs_of(other))) == (0, 1)
         wait_for(lambda: scheduler.run_once() >= 0 and bool(runs_of(row)), timeout=2)
+
+    def test_what_another_beat_left_in_the_midst_of_catching_up_is_found_within_a_second(
+        self, scheduler: Scheduler
+    ) -> None:
+        row = schedule()
+        settle(scheduler)
+        settle(scheduler)
+        set_plan(row, clock.now() - timedelta(minutes=5))
+        wait_for(lambda: scheduler.run_once() >= 0 and bool(runs_of(row)), timeout=2)
+
+    def test_looks_far_back_are_rarer_where_an_old_snapshot_makes_them_long(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settle(scheduler)
+        lookout = looking.Lookout()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                looking, "LOOK", LOOK.replace("EXISTS", "pg_sleep(0.1) IS NULL OR EXISTS", 1)
+            )
+            lookout.look()
+        assert 8 < lookout._far_back_at - time.monotonic() <= looking.FAR_BACK_WITHIN
 
     def test_beat_does_not_spin_while_somebody_holds_what_is_due(
         self, scheduler: Scheduler
