@@ -22,7 +22,7 @@ up: $(READY) ## Run all of Truebeat here: services, demo data, web (PORT=8000), 
 	@$(EMBEDDED) up
 
 test: $(READY) ## Run the tests (ARGS="-k retry -x" for some; WORKERS=1 one by one)
-	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY) ## Check style, types, settings and migrations
 	$(VENV)/bin/ruff check .
