@@ -52,6 +52,7 @@ PULSE_EVERY = 5.0  # seconds between heartbeats
 RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of others let go
 RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
+RESEND_WITHIN = 8.0  # seconds that a look for lost hints may wait for a herd to be fired
 
 REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
 LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
@@ -67,6 +68,7 @@ class Scheduler(beat.Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._broker = Broker()
+        self._pushes = dispatch.Pushes(self._broker)
         self._bell = Listener()
         self._pause = 0.0
         self._lookout = Lookout()
@@ -76,6 +78,7 @@ class Scheduler(beat.Scheduler):
         self._newest = False
         self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
         self._resend_at = 0.0
+        self._resend_by = time.monotonic() + RESEND_WITHIN
         self._age_at = 0.0
         self._release_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
@@ -132,16 +135,19 @@ class Scheduler(beat.Scheduler):
         repaired = self._recover(look)
         raised = self._raise(look) + self._settle_failures(look)
         next_due, busy_until = look.next_due_in, time.monotonic() + BUSY_MAX
-        while True:
-            planned = planning.plan_changed() if look.to_plan else 0
-            due = bool(planned) or (next_due is not None and next_due <= 0)
-            published = self._publish(due=due)
-            fired = self._fire(published.room) if due else 0
-            self._ledger.heard()
-            full = max(planned, fired, published.hints) >= planning.BATCH
-            if not full or time.monotonic() >= busy_until:
-                break
-        self._resend(look)
+        try:
+            while True:
+                planned = planning.plan_changed() if look.to_plan else 0
+                due = bool(planned) or (next_due is not None and next_due <= 0)
+                published = self._publish(due=due)
+                fired = self._fire(published.room) if due else 0
+                self._ledger.heard()
+                full = max(planned, fired, published.hints) >= planning.BATCH
+                if not full or time.monotonic() >= busy_until:
+                    break
+        finally:
+            self._pushes.end()
+        self._resend(look, busy=full)
         self._copy_last_runs()
         if full or planned or self._behind:
             self._lookout.far_back_within(0)  # there may be more than it sees
@@ -185,7 +191,8 @@ class Scheduler(beat.Scheduler):
     def _publish(self, *, due: bool) -> dispatch.Published:
         """Publish what waits, and look what room the lanes of what is due have, as far as known."""
         try:
-            return dispatch.publish(self._broker, others=self._lanes if due else ())
+            others, coming = self._lanes if due else (), self._pushes.coming()
+            return dispatch.publish(self._broker, others=others, coming=coming)
         except REDIS_AWAY:
             # Every occurrence has its row, whatever becomes of its hint. The next look may be
             # seconds away: a herd must not fall behind meanwhile.
@@ -199,7 +206,10 @@ class Scheduler(beat.Scheduler):
         fired = firing.fire_due(self._lookout.low, room=dict(room or {}), newest=self._newest)
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
-        dispatch.push(self._broker, fired.hints)
+        if fired.hints and fired.plans >= firing.BATCH:  # more may follow at once
+            self._pushes.begin(fired.hints)
+        else:
+            dispatch.push(self._broker, fired.hints)
         if room is not None and not room.keys() >= fired.lanes:
             dispatch.publish(self._broker)  # what went into lanes that were not known yet
         self._lanes = list(dict.fromkeys([*fired.lanes, *self._lanes]))[:LANES_MAX]
@@ -259,12 +269,15 @@ class Scheduler(beat.Scheduler):
         self._behind |= full
         return int(full)
 
-    def _resend(self, look: Look) -> None:
+    def _resend(self, look: Look, *, busy: bool) -> None:
         begun = time.monotonic()
-        if look.hints_old and begun >= self._resend_at:
+        if not look.hints_old:
+            self._resend_by = begun + RESEND_WITHIN
+        elif begun >= (self._resend_by if busy else self._resend_at):
             dispatch.resend(self._broker)
             took = time.monotonic() - begun
             self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
+            self._resend_by = self._resend_at + RESEND_WITHIN
 
     def _copy_last_runs(self) -> None:
         """Copy a few at a time: a minute's fired ones at once would keep what is due waiting."""

@@ -6,8 +6,11 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -22,6 +25,7 @@ from scheduling.sql import run_prepared
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # more than `fire` makes at a time, so that a lane is seen to be empty
+NOTHING: Mapping[Lane, int] = MappingProxyType({})
 FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
 LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
 LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
@@ -65,17 +69,23 @@ class Published(NamedTuple):
     room: Mapping[Lane, int]
 
 
-def publish(broker: Broker, limit: int = BATCH, others: Iterable[Lane] = ()) -> Published:
+def publish(
+    broker: Broker,
+    limit: int = BATCH,
+    others: Iterable[Lane] = (),
+    coming: Mapping[Lane, int] = NOTHING,
+) -> Published:
     """Queue and push up to `limit` runs of each lane that has room in its window.
 
-    The room of the `others`, where nothing may wait, is told as well.
+    The room of the `others`, where nothing may wait, is told as well. So many hints as `coming`
+    says are on their way into their lanes, and are counted as if they were there.
     """
     waiting = _waiting_lanes()
     due = [lane for lane, seconds in waiting.items() if seconds <= 0]
     pushed, room = 0, dict[Lane, int]()
     if lanes := {*due, *others}:
         lengths = broker.lengths(lanes)  # fails where Redis is away, before anything is queued
-        room = {lane: _room(lane, lengths[lane]) for lane in lanes}
+        room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in lanes}
         for lane in due:
             hints = _queue(lane, min(limit, room[lane]))
             pushed += push(broker, hints)
@@ -91,6 +101,32 @@ def push(broker: Broker, hints: Sequence[Hint]) -> int:
         broker.push(hints)
         event(logger, "hints_pushed", hints=len(hints))
     return len(hints)
+
+
+class Pushes:
+    """Pushes of one batch while the next is fired: Redis and Postgres work at the same time."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self._lanes: Mapping[Lane, int] = NOTHING
+        self._under_way: Future[int] | None = None
+
+    def begin(self, hints: Sequence[Hint]) -> None:
+        """Push hints; if the last push is still under way, once that has ended."""
+        self.end()
+        self._lanes = Counter(Lane(hint.queue, hint.priority) for hint in hints)
+        self._under_way = self._thread.submit(push, self._broker, hints)
+
+    def coming(self) -> Mapping[Lane, int]:
+        """Return how many hints may not have arrived in their lanes yet."""
+        return self._lanes if self._under_way and not self._under_way.done() else NOTHING
+
+    def end(self) -> None:
+        """Wait until what was begun has ended; raise what went wrong with it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
 
 def _waiting_lanes() -> dict[Lane, float]:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
 SLOTS = re.compile(f"{TAG}|{TRY}")
 ALL_BUT_ID = itemgetter(slice(1, None))
+PIECE = 2000  # messages of a lane in memory at once, where it is read whole
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
 
@@ -91,9 +92,15 @@ class Broker:
         return sum(map(len, lanes.values()))
 
     def ids_in(self, lane: Lane) -> set[UUID]:
-        """Return the ids of all messages that lie in a lane."""
-        payloads = self._redis.lrange(list_key(lane), 0, -1)
-        return set(_ids(payloads))  # type: ignore[arg-type]
+        """Return the ids of all messages that lie in a lane.
+
+        It is read in pieces from its head, where new ones come in: what stays is never passed over.
+        """
+        found, first = set[UUID](), 0
+        while payloads := self._redis.lrange(list_key(lane), first, first + PIECE - 1):
+            found.update(_ids(payloads))  # type: ignore[arg-type]
+            first += PIECE
+        return found
 
 
 def _length(lane: Lane, found: Any) -> int:

@@ -234,6 +234,23 @@ class TestATick:
         scheduler.run_once()
         assert redis_client.llen("celery\x06\x166") == 1
 
+    def test_a_herd_is_fired_before_lost_hints_are_looked_for_but_not_for_long(
+        self, scheduler: Scheduler, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(beat, "BUSY_MAX", 0.0)  # one batch a tick
+        settle(scheduler)
+        many(1500)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+        run(State.QUEUED, queue="other", queued_at=clock.now() - timedelta(seconds=4))
+        scheduler.run_once()
+        assert redis_client.llen("other\x06\x166") == 0
+        scheduler._resend_by = time.monotonic()
+        scheduler.run_once()
+        assert redis_client.llen("other\x06\x166") == 1
+        assert Run.objects.filter(task="t").count() == 1000
+
     def test_what_is_raised_is_published_in_the_same_tick(
         self, scheduler: Scheduler, redis_client: redis.Redis
     ) -> None:
@@ -629,6 +646,36 @@ class TestAHerd:
         assert redis_client.llen("celery\x06\x166") == 1200
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
 
+    def test_what_redis_refuses_while_the_next_batch_is_fired_is_told_and_sent_later(
+        self, own_redis: RedisServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.REDIS_URL = own_redis.url
+        scheduler, begin = make(), dispatch.Pushes.begin
+        settle(scheduler)
+        many(1200)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+
+        def without_redis(*arguments: Any) -> None:
+            own_redis.stop()
+            begin(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dispatch.Pushes, "begin", without_redis)
+            with pytest.raises(redis.RedisError):
+                scheduler.run_once()
+        assert Run.objects.filter(task="t").count() == 1200
+        own_redis.start()
+        settle(scheduler)
+        client = redis.Redis.from_url(own_redis.url)
+
+        def all_there() -> bool:
+            scheduler.run_once()
+            return client.llen("celery\x06\x166") == 1200
+
+        wait_for(all_there, timeout=15)
+
     def test_without_redis_every_occurrence_has_its_row(
         self, own_redis: RedisServer, settings: Settings
     ) -> None:
@@ -664,15 +711,15 @@ class TestAHerd:
         Plan.objects.filter(schedule__task="t").update(
             next_due_at=clock.now() - timedelta(seconds=1)
         )
-        scheduler, push = make(), dispatch.push
+        scheduler, begin = make(), dispatch.Pushes.begin
 
-        def ended_by_postgres(*arguments: Any) -> int:
-            monkeypatch.setattr(dispatch, "push", push)
+        def ended_by_postgres(*arguments: Any) -> None:
+            monkeypatch.setattr(dispatch.Pushes, "begin", begin)
             with connection.cursor() as cursor, suppress(OperationalError):
                 cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-            return push(*arguments)
+            begin(*arguments)
 
-        monkeypatch.setattr(dispatch, "push", ended_by_postgres)
+        monkeypatch.setattr(dispatch.Pushes, "begin", ended_by_postgres)
         scheduler.tick()
         assert Run.objects.filter(task="t").count() == 500
         settle(scheduler)

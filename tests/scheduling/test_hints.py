@@ -139,6 +139,15 @@ class TestTheBroker:
         taken: Any = redis_client.brpop([list_key(Lane("celery", 6))])
         assert str(first.id) in taken[1].decode()
 
+    def test_it_reads_a_long_list_piece_by_piece(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hints = [hint() for _ in range(7)]
+        broker.push(hints)
+        for piece in (1, 2, 7, 8):
+            monkeypatch.setattr("scheduling.hints.PIECE", piece)
+            assert broker.ids_in(Lane("celery", 6)) == {one.id for one in hints}
+
     def test_it_finds_ids_in_a_list_beside_plain_messages(self, broker: Broker) -> None:
         plain = add.apply_async((1, 2))
         ours = hint()
