@@ -55,6 +55,8 @@ RESEND_SHARE = 20  # and this many times what the last look took: long queues ar
 RESEND_WITHIN = 8.0  # seconds that a look for lost hints may wait for a herd to be fired
 
 REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
+HERD = 8  # full batches, after which they are longer
+LONG_BATCH = 2 * firing.BATCH
 LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
 
 # Whatever row a user's transaction holds, beat goes on with the others. And what it looks for has
@@ -75,6 +77,7 @@ class Scheduler(beat.Scheduler):
         self._ledger = lost_leases.Ledger()
         self._prepared: Any = None  # the connection that SESSION was said to
         self._behind = False
+        self._full_batches = 0  # the last ones, one after the other
         self._newest = False
         self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
         self._resend_at = 0.0
@@ -203,10 +206,13 @@ class Scheduler(beat.Scheduler):
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
-        fired = firing.fire_due(self._lookout.low, room=dict(room or {}), newest=self._newest)
+        # Short batches first: that is sooner, and other beats may share. Long ones cost less.
+        limit = firing.BATCH if self._full_batches < HERD else LONG_BATCH
+        fired = firing.fire_due(self._lookout.low, limit, dict(room or {}), newest=self._newest)
+        self._full_batches = self._full_batches + 1 if fired.plans >= limit else 0
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
-        if fired.hints and fired.plans >= firing.BATCH:  # more may follow at once
+        if fired.hints and self._full_batches:
             self._pushes.begin(fired.hints)
         else:
             dispatch.push(self._broker, fired.hints)

@@ -24,7 +24,7 @@ from scheduling.sql import run_prepared
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000  # more than `fire` makes at a time, so that a lane is seen to be empty
+BATCH = 1500  # more than beat fires at a time, so that a lane is seen to be empty
 NOTHING: Mapping[Lane, int] = MappingProxyType({})
 FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
 LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it

@@ -646,6 +646,22 @@ class TestAHerd:
         assert redis_client.llen("celery\x06\x166") == 1200
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
 
+    def test_the_batches_of_a_long_one_are_longer_from_some_time_on(
+        self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(beat, "HERD", 2)
+        monkeypatch.setattr(beat, "BUSY_MAX", 0.0)  # one batch a tick
+        scheduler, there = make(), []
+        settle(scheduler)
+        many(2300)
+        Plan.objects.filter(schedule__task="t").update(
+            next_due_at=clock.now() - timedelta(seconds=1)
+        )
+        for _ in range(4):
+            scheduler.run_once()
+            there.append(redis_client.llen("celery\x06\x166"))
+        assert there == [500, 1000, 2000, 2300]
+
     def test_what_redis_refuses_while_the_next_batch_is_fired_is_told_and_sent_later(
         self, own_redis: RedisServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
