@@ -13,7 +13,8 @@ ENOUGH_CORES = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shared-herd", type=int, nargs="+", default=[10_000], metavar="N",
+    parser.add_argument("--shared-herd", type=int, nargs="+", metavar="N",
+                        default=[10_000, 100_000],
                         help="schedules due at once, for one beat and for three")  # fmt: skip
 
 
