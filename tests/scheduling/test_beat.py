@@ -80,6 +80,11 @@ def many(count: int) -> None:
     )
 
 
+def let_them_come_due() -> None:
+    """Make the schedules of `many` a herd that was due a second ago."""
+    Plan.objects.filter(schedule__task="t").update(next_due_at=clock.now() - timedelta(seconds=1))
+
+
 def many_runs(count: int, **columns: Any) -> None:
     """Write runs that are alike."""
     at = clock.now() - timedelta(minutes=1)
@@ -240,9 +245,7 @@ class TestATick:
         monkeypatch.setattr(beat, "BUSY_MAX", 0.0)  # one batch a tick
         settle(scheduler)
         many(1500)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         run(State.QUEUED, queue="other", queued_at=clock.now() - timedelta(seconds=4))
         scheduler.run_once()
         assert redis_client.llen("other\x06\x166") == 0
@@ -628,9 +631,7 @@ def test_two_beats_start_every_occurrence_once(redis_client: redis.Redis) -> Non
 class TestAHerd:
     def test_every_occurrence_is_in_redis_once(self, redis_client: redis.Redis) -> None:
         many(2400)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         settle(make())
         assert Run.objects.filter(task="t", state=State.QUEUED).count() == 2400
         ids: Any = redis_client.lrange("celery\x06\x166", 0, -1)
@@ -639,9 +640,7 @@ class TestAHerd:
     def test_the_window_holds(self, redis_client: redis.Redis, settings: Settings) -> None:
         settings.QUEUE_WINDOW = 1200
         many(2400)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         settle(make())
         assert redis_client.llen("celery\x06\x166") == 1200
         assert Run.objects.filter(task="t", state=State.SCHEDULED).count() == 1200
@@ -654,9 +653,7 @@ class TestAHerd:
         scheduler, there = make(), []
         settle(scheduler)
         many(2300)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         for _ in range(4):
             scheduler.run_once()
             there.append(redis_client.llen("celery\x06\x166"))
@@ -669,9 +666,7 @@ class TestAHerd:
         scheduler, begin = make(), dispatch.Pushes.begin
         settle(scheduler)
         many(1200)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
 
         def without_redis(*arguments: Any) -> None:
             own_redis.stop()
@@ -697,9 +692,7 @@ class TestAHerd:
     ) -> None:
         settings.REDIS_URL = own_redis.url
         many(1200)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         scheduler = make()
         own_redis.stop()
         scheduler.tick()
@@ -724,9 +717,7 @@ class TestAHerd:
         self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         many(1200)
-        Plan.objects.filter(schedule__task="t").update(
-            next_due_at=clock.now() - timedelta(seconds=1)
-        )
+        let_them_come_due()
         scheduler, begin = make(), dispatch.Pushes.begin
 
         def ended_by_postgres(*arguments: Any) -> None:
