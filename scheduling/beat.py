@@ -208,7 +208,7 @@ class Scheduler(beat.Scheduler):
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
         # Short batches first: that is sooner, and other beats may share. Long ones cost less.
         limit = firing.BATCH if self._full_batches < HERD else LONG_BATCH
-        fired = firing.fire_due(self._lookout.low, limit, dict(room or {}), newest=self._newest)
+        fired = firing.fire_due(self._lookout.low, limit, room, newest=self._newest)
         self._full_batches = self._full_batches + 1 if fired.plans >= limit else 0
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest

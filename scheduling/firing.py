@@ -5,7 +5,7 @@ Which runs, `deciding` says, by the policies.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -196,7 +196,7 @@ def _literal(values: Iterable[object]) -> str:
 def fire_due(
     low: datetime,
     limit: int = BATCH,
-    room: MutableMapping[Lane, int] | None = None,
+    room: Mapping[Lane, int] | None = None,
     *,
     newest: bool = False,
 ) -> Fired:
@@ -206,13 +206,12 @@ def fire_due(
     decided on once: a herd is mostly one decision.
 
     A run that may start now is written as queued where its lane is in `room`, which says how many
-    hints a lane in which nothing waits can take, and is counted down here. It saves the run its
-    second version: `publish` would queue it a moment later.
+    hints a lane in which nothing waits can take. It saves the run its second version: `publish`
+    would queue it a moment later.
     """
-    room = {} if room is None else room
     while True:
         try:
-            return _fire(low, limit, room, newest=newest)
+            return _fire(low, limit, dict(room or {}), newest=newest)
         except IntegrityError as error:
             if not was_edited(error):
                 raise

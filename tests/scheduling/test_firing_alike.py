@@ -224,7 +224,6 @@ class TestAlike:
         queued = Run.objects.filter(state=State.QUEUED)
         assert {str(one.pk) for one in queued} == {hint.id for hint in hints}
         assert (len(hints), Run.objects.filter(state=State.SCHEDULED).count()) == (2, 3)
-        assert room == {Lane("celery", Priority.MEDIUM): 0}
 
     def test_each_has_its_own_offset(self) -> None:
         rule, policy = crontab("0"), {"spread": timedelta(hours=1)}
