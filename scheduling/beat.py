@@ -13,7 +13,7 @@ from typing import Any
 import redis
 from celery import beat
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import (
@@ -111,15 +111,13 @@ class Scheduler(beat.Scheduler):
         begun = time.monotonic()
         try:
             seconds = self.run_once()
-        except (OperationalError, InterfaceError) as error:
-            connection.close()
-            seconds = self._backed_off("database_away", error)
         except REDIS_AWAY as error:
             self._ledger.not_asked()
             seconds = self._backed_off("redis_away", error)
         except Exception as error:
             connection.close()
             if is_away(error) or was_ended(error):
+                # As in a worker: what is waited out is no error yet, and `health` tells of beats.
                 seconds = self._backed_off("database_away", error, level=logging.WARNING)
             else:
                 logger.exception("tick_failed")

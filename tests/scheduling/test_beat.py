@@ -503,6 +503,25 @@ def test_a_tick_that_takes_long_is_not_cut(
     assert "database_" not in caplog.text
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("SELECT pg_terminate_backend(pg_backend_pid())", id="gone"),
+        pytest.param("SET default_transaction_read_only = on", id="takes no writes"),
+    ],
+)
+def test_a_ledger_that_is_away_is_waited_out_with_a_warning(
+    statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = make()
+    with suppress(OperationalError), connection.cursor() as cursor:
+        cursor.execute(statement)
+    assert scheduler.tick() == scheduler.tick() == 0
+    said = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert [each for each in said if each[0] != "INFO"] == [("WARNING", "database_away")]
+
+
 @pytest.mark.django_db
 class TestServicesThatAreAway:
     def test_a_tick_without_redis_waits_and_does_not_raise(
