@@ -80,6 +80,7 @@ class Scheduler(beat.Scheduler):
         self._full_batches = 0  # the last ones, one after the other
         self._newest = False
         self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
+        self._rehearse_at = 0.0
         self._resend_at = 0.0
         self._resend_by = time.monotonic() + RESEND_WITHIN
         self._age_at = 0.0
@@ -160,7 +161,7 @@ class Scheduler(beat.Scheduler):
             return 0.0
         if next_due is not None and next_due <= 0:
             next_due = HELD_PAUSE
-        elif self._rehearsed is not connection.connection:
+        elif self._rehearsed is not connection.connection and time.monotonic() >= self._rehearse_at:
             self._rehearse()
             return 0.0
         waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
@@ -186,8 +187,13 @@ class Scheduler(beat.Scheduler):
         Else what first comes due, and that may be a herd, is some 50 ms later.
         """
         firing.rehearse()
-        self._broker.rehearse(self._lanes[0])
-        self._rehearsed = connection.connection
+        try:
+            self._broker.rehearse(self._lanes[0])
+        except REDIS_AWAY as error:  # nothing needs it yet: what comes due will say so
+            logger.debug("redis_away", exc_info=error)
+            self._rehearse_at = time.monotonic() + PAUSE_MAX
+        else:
+            self._rehearsed = connection.connection
 
     def _publish(self, *, due: bool) -> dispatch.Published:
         """Publish what waits, and look what room the lanes of what is due have, as far as known."""

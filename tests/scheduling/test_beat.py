@@ -534,6 +534,22 @@ class TestServicesThatAreAway:
         made.refresh_from_db()
         assert made.state == State.SCHEDULED
 
+    def test_an_idle_beat_says_nothing_of_a_redis_that_it_does_not_need_yet(
+        self, settings: Settings, bare_schedules: None, redis_client: redis.Redis, caplog: Any
+    ) -> None:
+        settings.REDIS_URL = "redis://127.0.0.1:1/0"
+        row = schedule()
+        set_plan(row, clock.now() + timedelta(days=100))
+        scheduler = make()
+        settle(scheduler)
+        assert scheduler.tick() == 0
+        assert "redis_away" not in caplog.text
+        assert scheduler._pause == 0
+        set_plan(row, clock.now() - timedelta(milliseconds=5))
+        assert scheduler.tick() == 0
+        assert "redis_away" in caplog.text
+        assert [made.state for made in runs_of(row)] == [State.SCHEDULED]
+
     def test_pauses_grow_up_to_five_seconds(self, scheduler: Scheduler) -> None:
         pauses = [scheduler._backed_off("redis_away", None) for _ in range(7)]
         assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
