@@ -20,6 +20,7 @@ ADD = "tests.jobs.tasks.add"
 WRITE = "tests.jobs.tasks.write"
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+YEAR = datetime.now(UTC).year + 2  # one to come, of the ten that a new rule must fire in
 
 
 def crontab(minute: str = "*", hour: str = "*", **fields: str) -> CrontabSchedule:

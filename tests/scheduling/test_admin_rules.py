@@ -38,7 +38,7 @@ def rules(db: None) -> dict[str, models.Model]:
     return {
         "crontab": CrontabSchedule.objects.create(**CRONTAB),
         "interval": IntervalSchedule.objects.create(every=5, period="minutes"),
-        "clocked": ClockedSchedule.objects.create(clocked_time=datetime(2031, 3, 1, tzinfo=UTC)),
+        "clocked": ClockedSchedule.objects.create(clocked_time=datetime(2087, 3, 1, tzinfo=UTC)),
         "solar": SolarSchedule.objects.create(event="sunrise", latitude=52.5, longitude=13.4),
     }
 
@@ -140,8 +140,8 @@ def test_a_crontabs_edit_plans_its_schedules_anew(
         ("interval", "5 min", True),
         ("interval", "6 min", False),
         ("interval", "9" * 5000, False),
-        ("clocked", "2031-03", True),
-        ("clocked", "2032", False),
+        ("clocked", "2087-03", True),
+        ("clocked", "2088", False),
         ("solar", "sunr", True),
         ("solar", "dusk", False),
     ],

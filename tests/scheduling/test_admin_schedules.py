@@ -23,7 +23,7 @@ from scheduling import schedules as core
 from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
 from scheduling.policies import POLICIES
 from tests.scheduling.admin_pages import grant, planned_run, texts
-from tests.scheduling.ledger import in_thread, second_connection, sessions_blocked
+from tests.scheduling.ledger import YEAR, in_thread, second_connection, sessions_blocked
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db
@@ -357,7 +357,7 @@ class TestTheForm:
         assert "Only one of" in str(response.context["errors"])
 
     def test_an_instant_makes_a_schedule_run_once(self, admin_client: Client) -> None:
-        instant = ClockedSchedule.objects.create(clocked_time=datetime(2031, 1, 1, tzinfo=UTC))
+        instant = ClockedSchedule.objects.create(clocked_time=datetime(YEAR, 1, 1, tzinfo=UTC))
         admin_client.post(f"{LIST}add/", form(clocked=instant.pk))
         assert Schedule.objects.get(name="nightly").one_off
 

@@ -29,6 +29,7 @@ from scheduling.rules import RuleFields
 from tests.scheduling.ledger import (
     LONG_AGO,
     NOON,
+    YEAR,
     crontab,
     far_off,
     in_thread,
@@ -238,7 +239,7 @@ class TestLocks:
             edit = in_thread(
                 lambda: editing.edit(
                     row,
-                    columns={"start_time": datetime(2030, 1, 1, tzinfo=UTC)},
+                    columns={"start_time": datetime(YEAR, 1, 1, tzinfo=UTC)},
                     policy={"excluded_day": "next"},
                     by="ann",
                 )

@@ -29,14 +29,14 @@ def test_it_prints_the_id_alone() -> None:
 
 def test_it_takes_every_option() -> None:
     run, _ = enqueued(
-        *("--args", '["2026-11-20"]', "--at", "2030-01-01T06:00+01:00", "--priority", "front"),
-        *("--deadline", "2030-01-01T06:00Z", "--expires", "2030-01-02", "--queue", "mail"),
+        *("--args", '["2026-11-20"]', "--at", "2086-01-01T06:00+01:00", "--priority", "front"),
+        *("--deadline", "2086-01-01T06:00Z", "--expires", "2086-01-02", "--queue", "mail"),
         *("--unique-key", "sweep", "--max-attempts", "7"),
     )
     assert (run.args, run.queue, run.priority) == ('["2026-11-20"]', "mail", Priority.FRONT)
-    assert run.due_at == run.run_at == datetime(2030, 1, 1, 5, tzinfo=UTC)
-    assert run.deadline == datetime(2030, 1, 1, 6, tzinfo=UTC)
-    assert run.expires_at == datetime(2030, 1, 2, tzinfo=UTC)
+    assert run.due_at == run.run_at == datetime(2086, 1, 1, 5, tzinfo=UTC)
+    assert run.deadline == datetime(2086, 1, 1, 6, tzinfo=UTC)
+    assert run.expires_at == datetime(2086, 1, 2, tzinfo=UTC)
     assert (run.unique_key, run.max_attempts) == ("sweep", 7)
 
 
@@ -51,9 +51,9 @@ def test_durations_count_from_now() -> None:
 
 @override_settings(TIME_ZONE="Europe/Berlin")
 def test_times_without_an_offset_are_the_project_s() -> None:
-    run, answer = enqueued("--at", "2030-10-27T02:30")
-    assert run.due_at == datetime(2030, 10, 27, 0, 30, tzinfo=UTC)
-    assert "2030-10-27 02:30:00 comes twice in Europe/Berlin" in answer.err
+    run, answer = enqueued("--at", "2086-10-27T02:30")
+    assert run.due_at == datetime(2086, 10, 27, 0, 30, tzinfo=UTC)
+    assert "2086-10-27 02:30:00 comes twice in Europe/Berlin" in answer.err
 
 
 def test_a_time_in_the_past_runs_at_once_and_says_so() -> None:
@@ -84,7 +84,7 @@ def test_a_unique_key_finds_the_unfinished_run() -> None:
         ([SWEEP, "--in", "-90s"], "'-90s' is not a duration"),
         ([SWEEP, "--in", "3000000d"], "is out of range"),
         ([SWEEP, "--at", "soon"], "'soon' is not an ISO 8601 time"),
-        ([SWEEP, "--at", "2030-01-01", "--in", "2h"], "not allowed with argument"),
+        ([SWEEP, "--at", "2086-01-01", "--in", "2h"], "not allowed with argument"),
         ([SWEEP, "--priority", "urgent"], "invalid choice: 'urgent'"),
         ([SWEEP, "--max-attempts", "0"], "is not a whole number from 1"),
         ([SWEEP, "--max-attempts", "-3"], "is not a whole number from 1"),

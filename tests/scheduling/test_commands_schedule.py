@@ -1,6 +1,6 @@
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from scheduling import planning, schedules
 from scheduling.management.command import user_name
 from scheduling.models import Calendar, ManagedBy, Origin, Plan, Policy, Run
 from tests.scheduling.commands import called, refusal
+from tests.scheduling.ledger import YEAR
 
 SWEEP = "notifications.tasks.sweep"
 PRUNE = "scheduling.tasks.prune"
@@ -50,9 +51,9 @@ class TestAdd:
         assert str(schedule.crontab.timezone) == "America/New_York"
 
     def test_at_and_in_make_one_offs(self) -> None:
-        at = added("--at", "2030-01-01T06:00+01:00", name="at")
+        at = added("--at", f"{YEAR}-01-01T06:00+01:00", name="at")
         assert at.one_off
-        assert at.clocked.clocked_time == datetime(2030, 1, 1, 5, tzinfo=UTC)
+        assert at.clocked.clocked_time == datetime(YEAR, 1, 1, 5, tzinfo=UTC)
         later = added("--in", "2h", name="in")
         assert later.one_off
         away = later.clocked.clocked_time - datetime.now(UTC)
@@ -60,15 +61,16 @@ class TestAdd:
 
     @override_settings(TIME_ZONE="Europe/Berlin")
     def test_it_says_how_a_time_that_does_not_exist_was_read(self) -> None:
-        answer = called("schedule", "add", "spring", SWEEP, "--at", "2030-03-31T02:30")
-        assert "2030-03-31 02:30:00 does not exist in Europe/Berlin" in answer.err
+        day = next(day for day in range(31, 24, -1) if date(YEAR, 3, day).weekday() == 6)
+        answer = called("schedule", "add", "spring", SWEEP, "--at", f"{YEAR}-03-{day}T02:30")
+        assert f"{YEAR}-03-{day} 02:30:00 does not exist in Europe/Berlin" in answer.err
         clocked = PeriodicTask.objects.get(name="spring").clocked
-        assert clocked.clocked_time == datetime(2030, 3, 31, 1, tzinfo=UTC)
+        assert clocked.clocked_time == datetime(YEAR, 3, day, 1, tzinfo=UTC)
 
     def test_it_takes_every_policy_and_option(self) -> None:
         Calendar.objects.create(name="office")
         schedule = added(
-            *("--every", "5m", "--start", "2030-01-01", "--expires", "2031-01-01T12:00Z"),
+            *("--every", "5m", "--start", f"{YEAR}-01-01", "--expires", "2087-01-01T12:00Z"),
             *("--kwargs", '{"on": "2026-11-20"}'),
             *("--catch-up", "all", "--catch-up-window", "1d", "--overlap", "queue"),
             *("--spread", "30s", "--max-attempts", "5", "--deadline-after", "1h"),
@@ -78,8 +80,8 @@ class TestAdd:
         )
         assert schedule.kwargs == '{"on": "2026-11-20"}'
         assert (schedule.priority, schedule.queue, schedule.description) == (9, "mail", "why")
-        assert schedule.start_time == datetime(2030, 1, 1, tzinfo=UTC)
-        assert schedule.expires == datetime(2031, 1, 1, 12, tzinfo=UTC)
+        assert schedule.start_time == datetime(YEAR, 1, 1, tzinfo=UTC)
+        assert schedule.expires == datetime(2087, 1, 1, 12, tzinfo=UTC)
         policy = Policy.objects.get(schedule=schedule)
         assert (policy.catch_up, policy.catch_up_window) == ("all", timedelta(days=1))
         assert (policy.overlap, policy.spread) == ("queue", timedelta(seconds=30))
@@ -101,7 +103,7 @@ class TestAdd:
             (["x", SWEEP, "--every", "5m", "--max-attempts", "-1"], "is not a whole number"),
             (["x", SWEEP, "--every", "5m", "--max-attempts", "0"], "is not a whole number"),
             (["x", SWEEP, "--every", "5m", "--timezone", "UTC"], "goes with --cron only"),
-            (["x", SWEEP, "--in", "5m", "--start", "2030-01-01"], "--cron and --every only"),
+            (["x", SWEEP, "--in", "5m", "--start", "2086-01-01"], "--cron and --every only"),
             (["x", SWEEP, "--in", "5m", "--expires", "1h"], "--expires goes with --cron and"),
             (["x", SWEEP, "--every", "5m", "--expires", "2020-01-01"], "does not fire"),
             (["x", SWEEP, "--every", "5m", "--expires", "soon"], "neither a duration"),
@@ -164,10 +166,10 @@ class TestEdit:
     def test_the_task_and_the_end_can_be_changed_and_the_end_taken_back(self) -> None:
         added("--every", "5m")
         edit = ("schedule", "edit", "nightly")
-        dry = called(*edit, "--task", PRUNE, "--expires", "2030-01-01T12:00Z", "--dry-run")
+        dry = called(*edit, "--task", PRUNE, "--expires", "2086-01-01T12:00Z", "--dry-run")
         assert dry.lines[:2] == [
             f"task: {SWEEP} -> {PRUNE}",
-            "expires: none -> 2030-01-01T12:00:00Z",
+            "expires: none -> 2086-01-01T12:00:00Z",
         ]
         assert PeriodicTask.objects.get().task == SWEEP
         called(*edit, "--task", PRUNE, "--expires", "2h")
@@ -184,7 +186,7 @@ class TestEdit:
             (["--task", "tests.jobs.tasks.add"], "arguments do not fit"),
             (["--task", ""], "task"),
             (["--expires", "2020-01-01"], "does not fire within ten years"),
-            (["--start", "2030-01-01", "--expires", "2029-01-01"], "does not fire"),
+            (["--start", f"{YEAR}-01-02", "--expires", f"{YEAR}-01-01"], "does not fire"),
             (["--cron", "0 0 31 2 *"], "does not fire within ten years"),
         ],
     )
@@ -340,15 +342,15 @@ class TestList:
         assert listed() == before
 
     def test_a_one_off_that_has_run_is_done(self) -> None:
-        schedule = added("--at", "2030-01-01T06:00", name="once")
+        schedule = added("--at", f"{YEAR}-01-01T06:00", name="once")
         PeriodicTask.objects.update(enabled=False)
-        Plan.objects.filter(schedule=schedule).update(last_due_at=datetime(2030, 1, 1, tzinfo=UTC))
+        Plan.objects.filter(schedule=schedule).update(last_due_at=datetime(2086, 1, 1, tzinfo=UTC))
         (_, line, _) = called("schedule", "list").lines
-        assert line.split() == ["once", SWEEP, "once", "done", "2030-01-01", "00:00"]
+        assert line.split() == ["once", SWEEP, "once", "done", "2086-01-01", "00:00"]
 
     def test_it_fits_a_terminal(self) -> None:
         added(name="a-name-that-is-rather-long-for-a-table-of-a-hundred-columns")
-        added("--at", "2030-01-01T06:00", name="once")
+        added("--at", f"{YEAR}-01-01T06:00", name="once")
         answer = called("schedule", "list")
         assert max(map(len, answer.lines)) <= 100
         assert answer.lines[0].split() == ["NAME", "TASK", "RULE", "NEXT", "LAST"]
@@ -447,15 +449,15 @@ class TestNext:
 
     def test_a_paused_schedule_is_pointed_out_on_stderr(self) -> None:
         added()
-        called("schedule", "pause", "nightly", "--until", "2030-01-01")
+        called("schedule", "pause", "nightly", "--until", "2086-01-01")
         answer = called("schedule", "next", "nightly", "--json", "-n", "1")
         assert "paused by" in answer.err
         assert len(json.loads(answer.out)) == 1
 
     def test_a_rule_that_has_ended_says_so(self) -> None:
-        added("--at", "2030-01-01")
-        answer = called("schedule", "next", "nightly", "--from", "2031-01-01")
-        assert "'nightly' has no occurrence after 2031-01-01" in answer.out
+        added("--at", f"{YEAR}-01-01")
+        answer = called("schedule", "next", "nightly", "--from", "2087-01-01")
+        assert "'nightly' has no occurrence after 2087-01-01" in answer.out
 
     def test_bad_input_is_one_clear_line(self) -> None:
         added()

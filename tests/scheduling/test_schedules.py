@@ -27,6 +27,7 @@ from scheduling.models import (
 )
 from scheduling.schedules import Cron, Every, Once
 from scheduling.standing import Standing, standing
+from tests.scheduling.ledger import YEAR
 
 SWEEP = "notifications.tasks.sweep"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -100,10 +101,10 @@ class TestAdd:
         assert (schedule.priority, schedule.queue, schedule.description) == (3, "mail", "why")
 
     def test_an_interval_with_a_start_counts_from_there(self) -> None:
-        schedule = add(start=datetime(2030, 1, 1, 0, 30, tzinfo=UTC))
+        schedule = add(start=datetime(YEAR, 1, 1, 0, 30, tzinfo=UTC))
         first, second = schedules.next_occurrences(schedule, 2)
-        assert first.due_at == datetime(2030, 1, 1, 0, 30, tzinfo=UTC)
-        assert second.due_at == datetime(2030, 1, 1, 1, 30, tzinfo=UTC)
+        assert first.due_at == datetime(YEAR, 1, 1, 0, 30, tzinfo=UTC)
+        assert second.due_at == datetime(YEAR, 1, 1, 1, 30, tzinfo=UTC)
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -294,9 +295,9 @@ class TestWhatComesNext:
         assert (usual.local.isoformat(), usual.dst) == ("2027-03-29T02:30:00+02:00", "")
 
     def test_a_rule_that_ends_has_fewer(self) -> None:
-        schedule = add(rule=Once(datetime(2030, 1, 1, tzinfo=UTC)))
+        schedule = add(rule=Once(datetime(YEAR, 1, 1, tzinfo=UTC)))
         assert len(schedules.next_occurrences(schedule, 5)) == 1
-        assert not schedules.next_occurrences(schedule, 5, datetime(2030, 1, 1, tzinfo=UTC))
+        assert not schedules.next_occurrences(schedule, 5, datetime(YEAR, 1, 1, tzinfo=UTC))
 
     def test_what_lies_beyond_all_years_is_left_out(self) -> None:
         schedule = add(rule=Every(timedelta(minutes=5)), spread=timedelta(days=1))
@@ -311,7 +312,7 @@ class TestWhatComesNext:
 
     @pytest.mark.parametrize(
         "rule",
-        [HOURLY, Cron("*/7 3 * * *", "Europe/Berlin"), Once(datetime(2030, 1, 1, tzinfo=UTC))],
+        [HOURLY, Cron("*/7 3 * * *", "Europe/Berlin"), Once(datetime(YEAR, 1, 1, tzinfo=UTC))],
     )
     def test_what_is_shown_before_beat_has_planned_is_what_beat_plans(
         self, rule: Cron | Every | Once
