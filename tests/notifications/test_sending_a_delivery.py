@@ -160,7 +160,7 @@ class TestFailures:
         settings.DEFAULT_FROM_EMAIL = "Truebeat <truebeat@agency.example>"
         delivery = make_delivery()
         other = Delivery.objects.get()
-        other.created_at += timedelta(microseconds=1)
+        other.created_at += timedelta(milliseconds=1)
         assert message_id(delivery).endswith(".agency.example>")
         assert message_id(delivery) != message_id(other)
 
