@@ -3,6 +3,7 @@ from typing import Any, TextIO
 
 from django.apps import AppConfig
 from django.core.management import CommandError
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 
 
@@ -11,9 +12,10 @@ class SchedulingConfig(AppConfig):
     verbose_name = "Scheduling"
 
     def ready(self) -> None:
-        from scheduling import checks  # noqa: F401  (registers them)
+        from scheduling import checks, infinity  # noqa: F401  (registers its checks)
 
-        # Django's own hook for rows that belong to code, as for permissions.
+        # Django's own hooks: for what a connection reads; for rows that belong to code.
+        connection_created.connect(infinity.read_instants)
         post_migrate.connect(sync_code_schedules, sender=self)
 
 
