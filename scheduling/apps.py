@@ -12,10 +12,11 @@ class SchedulingConfig(AppConfig):
     verbose_name = "Scheduling"
 
     def ready(self) -> None:
-        from scheduling import checks, infinity  # noqa: F401  (registers its checks)
+        from scheduling import checks, connections, infinity  # noqa: F401  (registers its checks)
 
-        # Django's own hooks: for what a connection reads; for rows that belong to code.
+        # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
+        connection_created.connect(connections.note_settings)
         post_migrate.connect(sync_code_schedules, sender=self)
 
 

@@ -122,6 +122,13 @@ def ask_another_database(leave: str = "") -> int:
         return int(cursor.fetchone()[0])
 
 
+@shared_task
+def says(statement: str, of: str = "default") -> str:
+    with connections[of].cursor() as cursor:
+        cursor.execute(statement)
+        return str(cursor.fetchone()[0]) if cursor.description else ""
+
+
 @shared_task(bind=False, base=Job, max_attempts=1)
 def only_once() -> None:
     raise ValueError("no")
@@ -710,6 +717,34 @@ class TestOutsideATransaction:
         hint(of(ask_another_database))
         assert not other_database.in_atomic_block
         assert other_database.connection.info.transaction_status == TransactionStatus.IDLE
+
+    @pytest.mark.parametrize("of_alias", ["default", "other"])
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [
+            ("timezone", "Asia/Tokyo"),
+            ("search_path", "pg_catalog"),
+            ("datestyle", "German"),
+            ("default_transaction_read_only", "on"),
+        ],
+    )
+    def test_a_setting_of_its_connection_is_no_other_runs(
+        self, setting: str, value: str, of_alias: str, other_database: Any
+    ) -> None:
+        if setting == "search_path" and connection.cursor().connection.info.server_version < 180000:
+            pytest.skip("Postgres tells of it from version 18 on")
+        usual = hint(of(says, f"SHOW {setting}", of_alias)).retval
+        made = of(says, f"SET {setting} = '{value}'", of_alias)
+        hint(made)
+        assert fresh(made).state == State.SUCCEEDED
+        assert hint(of(says, f"SHOW {setting}", of_alias)).retval == usual != value
+
+    def test_a_setting_for_one_transaction_costs_no_connection(self) -> None:
+        hint(of(says, "SELECT 1"))
+        before = connection.connection
+        hint(of(says, "BEGIN; SET LOCAL timezone = 'Asia/Tokyo'; COMMIT"))
+        hint(of(says, "SELECT 1"))
+        assert connection.connection is before is not None
 
     def test_before_its_outcome_is_written_postgres_is_asked_nothing(
         self, monkeypatch: pytest.MonkeyPatch
