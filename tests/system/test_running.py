@@ -228,3 +228,14 @@ def test_a_run_of_an_unknown_task_waits_until_a_worker_knows_it(
     Run.objects.filter(pk=run_id).update(run_at=clock.now())
     system.ready_worker()
     wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=10)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_full_worker_goes_on_as_soon_as_it_is_not(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    system.ready_worker(1, "--pool", pool)
+    enqueue_many(tasks.write, [Call((str(evidence), str(number))) for number in range(50)])
+    # Were it to wait for a timer of its loop after each: ten seconds at the least.
+    wait_for(lambda: len(evidence.read_text().splitlines()) == 50, timeout=10)
