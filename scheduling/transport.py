@@ -69,11 +69,45 @@ class QoS(redis.QoS):
 
 
 class Poller(redis.MultiChannelPoller):
-    """Leaves a sign that the worker's loop goes round."""
+    """Leaves a sign that the worker's loop goes round, and does in each round what there is to do.
+
+    kombu's looks at all connections anew in each. Most rounds are for a child's answer, and in them
+    every channel still waits for Redis: that look was a seventh of the parent's time.
+    """
+
+    _channels: set[Any]
+    _chan_to_sock: dict[Any, Any]
+    _paused_brpop: dict[int, Any]
 
     def on_poll_start(self) -> None:
         intake.note_look()
-        super().on_poll_start()
+        if self._paused_brpop or not all(map(self._waits, self._channels)):
+            super().on_poll_start()
+
+    def _waits(self, channel: Any) -> bool:
+        """Whether a channel has asked Redis for all that it wants, or may not ask just now."""
+        if channel.active_fanout_queues and not self._reads(channel._in_listen):
+            return False
+        asked = self._reads(channel._in_poll)
+        return asked or not channel.qos.can_consume() or not channel.active_queues
+
+    def _reads(self, connection: Any) -> bool:
+        """Whether what comes on this connection, if it is one, would be noticed."""
+        return bool(connection) and connection._sock in self._chan_to_sock.values()
+
+
+class _Loop:
+    """kombu's event loop, to which a file that it reads from already need not be added again."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hub, name)
+
+    def add_reader(self, file: int, *callback: Any) -> None:
+        if file not in self._hub.readers:
+            self._hub.add_reader(file, *callback)
 
 
 class Channel(redis.Channel):
@@ -109,3 +143,7 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have the loop read what Redis answers; kombu adds all connections in each round."""
+        super().register_with_event_loop(connection, _Loop(loop))
