@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs that are asked for ahead")  # fmt: skip
     parser.add_argument("--one-offs-for", type=float, default=10, metavar="SECONDS",
                         help="the time over which they are due")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=2, metavar="N",
+    parser.add_argument("--workers", type=int, default=6, metavar="N",
                         help="workers that share the one-offs")  # fmt: skip
+    parser.add_argument("--pool", default="solo",
+                        help="where their jobs run: solo, prefork or threads")  # fmt: skip
     parser.add_argument("--peer-one-offs", type=int, default=5_000, metavar="N",
                         help="how many of the peer, at the same rate")  # fmt: skip
 
@@ -73,7 +75,7 @@ def measure(ground: Ground) -> Table:
         _theirs(ground, rows, theirs, rate)
     title = (
         f"One-off runs, {rate:,.0f} due each second, {options.workers} workers with "
-        f"{options.concurrency} children each"
+        f"pool {options.pool}, {_children(ground)} jobs at once each"
     )
     columns = (f"Truebeat, {options.one_offs:,}", f"Celery with an ETA, {theirs:,}")
     return Table(title, columns, rows)
@@ -121,13 +123,17 @@ def _theirs(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
         _finish(ground, rows, 1, evidence, since, count, working, watched)
 
 
+def _children(ground: Ground) -> int:
+    return 1 if ground.options.pool == "solo" else int(ground.options.concurrency)
+
+
 @contextmanager
 def _workers(app: str, ground: Ground, evidence: Evidence) -> Iterator[list[Process]]:
     with ExitStack() as stack:
         yield [
             stack.enter_context(
-                worker(app, ground, "--hostname", f"w{number}@%h",
-                       concurrency=ground.options.concurrency, BENCH_EVIDENCE=evidence.path)
+                worker(app, ground, "--hostname", f"w{number}@%h", "--pool", ground.options.pool,
+                       concurrency=_children(ground), BENCH_EVIDENCE=evidence.path)
             )
             for number in range(ground.options.workers)
         ]  # fmt: skip
