@@ -20,7 +20,7 @@ from django.db import connection
 from scheduling.hints import Broker, Hint, Lane
 from scheduling.logs import event
 from scheduling.models import Priority
-from scheduling.sql import run_prepared
+from scheduling.prepared import run_prepared
 
 logger = logging.getLogger(__name__)
 

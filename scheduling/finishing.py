@@ -24,7 +24,8 @@ from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.options import limit
 from scheduling.outcomes import Outcome, backend, cancelled, failed, text_of
-from scheduling.sql import clean, run_prepared, shortened
+from scheduling.prepared import run_alone
+from scheduling.sql import clean, shortened
 from scheduling.stored_results import StoredResult
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ UPDATE scheduling_run SET
 MOVE_TO_FINAL = (
     MOVE
     + """ finished_at = clock_timestamp()
- WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s END
+ WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s::int END
    AND (%(followed)s OR follow_ups = '')
    AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, true AS final
@@ -68,7 +69,7 @@ MOVE_TO_SCHEDULED = (
     queue = COALESCE(%(queue)s, queue), follow_ups = COALESCE(%(follow_ups)s, follow_ups),
     expires_at = COALESCE(%(expires)s::timestamptz,
                           clock_timestamp() + %(expires_in)s::interval, expires_at)
- WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s END
+ WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s::int END
    AND cancel_requested_by = '' AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
  RETURNING id, schedule_id, backfill_id, false AS final
 """
@@ -239,7 +240,7 @@ def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) ->
     sql = _with_all(move, noted="n_error" in parameters, recorded=result is not None)
     if result is not None:
         parameters = {**parameters, **_columns(result)}
-    ((moved, others_may_go),) = run_prepared(sql, parameters)
+    ((moved, others_may_go),) = run_alone(sql, parameters)
     if others_may_go:
         ring_on_commit()
     return int(moved)

@@ -18,9 +18,10 @@ from scheduling.ids import uuid7_texts
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.planning import BATCH_SETTINGS
+from scheduling.prepared import run_prepared
 from scheduling.registry import decode_error
 from scheduling.rules import RULE_COLUMNS, RULE_JOINS, with_fields
-from scheduling.sql import arrays, lean_cursor, run_prepared
+from scheduling.sql import arrays, lean_cursor
 from scheduling.waiting import ask_to_end, cancel_waiting_of
 
 logger = logging.getLogger(__name__)

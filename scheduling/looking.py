@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 
 from scheduling import alerts, dispatch
-from scheduling.sql import run_prepared
+from scheduling.prepared import run_prepared
 
 # Entries of plans that fired long ago lie at the beginning of their index for as long as an old
 # snapshot is held: to look past them all takes milliseconds then, and is done the more rarely.

@@ -5,19 +5,15 @@ Python; over a batch of 500 rows that costs more than Postgres itself.
 """
 
 import logging
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
-from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from psycopg.pq import Format
 
-PLANS_LAST = 5.0  # seconds
 TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
 
 
@@ -25,56 +21,15 @@ TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
 def lean_cursor() -> Iterator[Any]:
     """A cursor whose timestamps are read by psycopg itself: aware, in the session's zone, UTC."""
     with connection.cursor() as cursor:
-        _lean(cursor.cursor)
+        lean(cursor.cursor)
         yield cursor
 
 
-def _lean(cursor: "psycopg.Cursor[Any]") -> "psycopg.Cursor[Any]":
+def lean(cursor: "psycopg.Cursor[Any]") -> "psycopg.Cursor[Any]":
+    """Return the cursor, made to read timestamps so."""
     loader: Any = psycopg.postgres.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
     cursor.adapters.register_loader(TIMESTAMPTZ, loader)
     return cursor
-
-
-class _Prepared(NamedTuple):
-    """What a connection keeps for its prepared statements."""
-
-    cursor: "psycopg.Cursor[Any]"
-    plan_anew_at: float
-
-
-def run_prepared(
-    sql: str, parameters: Mapping[str, object] | Sequence[object]
-) -> list[tuple[Any, ...]]:
-    """Run a statement that Postgres is to plan once, and not every time; return its rows, if any.
-
-    Parameters are bound by the server, so where a type cannot be told from its place the SQL needs
-    a cast. Errors are Django's. The cursor is the connection's own, to be made once: with Django's
-    around it, it would take longer than the statement.
-    """
-    with connection.wrap_database_errors:
-        connection.ensure_connection()
-        prepared = getattr(connection.connection, "truebeat_prepared", None)
-        if prepared is None or time.monotonic() >= prepared.plan_anew_at:
-            prepared = _plan_anew(connection.connection, prepared)
-        cursor = prepared.cursor.execute(sql, parameters, prepare=True)
-        # Not `description`, which would be made for all columns.
-        return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
-
-
-def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
-    """Let Postgres forget the plans of a connection: they last, and tables grow.
-
-    What is best for a ledger with a handful of rows, to read it all, takes milliseconds for each
-    run a minute later, and until autovacuum comes by nothing else would change it.
-    """
-    if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
-        raw.prepare_threshold = sys.maxsize
-    cursor = _lean(psycopg.Cursor(raw)) if prepared is None else prepared.cursor
-    if prepared is not None:
-        cursor.execute("DISCARD PLANS")
-    renewed = _Prepared(cursor, time.monotonic() + PLANS_LAST)
-    raw.truebeat_prepared = renewed
-    return renewed
 
 
 def arrays(rows: Sequence[tuple[object, ...]], width: int) -> list[str]:
@@ -142,6 +97,8 @@ def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
 
 def clean(text: str) -> str:
     """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 

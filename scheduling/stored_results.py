@@ -1,7 +1,8 @@
 """Results before they are stored: what a row of django-celery-results will hold."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from celery import states
@@ -9,6 +10,7 @@ from django_celery_results.backends.database import DatabaseBackend
 
 # Columns of django-celery-results that are narrower than what they hold may well be.
 WIDTHS = {"worker": 100}
+SHORT = 100  # characters of what is encoded so often that it is kept
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
         children = self.current_task_children(request)
         own = self._get_meta_from_request(request)
         meta = self._encode_meta({**own, "children": children}) if own or children else self.no_meta
-        extended = self._get_extended_properties(request, traceback)
         return StoredResult(
             status=status,
             result=content,
@@ -69,17 +70,43 @@ class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
             meta=meta,
             content_type=content_type,
             content_encoding=content_encoding,
-            **{
-                name: extended[name] and str(extended[name])[: WIDTHS.get(name)]
-                for name in (
-                    "task_name",
-                    "task_args",
-                    "task_kwargs",
-                    "worker",
-                    "periodic_task_name",
-                )
-            },
+            **(self._of_request(request) if request and self._extended else {}),
         )
+
+    @cached_property
+    def _extended(self) -> bool:
+        """Whether the setting `result_extended` is on, which takes a while to look up."""
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
+
+    def _of_request(self, request: Any) -> dict[str, Any]:
+        """Return what the base's `_get_extended_properties` does, as far as columns hold it."""
+        worker = getattr(request, "hostname", None)
+        return {
+            "task_name": getattr(request, "task", None),
+            "task_args": self._call(request, "args"),
+            "task_kwargs": self._call(request, "kwargs"),
+            "worker": worker and worker[: WIDTHS["worker"]],
+            "periodic_task_name": getattr(request, "periodic_task_name", None),
+        }
+
+    def _call(self, request: Any, name: str) -> str | None:
+        shown = getattr(request, f"{name}repr", None)
+        shown = getattr(request, name, None) if shown is None else shown
+        return None if shown is None else str(self.encode_content(shown)[2])
+
+    def encode_content(self, data: Any) -> tuple[str, str, str]:
+        """Return content type, encoding and text of what a column holds, in the app's serializer.
+
+        That nothing was returned, or no argument given, is encoded once.
+        """
+        if data is None or (type(data) is str and len(data) < SHORT):
+            return self._encoded(data)
+        encoded: tuple[str, str, str] = super().encode_content(data)
+        return encoded
+
+    @cached_property
+    def _encoded(self) -> Callable[[str | None], tuple[str, str, str]]:
+        return lru_cache(maxsize=128)(super().encode_content)
 
     def prepare_error(
         self, status: str, error: BaseException, task: str | None = None

@@ -24,7 +24,7 @@ def fresh(made: Run) -> Run:
 
 def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Proxy) -> None:
     made = run(State.QUEUED, max_attempts=1)
-    proxy.lose_the_answer_to(made.pk.bytes)
+    proxy.lose_the_answer_to(made.pk.hex.encode())
     claimed = execution._claim_on_a_clean_connection(made.pk, 1, made.task)
     assert claimed is not None
     assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
@@ -35,7 +35,7 @@ def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Pro
 
 def test_a_claim_that_nobody_heard_of_is_committed(proxy: Proxy) -> None:
     made = run(State.QUEUED)
-    proxy.lose_the_answer_to(made.pk.bytes)
+    proxy.lose_the_answer_to(made.pk.hex.encode())
     with pytest.raises(OperationalError):
         claim(made.pk, 1, made.task)
     connection.close()
@@ -70,3 +70,13 @@ def test_a_repeated_claim_renews_the_lease() -> None:
     lease = fresh(made).lease_expires_at
     assert lease is not None
     assert lease > clock.now() + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("odd", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
+def test_a_run_that_was_due_when_python_knows_no_time_is_run(odd: str) -> None:
+    made = run(State.QUEUED)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE scheduling_run SET due_at = %s", [odd])
+    claimed = claim(made.pk, 1, made.task)
+    assert claimed is not None
+    assert claimed.due_at.year in (1, 9999)
