@@ -12,7 +12,11 @@ class SchedulingConfig(AppConfig):
     verbose_name = "Scheduling"
 
     def ready(self) -> None:
-        from scheduling import checks, connections, infinity  # noqa: F401  (registers its checks)
+        from scheduling import (
+            checks,  # noqa: F401  (registers its checks)
+            connections,
+            infinity,
+        )
 
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)

@@ -1,8 +1,8 @@
 """Instants that Python cannot hold, as Django reads them: the first or the last that it can.
 
 Raw SQL can write `infinity`, or a year beyond 9999, into any table; psycopg refuses to read it. One
-such row must not keep a page from showing all others. `scheduling.rules.saturated` is the same in
-SQL.
+such row must not keep a page from showing all others. In SQL, `scheduling.rules.saturated` is the
+same.
 """
 
 from datetime import UTC, datetime
