@@ -3,7 +3,7 @@
 import time
 
 from bench.ticks import note
-from scheduling.beat import Scheduler
+from scheduling.beat.scheduler import Scheduler
 
 
 class Truebeat(Scheduler):

@@ -11,11 +11,12 @@ from django.db import Error, connection
 from chaos.plan import Backfill, Wish
 from chaos.story import Fill, Replay
 from chaos.users import Users, until_done
-from scheduling import backfilling, schedules
-from scheduling.enqueueing import replay
+from scheduling import schedules
 from scheduling.errors import SchedulingError
+from scheduling.history import backfilling
 from scheduling.models import FINAL, UNFINISHED, Origin, Run
 from scheduling.models import Backfill as Row
+from scheduling.runs.enqueueing import replay
 
 
 class Operators:

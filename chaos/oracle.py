@@ -2,7 +2,7 @@
 
 Nothing here is the scheduler's code. Crontab fields are expanded by Celery's parser, time zones are
 Python's, the sun is ephem's. A plan's few minutes are short enough to try each of them; changes of
-clocks are not modelled (tests/scheduling/test_recurrence_dst.py does that).
+clocks are not modelled (tests/scheduling/recurrence/test_dst.py does that).
 """
 
 from collections.abc import Iterator

@@ -23,11 +23,12 @@ from chaos.oracle import Cron, Every, Noon, Off, Once, Rule, noon_longitude
 from chaos.plan import Call, Edit, Planned
 from chaos.story import Asked, Cancel, Phase, Schedule
 from chaos.tasks import work
-from scheduling import calendars, schedules
+from scheduling import schedules
 from scheduling.errors import SchedulingError
+from scheduling.execution.waiting import cancel
 from scheduling.jobs import enqueue
 from scheduling.models import UNFINISHED, Calendar, ExcludedDate, Plan, Policy, Run, State
-from scheduling.waiting import cancel
+from scheduling.schedules import calendars
 
 T = TypeVar("T")
 END = datetime(9999, 1, 1, tzinfo=UTC)

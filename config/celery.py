@@ -7,7 +7,7 @@ from celery.signals import setup_logging
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-from scheduling.app import App
+from scheduling.celery_app.app import App
 
 app = App("truebeat")
 app.config_from_object("django.conf:settings", namespace="CELERY")

@@ -121,8 +121,8 @@ if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
 if not REDIS_URL.startswith(("redis://", "rediss://")):
     refuse("REDIS_URL must begin with redis:// or rediss://.")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
-# Whether a connection plans the statements that every run needs once in a while (`scheduling.sql`),
-# and not every time.
+# Whether a connection plans the statements that every run needs once in a while
+# (`scheduling.postgres.prepared`), and not every time.
 PREPARED_STATEMENTS = env.bool("PREPARED_STATEMENTS", default=True)
 # A connection that was lost without a word is noticed in seconds, not in TCP's quarter of an hour.
 DATABASES["default"]["OPTIONS"] = {
@@ -146,7 +146,7 @@ DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="truebeat@localhost")
 
 # --- Celery ---------------------------------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL
-CELERY_BROKER_TRANSPORT = "scheduling.transport:Transport"
+CELERY_BROKER_TRANSPORT = "scheduling.broker.transport:Transport"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -156,7 +156,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
 }
-CELERY_RESULT_BACKEND = "scheduling.results:Backend"
+CELERY_RESULT_BACKEND = "scheduling.celery_app.results:Backend"
 CELERY_RESULT_EXTENDED = True
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_TASK_DEFAULT_PRIORITY = 6

@@ -26,8 +26,8 @@ from notifications.models import (
 )
 from scheduling.jobs import PermanentError
 from scheduling.logs import event
-from scheduling.mail import send
 from scheduling.models import UNFINISHED, Run
+from scheduling.outgoing.mail import send
 
 logger = logging.getLogger(__name__)
 

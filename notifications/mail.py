@@ -10,7 +10,7 @@ from django.template.loader import render_to_string
 
 from notifications.models import Delivery, LifecycleId
 from scheduling.jobs import PermanentError
-from scheduling.mail import own_domain
+from scheduling.outgoing.mail import own_domain
 
 
 def reminder(delivery: Delivery, record: LifecycleId, today: date) -> EmailMultiAlternatives:

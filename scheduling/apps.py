@@ -12,11 +12,8 @@ class SchedulingConfig(AppConfig):
     verbose_name = "Scheduling"
 
     def ready(self) -> None:
-        from scheduling import (
-            checks,  # noqa: F401  (registers its checks)
-            connections,
-            infinity,
-        )
+        from scheduling import checks  # noqa: F401  (registers its checks)
+        from scheduling.postgres import connections, infinity
 
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
@@ -26,8 +23,8 @@ class SchedulingConfig(AppConfig):
 
 def sync_code_schedules(*, verbosity: int = 1, stdout: TextIO | None = None, **_: Any) -> None:
     """After every `migrate`: write the schedules of CELERY_BEAT_SCHEDULE; print what changed."""
-    from scheduling.code_schedules import sync
     from scheduling.errors import ScheduleError
+    from scheduling.schedules.from_code import sync
 
     try:
         lines = sync()

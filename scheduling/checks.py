@@ -11,17 +11,18 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
-from scheduling import addresses, auditing
 from scheduling.base_job import BaseJob
-from scheduling.history import NOT_ENDED
+from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
-from scheduling.planning import rule_version
+from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
+from scheduling.schedules import auditing
+from scheduling.schedules.planning import rule_version
 
 EXPECTED = {
     "CELERY_BEAT_SCHEDULER": "scheduling.beat:Scheduler",
-    "CELERY_RESULT_BACKEND": "scheduling.results:Backend",
-    "CELERY_BROKER_TRANSPORT": "scheduling.transport:Transport",
+    "CELERY_RESULT_BACKEND": "scheduling.celery_app.results:Backend",
+    "CELERY_BROKER_TRANSPORT": "scheduling.broker.transport:Transport",
 }
 
 

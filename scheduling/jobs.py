@@ -5,13 +5,13 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
-from scheduling import execution
-from scheduling.attempts import call_body, enter, shielded
 from scheduling.base_job import BaseJob
-from scheduling.enqueueing import Call, enqueue, enqueue_many
 from scheduling.errors import PermanentError, RunCancelled
+from scheduling.execution import claiming
+from scheduling.execution.attempts import call_body, enter, shielded
 from scheduling.registry import encode
-from scheduling.running import CurrentRun, current, current_run
+from scheduling.runs.enqueueing import Call, enqueue, enqueue_many
+from scheduling.runs.running import CurrentRun, current, current_run
 
 __all__ = [
     "Call",
@@ -37,7 +37,7 @@ class Job(BaseJob):
 
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
-        self.__dict__["_tracer"] = tracer and execution.traced(self, tracer)
+        self.__dict__["_tracer"] = tracer and claiming.traced(self, tracer)
         for name in ("on_failure", "on_retry"):
             if tracer and name not in vars(self):
                 setattr(self, name, shielded(self, getattr(self, name)))

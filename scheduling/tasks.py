@@ -7,9 +7,12 @@ from typing import Any
 
 from celery import shared_task
 
-from scheduling import alerts, clock, last_runs, pruning
-from scheduling import digest as digests
+from scheduling import clock
+from scheduling.failures import alerts
+from scheduling.failures import digest as digests
+from scheduling.history import pruning
 from scheduling.jobs import Job, current_run
+from scheduling.schedules import last_runs
 
 
 @shared_task

@@ -5,6 +5,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
@@ -25,6 +26,7 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 GLOSSARY = (ROOT / "docs/glossary.md").read_text()
 
+ENGINE = ROOT / "scheduling"
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -99,12 +101,34 @@ def test_every_path_is_there(path: Path) -> None:
             assert (ROOT / span).exists(), span
 
 
+def modules_called(name: str, package: str) -> list[str]:
+    """Return the engine's modules of a name, in a package or, for "*", in any."""
+    paths = [*(ROOT / "scheduling").glob(f"{package}/{name}.py")]
+    if package in ("*", "scheduling"):
+        paths += [ROOT / "scheduling" / f"{name}.py", ROOT / "scheduling" / name / "__init__.py"]
+    shown = [
+        path for path in paths if path.exists() and path.parent.name not in ("admin", "models")
+    ]
+    dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shown]
+    return [name.removesuffix(".__init__") for name in dotted]
+
+
+def is_there(module: str, name: str) -> bool:
+    """Return whether a module has such a name, or a package such a module."""
+    found = importlib.import_module(module)
+    package = hasattr(found, "__path__")
+    return hasattr(found, name) or (package and find_spec(f"{module}.{name}") is not None)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_every_name_in_a_module_is_there(path: Path) -> None:
     for span in spans(path.read_text()):
-        found = re.fullmatch(r"(?:scheduling\.)?(\w+)\.(\w+)(\(\w*\))?", span)
-        if found and (ROOT / "scheduling" / f"{found[1]}.py").exists() and found[2] != "py":
-            assert hasattr(importlib.import_module(f"scheduling.{found[1]}"), found[2]), span
+        found = re.fullmatch(r"(?:scheduling\.)?(?:(\w+)\.)?(\w+)\.(\w+)(\(\w*\))?", span)
+        if not found or found[3] == "py":
+            continue
+        package, module, name = found[1], found[2], found[3]
+        if meant := modules_called(module, package or "*"):
+            assert any(is_there(one, name) for one in meant), span
 
 
 def test_every_test_that_is_named_exists() -> None:
@@ -115,9 +139,16 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_the_map_has_every_module() -> None:
-    modules = section(ARCHITECTURE, "Map of the modules")
-    for path in (ROOT / "scheduling").glob("*.py"):
-        assert path.stem == "__init__" or f"`{named(path)}`" in modules, path
+    text = section(ARCHITECTURE, "Map of the modules")
+    folders = set()
+    for part in re.split(r"^### `(?=scheduling/)", text, flags=re.MULTILINE)[1:]:
+        folder, _, rows = part.partition("`\n")
+        folders.add(ROOT / folder)
+        listed = {row[0].strip("`") for row in table(rows.split("\n### ")[0])[1:]}
+        there = {path.name for path in (ROOT / folder).glob("*.py")}
+        assert listed | {"__init__.py"} == there, folder
+    for path in ENGINE.glob("*/__init__.py"):
+        assert path.parent in folders or f"`{named(path.parent)}/" in text, path
 
 
 def test_the_readme_is_short() -> None:

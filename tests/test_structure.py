@@ -9,6 +9,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# What stands in `scheduling/`, from low to high: each imports from earlier layers only.
+LAYERS = (
+    ("base_job", "clock", "errors", "ids", "logs", "recurrence"),
+    ("postgres",),
+    ("outgoing", "broker"),
+    ("models",),
+    ("registry", "heartbeats"),
+    ("schedules",),
+    ("runs",),
+    ("failures",),
+    ("execution",),
+    ("history", "jobs"),
+    ("celery_app", "tasks"),
+    ("beat", "workers", "health", "checks"),
+    ("apps", "admin", "management"),
+)
+
 
 def modules(package: str) -> dict[str, Path]:
     """Return the modules of a package, without its migrations, by their dotted names."""
@@ -49,6 +66,18 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_every_package_imports_from_lower_layers_only() -> None:
+    known = modules("scheduling")
+    del known["scheduling"]
+    layers = {name: number for number, names in enumerate(LAYERS) for name in names}
+    assert set(layers) == {module.split(".")[1] for module in known}
+    for module, path in known.items():
+        home = module.split(".")[1]
+        for name in {nearest(name, known) for name in imported(path)} - {""}:
+            other = name.split(".")[1]
+            assert other == home or layers[other] < layers[home], f"{module} -> {name}"
+
+
 @pytest.mark.parametrize(
     ("package", "stranger"),
     [
@@ -69,7 +98,7 @@ def test_what_must_know_nothing_of_another_imports_nothing_of_it(
 
 def test_apps_of_jobs_use_the_public_face_alone() -> None:
     face = {"scheduling.jobs", "scheduling.recurrence", "scheduling.models"}
-    tools = {"scheduling.ids", "scheduling.logs", "scheduling.mail"}
+    tools = {"scheduling.ids", "scheduling.logs", "scheduling.outgoing.mail"}
     known = modules("scheduling")
     for module, path in modules("notifications").items():
         used = {nearest(name, known) for name in imported(path)} - {""}

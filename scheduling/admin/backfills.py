@@ -10,10 +10,10 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from scheduling import backfilling
 from scheduling.admin.display import NOTHING, badge, moment
 from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
+from scheduling.history import backfilling
 from scheduling.models import UNFINISHED, Backfill, Run, State
 
 COLOURS = {"going on": "running", "being cancelled": "paused", "cancelled": "cancelled"}

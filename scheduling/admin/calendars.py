@@ -13,11 +13,12 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from scheduling import calendars as core
-from scheduling import clock, recurrence, silencing
+from scheduling import clock, recurrence
 from scheduling.errors import SchedulingError
 from scheduling.models import Calendar, ExcludedDate
 from scheduling.recurrence import WEEKDAYS
+from scheduling.schedules import calendars as core
+from scheduling.schedules import silencing
 
 USERS_SHOWN = 20
 # A form with more fields than Django takes could not be sent.

@@ -24,7 +24,7 @@ from scheduling.admin.display import (
 from scheduling.admin.filters import TaskFilter
 from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
-from scheduling.failure_groups import reopen, resolve
+from scheduling.failures.groups import reopen, resolve
 from scheduling.models import FailureGroup, News, Run, Schedule
 
 NAMES_SHOWN = 3

@@ -8,8 +8,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
+from scheduling.postgres.sql import clean
 from scheduling.registry import job_names
-from scheduling.sql import clean
 
 LONGEST_NUMBER = 18  # digits; Python refuses to read thousands of them
 

@@ -11,7 +11,7 @@ from django_celery_beat.models import PeriodicTask
 from scheduling import clock, recurrence
 from scheduling.admin.display import moment
 from scheduling.models import Policy, Schedule
-from scheduling.rules import rule_of
+from scheduling.schedules.rules import rule_of
 
 DURATION = "hours:minutes:seconds, such as 00:15:00; days go before it, as in “2 00:00:00”"
 

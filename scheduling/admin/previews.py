@@ -6,8 +6,8 @@ from typing import Any
 from django_celery_beat.models import PeriodicTask
 
 from scheduling.admin.display import moment
-from scheduling.editing import LOOK_AHEAD, occurrences_changed
-from scheduling.standing import with_rows
+from scheduling.schedules.editing import LOOK_AHEAD, occurrences_changed
+from scheduling.schedules.standing import with_rows
 
 
 def preview_of(edited: PeriodicTask, now: datetime) -> dict[str, Any]:

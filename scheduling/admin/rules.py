@@ -23,13 +23,14 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from scheduling import clock, recurrence, silencing
+from scheduling import clock, recurrence
 from scheduling.admin.display import MOMENTS, moment
 from scheduling.admin.filters import LONGEST_NUMBER
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
-from scheduling.rules import rule_of
+from scheduling.schedules import silencing
+from scheduling.schedules.rules import rule_of
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The column of PeriodicTask that names a row of each table.

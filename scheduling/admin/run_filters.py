@@ -10,7 +10,14 @@ from django.utils import timezone
 
 from scheduling import clock
 from scheduling.admin.filters import InputFilter, TaskFilter
-from scheduling.history import Selection, in_state, of_origin, of_schedule, of_task, to_come
+from scheduling.history.selecting import (
+    Selection,
+    in_state,
+    of_origin,
+    of_schedule,
+    of_task,
+    to_come,
+)
 from scheduling.models import Origin, State
 
 

@@ -14,9 +14,9 @@ from django.urls import URLPattern, path, reverse
 from scheduling.admin.display import moment
 from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import MoreThan
-from scheduling.history import in_state
+from scheduling.history.replaying import find, replay_all
+from scheduling.history.selecting import in_state
 from scheduling.models import State
-from scheduling.replaying import find, replay_all
 
 # In one request; what is left can be asked for again.
 MOST_AT_ONCE = 5_000

@@ -35,11 +35,11 @@ from scheduling.admin.run_filters import (
     StateFilter,
 )
 from scheduling.admin.run_replays import ReplayAll
-from scheduling.enqueueing import replay
-from scheduling.follow_ups import in_words
+from scheduling.execution.waiting import cancel
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
-from scheduling.waiting import cancel
+from scheduling.runs.enqueueing import replay
+from scheduling.runs.follow_ups import in_words
 
 NO_TIME = timedelta(0)
 

@@ -21,10 +21,10 @@ from scheduling.admin.display import moment
 from scheduling.admin.object_actions import ObjectActions
 from scheduling.admin.paging import BOUND
 from scheduling.admin.schedule_state import is_of_code
-from scheduling.enqueueing import run_now
 from scheduling.models import Schedule
-from scheduling.rules import rule_of
-from scheduling.standing import is_paused, policy_of
+from scheduling.runs.enqueueing import run_now
+from scheduling.schedules.rules import rule_of
+from scheduling.schedules.standing import is_paused, policy_of
 
 NAMES_SHOWN = 5
 

@@ -10,7 +10,7 @@ from scheduling import clock, recurrence
 from scheduling.errors import EnqueueError
 from scheduling.models import Policy, Priority, Schedule
 from scheduling.registry import check_call, decode_error, get_job, job_names, queue_of
-from scheduling.rules import rule_of
+from scheduling.schedules.rules import rule_of
 
 RULES = ("crontab", "interval", "clocked", "solar")
 # A change of these can make a rule that never fires.

@@ -9,7 +9,7 @@ from django_celery_beat.models import PeriodicTask
 
 from scheduling.admin.display import moment
 from scheduling.models import ManagedBy, Origin, Run, Schedule
-from scheduling.standing import is_paused, plan_of, policy_of
+from scheduling.schedules.standing import is_paused, plan_of, policy_of
 
 
 def is_of_code(schedule: PeriodicTask | None) -> bool:

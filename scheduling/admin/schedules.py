@@ -28,9 +28,9 @@ from scheduling.admin.schedule_form import RULES, ScheduleForm
 from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
 from scheduling.errors import SchedulingError
 from scheduling.models import Policy, Run, Schedule
-from scheduling.rule_rows import hold
-from scheduling.rules import rule_of
-from scheduling.standing import plan_of, policy_of
+from scheduling.schedules.rule_rows import hold
+from scheduling.schedules.rules import rule_of
+from scheduling.schedules.standing import plan_of, policy_of
 
 OCCURRENCES_SHOWN = 5
 DST = {

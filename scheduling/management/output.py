@@ -7,14 +7,14 @@ from itertools import chain, islice
 from typing import Any
 
 from scheduling import clock as ledger_clock
-from scheduling.auditing import Moved
-from scheduling.backfilling import Extent, Progress
-from scheduling.editing import Edit
+from scheduling.history.backfilling import Extent, Progress
 from scheduling.models import Backfill, Calendar, FailureGroup, Policy, Run
 from scheduling.recurrence import WEEKDAYS
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
-from scheduling.standing import Standing
+from scheduling.schedules.auditing import Moved
+from scheduling.schedules.editing import Edit
+from scheduling.schedules.standing import Standing
 
 Row = tuple[str, ...]
 

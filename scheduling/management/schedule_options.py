@@ -7,7 +7,7 @@ from typing import Any
 
 from scheduling.management import parsing
 from scheduling.models import CatchUp, ExcludedDay, Overlap, Priority
-from scheduling.policies import POLICIES
+from scheduling.schedules.policies import POLICIES
 
 # What `none` means for a policy that is never empty.
 CLEARED: dict[str, Any] = {"spread": timedelta(0), "owner": ""}

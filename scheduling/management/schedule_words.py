@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from scheduling.auditing import Moved
-from scheduling.backfilling import Extent
-from scheduling.editing import LOOK_AHEAD, Edit
+from scheduling.history.backfilling import Extent
 from scheduling.management import output
 from scheduling.models import Policy
-from scheduling.planning import rule_version
-from scheduling.policies import POLICIES
 from scheduling.schedules import NextOccurrence
-from scheduling.standing import Standing, is_paused
+from scheduling.schedules.auditing import Moved
+from scheduling.schedules.editing import LOOK_AHEAD, Edit
+from scheduling.schedules.planning import rule_version
+from scheduling.schedules.policies import POLICIES
+from scheduling.schedules.standing import Standing, is_paused
 
 # A pause until an instant lasts over what is due then.
 TICK = timedelta(microseconds=1)

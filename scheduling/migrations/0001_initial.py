@@ -5,7 +5,7 @@ import django.contrib.postgres.fields
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import scheduling.addresses
+import scheduling.outgoing.addresses
 import scheduling.ids
 from django.db import migrations, models
 
@@ -371,7 +371,7 @@ class Migration(migrations.Migration):
                         db_default="",
                         default="",
                         max_length=500,
-                        validators=[scheduling.addresses.validate],
+                        validators=[scheduling.outgoing.addresses.validate],
                     ),
                 ),
                 (

@@ -36,7 +36,7 @@ class Failure(models.Model):
 class FailureGroup(models.Model):
     """Failed runs with the same task, exception type and place in the code."""
 
-    # Made of the three, which together are too long for an index; see failures.group_id.
+    # Made of the three, which together are too long for an index; see failures.noting.group_id.
     id = models.UUIDField(primary_key=True, editable=False)
     task = models.CharField(max_length=200)
     exception = models.CharField(max_length=200)

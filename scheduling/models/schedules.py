@@ -11,9 +11,9 @@ from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.querysets import PeriodicTaskQuerySet
 
-from scheduling.addresses import validate as validate_addresses
 from scheduling.models.calendars import Calendar
 from scheduling.models.words import CatchUp, ExcludedDay, ManagedBy, Overlap
+from scheduling.outgoing.addresses import validate as validate_addresses
 
 
 class Schedule(PeriodicTask):  # type: ignore[misc]
@@ -92,7 +92,7 @@ class Policy(models.Model):
     paused_by = models.CharField(max_length=150, blank=True, default="", db_default="")
     # Failures before it do not count for pause_after_failures.
     resumed_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # Who is told when its runs fail; see scheduling.addresses.
+    # Who is told when its runs fail; see scheduling.outgoing.addresses.
     owner = models.CharField(
         max_length=500, blank=True, default="", db_default="", validators=[validate_addresses]
     )

@@ -16,10 +16,10 @@ from celery.signals import worker_process_init, worker_shutdown, worker_shutting
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from scheduling import execution
+from scheduling.broker.transport import ATTEMPT
+from scheduling.execution import claiming
 from scheduling.ids import uuid7
-from scheduling.silence import waits
-from scheduling.transport import ATTEMPT
+from scheduling.postgres.silence import waits
 from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.stopping import listen_in_child
@@ -90,11 +90,11 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         share_memory()
-        execution.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
+        claiming.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
 
     def start(self, worker: Any) -> None:
         keeper = Keeper(worker)
-        execution.reporter = keeper.take
+        claiming.reporter = keeper.take
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
         threading.Thread(target=keeper.keep_within_leases, name="fence", daemon=True).start()
         waits.watch()

@@ -8,7 +8,7 @@ import gc
 import os
 import threading
 
-from scheduling.silence import waits
+from scheduling.postgres.silence import waits
 
 
 class NoFork:

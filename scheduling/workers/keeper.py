@@ -22,11 +22,14 @@ from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import Error, connection
 
-from scheduling import attempts, execution, heartbeats, intake, outcomes
-from scheduling.finishing import finish
+from scheduling import heartbeats
+from scheduling.broker import intake
+from scheduling.broker.transport import ATTEMPT
+from scheduling.execution import attempts, claiming
+from scheduling.execution.finishing import finish
 from scheduling.logs import event
-from scheduling.running import run_id_of
-from scheduling.transport import ATTEMPT
+from scheduling.runs import outcomes
+from scheduling.runs.running import run_id_of
 from scheduling.workers import reports, stopping
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import Asked, renew, running_here
@@ -71,7 +74,7 @@ class Keeper:
     def take(
         self, task_id: str, attempt: int | None, status: str, error: Any, traceback: str | None
     ) -> bool:
-        """Queue what Celery reports of a hint; see `execution.Reporter`. Does no database work."""
+        """Queue what Celery reports of a hint; see `claiming.Reporter`. Does no database work."""
         if os.getpid() != self._parent:
             return attempt is not None
         unknown = isinstance(error, dict) and error.get("exc_type") == "NotRegistered"
@@ -123,10 +126,10 @@ class Keeper:
         while not self._reports.empty() and time.monotonic() < until:
             time.sleep(0.02)
         with suppress(Error):
-            heartbeats.farewell(execution.worker_name)
+            heartbeats.farewell(claiming.worker_name)
 
     def _persist(self, report: Callable[[], None]) -> None:
-        execution.patiently(report, settings.RUN_LEASE, guard=no_fork)
+        claiming.patiently(report, settings.RUN_LEASE, guard=no_fork)
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
@@ -142,7 +145,7 @@ class Keeper:
             with no_fork:
                 asked, elsewhere = renew(running)
                 self._renewed, self._ours_until = begun, _ours_from(begun)
-                heartbeats.pulse(execution.worker_name, "worker", self._doing.words(len(running)))
+                heartbeats.pulse(claiming.worker_name, "worker", self._doing.words(len(running)))
             self._cancel(asked, running)
             self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})
         except Error as error:
@@ -226,7 +229,7 @@ class Keeper:
         """End the process: its threads cannot be stopped, or its shutdown hangs."""
         event(logger, "worker_exits", level=logging.WARNING)
         with suppress(Error), no_fork:
-            heartbeats.farewell(execution.worker_name)
+            heartbeats.farewell(claiming.worker_name)
         os._exit(0)
 
 

@@ -7,10 +7,10 @@ from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import connection
 
-from scheduling import execution
+from scheduling.broker.transport import ATTEMPT
+from scheduling.execution import claiming
 from scheduling.models import Run
-from scheduling.running import run_id_of
-from scheduling.transport import ATTEMPT
+from scheduling.runs.running import run_id_of
 
 RENEW = """
 UPDATE scheduling_run SET lease_expires_at = clock_timestamp() + %(lease)s::interval
@@ -62,7 +62,7 @@ def renew(running: dict[UUID, Any]) -> tuple[dict[UUID, Asked], list[UUID]]:
         return {}, []
     parameters: dict[str, Any] = {
         "ids": list(running),
-        "worker": execution.worker_name,
+        "worker": claiming.worker_name,
         "lease": settings.RUN_LEASE,
     }
     with connection.cursor() as cursor:

@@ -13,10 +13,10 @@ import redis
 from celery.worker import state as worker_state
 from django.conf import settings
 
-from scheduling import intake
-from scheduling.hints import Lane, list_key
+from scheduling.broker import intake
 from scheduling.logs import event
 from scheduling.models import Priority
+from scheduling.runs.hints import Lane, list_key
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import active_requests
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from scheduling import intake
-from scheduling.load_limits import limits
+from scheduling.broker import intake
+from scheduling.celery_app.load_limits import limits
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)

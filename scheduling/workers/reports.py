@@ -7,11 +7,11 @@ from uuid import UUID
 from celery import current_app, states
 from celery.exceptions import TimeLimitExceeded
 
-from scheduling import execution, waiting
-from scheduling.control import BY
-from scheduling.finishing import finish
+from scheduling.celery_app.control import BY
+from scheduling.execution import claiming, waiting
+from scheduling.execution.finishing import finish
 from scheduling.models import Run, State
-from scheduling.outcomes import Outcome, failed_attempt, handed_back, text_of
+from scheduling.runs.outcomes import Outcome, failed_attempt, handed_back, text_of
 
 
 def write(
@@ -21,7 +21,7 @@ def write(
     backend: Any = current_app.backend
     if attempt is None:
         task = str(error["exc_message"][0])
-        if not waiting.hand_back_unknown(UUID(task_id), task, execution.worker_name):
+        if not waiting.hand_back_unknown(UUID(task_id), task, claiming.worker_name):
             backend.store_plain(task_id, error, status, traceback)
         return
     run = _running_here(task_id, attempt)
@@ -41,7 +41,7 @@ def hand_back(task_id: str, attempt: int, why: str) -> None:
 
 def _running_here(task_id: str, attempt: int) -> Run | None:
     return Run.objects.filter(
-        pk=task_id, attempt=attempt, state=State.RUNNING, worker=execution.worker_name
+        pk=task_id, attempt=attempt, state=State.RUNNING, worker=claiming.worker_name
     ).first()
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from scheduling import execution
+from scheduling.broker.transport import ATTEMPT
 from scheduling.errors import RunCancelled
-from scheduling.finishing import finish
+from scheduling.execution import claiming
+from scheduling.execution.finishing import finish
 from scheduling.logs import event
 from scheduling.models import Run, State
-from scheduling.outcomes import handed_back
-from scheduling.running import current
-from scheduling.transport import ATTEMPT
+from scheduling.runs.outcomes import handed_back
+from scheduling.runs.running import current
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import active_requests
 
@@ -108,7 +108,7 @@ def _run_of(request: Any) -> Run | None:
         pk=request.id,
         attempt=request.request_dict[ATTEMPT],
         state=State.RUNNING,
-        worker=execution.worker_name,
+        worker=claiming.worker_name,
     ).first()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 
-from scheduling import intake
+from scheduling.broker import intake
 from scheduling.workers import stopping
 from scheduling.workers.leases import active_requests, running_here
 from scheduling.workers.liveness import Liveness

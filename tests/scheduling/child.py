@@ -6,8 +6,8 @@ from celery import current_app
 from celery.app.trace import build_tracer
 
 from scheduling import clock
+from scheduling.broker.transport import ATTEMPT
 from scheduling.models import Run, State
-from scheduling.transport import ATTEMPT
 
 
 def hint(

@@ -11,8 +11,9 @@ from celery import current_app
 from celery.worker import state as worker_state
 from django.conf import settings
 
-from scheduling import __version__, clock, heartbeats, intake
-from scheduling.beat import Scheduler
+from scheduling import __version__, clock, heartbeats
+from scheduling.beat.scheduler import Scheduler
+from scheduling.broker import intake
 from scheduling.models import Heartbeat
 from scheduling.workers.keeper import Doing
 

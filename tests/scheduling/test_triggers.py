@@ -13,8 +13,10 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from scheduling import clock, firing, planning, schedules
+from scheduling import clock, schedules
+from scheduling.beat import firing
 from scheduling.models import Plan, Policy, State
+from scheduling.schedules import planning
 from tests.scheduling.ledger import (
     LONG_AGO,
     crontab,

@@ -10,7 +10,7 @@ from config.celery import app
 
 django.setup()
 
-from scheduling.hints import Broker, Hint  # noqa: E402 (its models need the apps)
+from scheduling.runs.hints import Broker, Hint  # noqa: E402 (its models need the apps)
 
 __all__ = ["app"]
 

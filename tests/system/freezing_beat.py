@@ -10,7 +10,7 @@ from config.celery import app
 
 django.setup()
 
-from scheduling import firing as original  # noqa: E402 (its models need the apps)
+from scheduling.beat import firing as original  # noqa: E402 (its models need the apps)
 
 __all__ = ["app"]
 

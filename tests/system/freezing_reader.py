@@ -15,7 +15,7 @@ django.setup()
 
 from django.db import connection  # noqa: E402 (the settings are read by now)
 
-from scheduling import firing as original  # noqa: E402 (its models need the apps)
+from scheduling.beat import firing as original  # noqa: E402 (its models need the apps)
 
 __all__ = ["app"]
 

@@ -4,7 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from scheduling import backfilling, schedules
+from scheduling import schedules
+from scheduling.history import backfilling
 from scheduling.models import Backfill, Run, State
 from tests.scheduling.ledger import crontab, schedule, set_plan
 from tests.system.processes import System

@@ -4,9 +4,9 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from scheduling import calendars, clock, schedules
+from scheduling import clock, schedules
 from scheduling.models import Run, State
-from scheduling.schedules import Every
+from scheduling.schedules import Every, calendars
 from tests.jobs import tasks
 from tests.system.processes import System
 from tests.waiting import wait_for

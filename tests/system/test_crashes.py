@@ -268,7 +268,7 @@ def test_a_postgres_that_nobody_reaches_for_longer_than_a_lease_only_delays(
 def test_garbage_and_forged_hints_start_nothing_and_stop_nobody(
     system: System, evidence: Path, redis_client: redis.Redis
 ) -> None:
-    from scheduling.hints import Hint, message
+    from scheduling.runs.hints import Hint, message
 
     future = enqueue(tasks.write, (str(evidence), "future"), after=timedelta(hours=1))
     system.beat()
@@ -296,7 +296,7 @@ def test_a_warm_shutdown_lets_a_run_finish(system: System, evidence: Path) -> No
 def test_a_second_hint_does_not_take_the_lease_of_a_run_that_is_at_work(
     system: System, evidence: Path, redis_client: redis.Redis
 ) -> None:
-    from scheduling.hints import Hint, message
+    from scheduling.runs.hints import Hint, message
 
     system.beat()
     system.ready_worker(2)

@@ -13,7 +13,7 @@ from scheduling.jobs import enqueue
 from scheduling.models import FailureGroup, Policy, Run, State
 from scheduling.schedules import Every
 from tests.jobs import tasks
-from tests.scheduling.test_outbound import Hook
+from tests.scheduling.outgoing.test_webhooks import Hook
 from tests.system.processes import System
 from tests.waiting import wait_for
 

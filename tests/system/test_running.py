@@ -17,9 +17,9 @@ from django_celery_beat.models import (
 )
 
 from scheduling import clock
+from scheduling.execution.waiting import cancel
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import Origin, Plan, Run, State
-from scheduling.waiting import cancel
 from tests.jobs import tasks
 from tests.system.processes import System
 from tests.waiting import wait_for

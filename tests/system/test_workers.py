@@ -17,9 +17,9 @@ from celery.app.control import Control as CeleryControl
 
 from chaos.network import Proxy
 from scheduling import clock
+from scheduling.execution.waiting import cancel
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import UNFINISHED, Heartbeat, Run, State
-from scheduling.waiting import cancel
 from tests.jobs import tasks
 from tests.system.processes import System
 from tests.waiting import wait_for

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.conf import settings
 
-from scheduling import backfilling, clock
+from scheduling import clock
+from scheduling.history import backfilling
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import Backfill, State

@@ -7,11 +7,12 @@ from typing import Any
 from django.db.models import Count
 from django.utils import timezone
 
-from scheduling import calendars, clock, recurrence
+from scheduling import clock, recurrence
 from scheduling.errors import CalendarError
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import Calendar
+from scheduling.schedules import calendars
 
 
 class Command(LedgerCommand):

@@ -10,7 +10,6 @@ from typing import Any
 from django.db import OperationalError, connection
 
 from scheduling import clock
-from scheduling.enqueueing import enqueue
 from scheduling.management import parsing
 from scheduling.management.command import (
     LedgerCommand,
@@ -21,6 +20,7 @@ from scheduling.management.command import (
 )
 from scheduling.management.output import full_clock
 from scheduling.models import FINAL, Run, State
+from scheduling.runs.enqueueing import enqueue
 
 # How often the ledger is asked for the state of a run that is waited for, in seconds.
 FIRST_LOOK = 0.05

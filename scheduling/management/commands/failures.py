@@ -7,7 +7,8 @@ from typing import Any
 
 from django.conf import settings
 
-from scheduling import clock, failure_groups
+from scheduling import clock
+from scheduling.failures import groups as failure_groups
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FailureGroup

@@ -9,11 +9,14 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from scheduling import clock, enqueueing, follow_ups, pruning, replaying, schedules, waiting
-from scheduling.history import Selection
+from scheduling import clock, schedules
+from scheduling.execution import waiting
+from scheduling.history import pruning, replaying
+from scheduling.history.selecting import Selection
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
+from scheduling.runs import enqueueing, follow_ups
 
 # Columns that can be large and that a table does not show.
 UNSHOWN = ("args", "kwargs", "options", "errors", "follow_ups")

@@ -9,15 +9,16 @@ from typing import Any
 from django.conf import settings
 from django_celery_beat.models import PeriodicTask
 
-from scheduling import auditing, backfilling, clock, code_schedules, editing, schedules
+from scheduling import clock, schedules
+from scheduling.history import backfilling
 from scheduling.management import output, parsing, schedule_options
 from scheduling.management import schedule_words as words
 from scheduling.management.command import LedgerCommand, add_call_options, user_name
 from scheduling.models import UNFINISHED, Priority, Run
 from scheduling.registry import encode
-from scheduling.rule_rows import CRON_FIELDS
-from scheduling.schedules import Cron, Every, Once
-from scheduling.standing import standing, standings
+from scheduling.schedules import Cron, Every, Once, auditing, editing, from_code
+from scheduling.schedules.rule_rows import CRON_FIELDS
+from scheduling.schedules.standing import standing, standings
 
 
 class Command(LedgerCommand):
@@ -220,7 +221,7 @@ class Command(LedgerCommand):
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
         """Write the code's schedules and print what changed."""
-        lines = [output.printable(line) for line in code_schedules.sync()]
+        lines = [output.printable(line) for line in from_code.sync()]
         self.say_lines(lines or ["The schedules are as CELERY_BEAT_SCHEDULE says."])
 
     def _rule(self, options: dict[str, Any], now: datetime) -> Cron | Every | Once:

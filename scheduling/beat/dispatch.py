@@ -1,0 +1,220 @@
+"""publish: runs whose time has come get a hint in Redis; and recover: hints that were lost.
+
+Commit first, then push: a crash between the two leaves queued runs without hints, which `resend`
+finds by looking at what lies in Redis. The backlog stays in Postgres, where priority, deadline and
+cancel act on it; of each queue and priority only a window of hints lies in Redis.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection
+
+from scheduling.logs import event
+from scheduling.models import Priority
+from scheduling.postgres.prepared import run_prepared
+from scheduling.runs.hints import Broker, Hint, Lane
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1500  # more than beat fires at a time, so that a lane is seen to be empty
+NOTHING: Mapping[Lane, int] = MappingProxyType({})
+FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
+LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
+LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
+
+# A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
+WAITING_LANES = """
+WITH RECURSIVE lane AS (
+    (SELECT queue, priority, run_at FROM scheduling_run WHERE state = 'scheduled'
+      ORDER BY queue, priority, run_at LIMIT 1)
+  UNION ALL
+    SELECT next.* FROM lane, LATERAL (
+        SELECT queue, priority, run_at FROM scheduling_run
+         WHERE state = 'scheduled' AND (queue, priority) > (lane.queue, lane.priority)
+         ORDER BY queue, priority, run_at LIMIT 1) next)
+SELECT queue, priority, extract(epoch FROM run_at - clock_timestamp())::float FROM lane
+"""
+
+QUEUE = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM scheduling_run
+     WHERE state = 'scheduled' AND queue = %(queue)s AND priority = %(priority)s
+       AND run_at <= statement_timestamp()
+       AND (expires_at IS NULL OR expires_at > statement_timestamp())
+     ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED),
+queued AS (
+    UPDATE scheduling_run r SET state = 'queued', queued_at = clock_timestamp()
+      FROM due WHERE r.id = due.id
+    RETURNING r.id, r.attempt, r.task, r.queue, r.priority, r.options, r.run_at)
+SELECT id, attempt, task, queue, priority, options FROM queued ORDER BY run_at, id
+"""
+
+
+class Published(NamedTuple):
+    """What one `publish` did: hints pushed, and seconds until the next waiting run may start.
+
+    `room` is how many hints each lane can still take: none where runs may still wait.
+    """
+
+    hints: int
+    next_in: float | None
+    room: Mapping[Lane, int]
+
+
+def publish(
+    broker: Broker,
+    limit: int = BATCH,
+    others: Iterable[Lane] = (),
+    coming: Mapping[Lane, int] = NOTHING,
+) -> Published:
+    """Queue and push up to `limit` runs of each lane that has room in its window.
+
+    The room of the `others`, where nothing may wait, is told as well. So many hints as `coming`
+    says are on their way into their lanes, and are counted as if they were there.
+    """
+    waiting = _waiting_lanes()
+    due = [lane for lane, seconds in waiting.items() if seconds <= 0]
+    pushed, room = 0, dict[Lane, int]()
+    if lanes := {*due, *others}:
+        lengths = broker.lengths(lanes)  # fails where Redis is away, before anything is queued
+        room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in lanes}
+        for lane in due:
+            hints = _queue(lane, min(limit, room[lane]))
+            pushed += push(broker, hints)
+            drained = len(hints) < min(limit, room[lane])
+            room[lane] = room[lane] - len(hints) if drained else 0
+    later = [seconds for seconds in waiting.values() if seconds > 0]
+    return Published(pushed, min(later, default=None), room)
+
+
+def push(broker: Broker, hints: Sequence[Hint]) -> int:
+    """Push the hints of runs that have been queued; return how many."""
+    if hints:
+        broker.push(hints)
+        event(logger, "hints_pushed", hints=len(hints))
+    return len(hints)
+
+
+class Pushes:
+    """Pushes of one batch while the next is fired: Redis and Postgres work at the same time."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self._lanes: Mapping[Lane, int] = NOTHING
+        self._under_way: Future[int] | None = None
+
+    def begin(self, hints: Sequence[Hint]) -> None:
+        """Push hints; if the last push is still under way, once that has ended."""
+        self.end()
+        self._lanes = Counter(Lane(hint.queue, hint.priority) for hint in hints)
+        self._under_way = self._thread.submit(push, self._broker, hints)
+
+    def coming(self) -> Mapping[Lane, int]:
+        """Return how many hints may not have arrived in their lanes yet."""
+        return self._lanes if self._under_way and not self._under_way.done() else NOTHING
+
+    def end(self) -> None:
+        """Wait until what was begun has ended; raise what went wrong with it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+
+def _waiting_lanes() -> dict[Lane, float]:
+    """Return each lane with waiting runs, and the seconds until its first may start."""
+    rows = run_prepared(WAITING_LANES, {})
+    return {Lane(queue, priority): wait for queue, priority, wait in rows}
+
+
+def _room(lane: Lane, length: int) -> int:
+    return max(_window(lane) - length, 0)
+
+
+def _window(lane: Lane) -> int:
+    window = int(settings.QUEUE_WINDOW)
+    if lane.priority == Priority.FRONT:  # not even this one grows without end
+        window = max(2 * window, FRONT_AT_LEAST)
+    return window
+
+
+def _queue(lane: Lane, limit: int) -> list[Hint]:
+    if limit <= 0:
+        return []
+    return [Hint(*row) for row in run_prepared(QUEUE, {**lane._asdict(), "limit": limit})]
+
+
+OLD_LANES = """
+SELECT queue, priority, min(queued_at) < statement_timestamp() - %(by_age)s::interval
+  FROM scheduling_run
+ WHERE state = 'queued' AND queued_at < statement_timestamp() - %(lost_after)s::interval
+ GROUP BY queue, priority
+"""
+
+OLD_QUEUED = """
+SELECT id FROM scheduling_run
+ WHERE state = 'queued' AND queued_at < statement_timestamp() - %(age)s::interval
+   AND queue = %(queue)s AND priority = %(priority)s
+"""
+
+REQUEUE = """
+UPDATE scheduling_run SET queued_at = clock_timestamp()
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run
+        WHERE id = ANY(%(ids)s) AND state = 'queued'
+          AND queued_at < statement_timestamp() - %(lost_after)s::interval
+        FOR NO KEY UPDATE SKIP LOCKED))
+RETURNING id, attempt, task, queue, priority, options
+"""
+
+
+def resend(broker: Broker, limit: int = BATCH) -> int:
+    """Push again the hints of queued runs that lie nowhere in Redis; return how many.
+
+    By content, never by age alone: however long a queue is, what lies in it is not sent again. Only
+    where plain Celery messages make a list longer than twice its window is age the judge.
+    """
+    parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER}
+    with connection.cursor() as cursor:
+        cursor.execute(OLD_LANES, parameters)
+        lanes = {Lane(queue, priority): very_old for queue, priority, very_old in cursor.fetchall()}
+    if not lanes:
+        return 0
+    lengths = broker.lengths(lanes)
+    lost = [
+        run_id
+        for lane, very_old in lanes.items()
+        for run_id in _lost_of(broker, lane, lengths[lane], very_old=very_old)
+    ]
+    return sum(_resend(broker, lost[start : start + limit]) for start in range(0, len(lost), limit))
+
+
+def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list[UUID]:
+    too_long = length > 2 * _window(lane)
+    if too_long and not very_old:
+        return []
+    # The list before the rows: a hint that is pushed or taken in between must not look lost.
+    there = set() if too_long else broker.ids_in(lane)
+    age = LOST_BY_AGE if too_long else LOST_AFTER
+    parameters: dict[str, Any] = {**lane._asdict(), "age": age}
+    with connection.cursor() as cursor:
+        cursor.execute(OLD_QUEUED, parameters)
+        return [run_id for (run_id,) in cursor.fetchall() if run_id not in there]
+
+
+def _resend(broker: Broker, ids: list[UUID]) -> int:
+    parameters: dict[str, Any] = {"ids": ids, "lost_after": LOST_AFTER}
+    with connection.cursor() as cursor:
+        cursor.execute(REQUEUE, parameters)
+        hints = [Hint(*row) for row in cursor.fetchall()]
+    if hints:
+        broker.push(hints)
+        event(logger, "hints_resent", level=logging.WARNING, hints=len(hints))
+    return len(hints)

@@ -1,0 +1,314 @@
+"""beat: a Celery scheduler whose every tick asks the ledger what is due, and keeps nothing itself.
+
+`celery -A config beat` builds it (settings.CELERY_BEAT_SCHEDULER) and calls `tick` for ever. Any
+number of beats may run: each step locks the rows it works on and skips those that others hold.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import redis
+from celery import beat
+from django.conf import settings
+from django.db import connection
+from kombu.exceptions import OperationalError as BrokerError
+
+from scheduling import heartbeats
+from scheduling.beat import dispatch, firing, lost_leases, raising
+from scheduling.beat.looking import Look, Lookout
+from scheduling.broker.doorbell import Listener
+from scheduling.execution import waiting
+from scheduling.failures import alerts, groups
+from scheduling.history import backfill_pace
+from scheduling.logs import event
+from scheduling.models import Priority
+from scheduling.postgres import silence
+from scheduling.postgres.sql import going_on, is_away, was_ended
+from scheduling.runs.hints import Broker, Lane
+from scheduling.schedules import last_runs, planning
+
+logger = logging.getLogger(__name__)
+
+TICK_MIN = 0.008  # seconds from one tick to the next, but for a ring: what comes due shares a tick
+SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
+BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
+HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
+SILENT_AFTER = 6.0  # seconds without an answer after which a connection to the ledger is hung up
+PAUSE_MAX = 5.0  # seconds between tries while a service is away
+COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
+COPY_BATCH = 200  # schedules at a time
+COPY_PAUSE = 0.05  # seconds between batches, where nothing is due
+PULSE_EVERY = 5.0  # seconds between heartbeats
+RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of others let go
+RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
+RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
+RESEND_WITHIN = 8.0  # seconds that a look for lost hints may wait for a herd to be fired
+
+REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
+HERD = 8  # full batches, after which they are longer
+LONG_BATCH = 2 * firing.BATCH
+LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
+
+# Whatever row a user's transaction holds, beat goes on with the others. And what it looks for has
+# an index, however small a table was when the statement was planned. While Postgres sends an answer
+# that nobody reads, none of its own time-outs acts; the kernel's then ends the connection.
+SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off; SET tcp_user_timeout = '8s'"
+
+
+class Scheduler(beat.Scheduler):
+    """The scheduler that `celery beat` runs; it overrides `tick` and never uses Celery's heap."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._broker = Broker()
+        self._pushes = dispatch.Pushes(self._broker)
+        self._bell = Listener()
+        self._pause = 0.0
+        self._lookout = Lookout()
+        self._ledger = lost_leases.Ledger()
+        self._prepared: Any = None  # the connection that SESSION was said to
+        self._behind = False
+        self._full_batches = 0  # the last ones, one after the other
+        self._newest = False
+        self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
+        self._rehearse_at = 0.0
+        self._resend_at = 0.0
+        self._resend_by = time.monotonic() + RESEND_WITHIN
+        self._age_at = 0.0
+        self._release_at = 0.0
+        self._copy_at = time.monotonic() + COPY_EVERY
+        self._last_fired: set[int] = set()
+        self._to_copy: set[int] = set()
+        self._name = heartbeats.new_name("beat")
+        self._pulse_at = 0.0
+        self._fired_in_all = 0
+        super().__init__(*args, **kwargs)
+        default_queue = str(self.app.conf.task_default_queue)
+        self._lanes = [Lane(default_queue, Priority.MEDIUM)]
+
+    def setup_schedule(self) -> None:
+        """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
+        silence.waits.watch(seconds=SILENT_AFTER)
+        self._ledger.heard()
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Do all that is due, then sleep until the next instant, a ring, or a second has passed.
+
+        What can be waited out never ends the process: while the database or Redis is away, this
+        logs, pauses and tries again.
+
+        Returns:
+            0: the sleeping is done here, where a ring ends it.
+        """
+        begun = time.monotonic()
+        try:
+            seconds = self.run_once()
+        except REDIS_AWAY as error:
+            self._ledger.not_asked()
+            seconds = self._backed_off("redis_away", error)
+        except Exception as error:
+            connection.close()
+            if is_away(error) or was_ended(error):
+                # As in a worker: what is waited out is no error yet, and `health` tells of beats.
+                seconds = self._backed_off("database_away", error, level=logging.WARNING)
+            else:
+                logger.exception("tick_failed")
+                seconds = self._backed_off("tick_failed", None)
+        else:
+            self._pause = 0.0
+        seconds = max(seconds, begun + TICK_MIN - time.monotonic())
+        if seconds > 0:
+            self._bell.wait(seconds)
+        return 0
+
+    def run_once(self) -> float:
+        """Do all that is due now; return the seconds until there may be more, at most one."""
+        look = self._look()
+        self._pulse(look)
+        repaired = self._recover(look)
+        raised = self._raise(look) + self._settle_failures(look)
+        next_due, busy_until = look.next_due_in, time.monotonic() + BUSY_MAX
+        try:
+            while True:
+                planned = planning.plan_changed() if look.to_plan else 0
+                due = bool(planned) or (next_due is not None and next_due <= 0)
+                published = self._publish(due=due)
+                fired = self._fire(published.room) if due else 0
+                self._ledger.heard()
+                full = max(planned, fired, published.hints) >= planning.BATCH
+                if not full or time.monotonic() >= busy_until:
+                    break
+        finally:
+            self._pushes.end()
+        self._resend(look, busy=full)
+        self._copy_last_runs()
+        if full or planned or self._behind:
+            self._lookout.far_back_within(0)  # there may be more than it sees
+        elif next_due is not None and next_due < -SLEEP_MAX:
+            # What is overdue and was not fired, somebody holds: that must not be lost sight of.
+            self._lookout.far_back_within(SLEEP_MAX)
+        self._behind = False
+        if full or planned or fired or published.hints or raised or repaired:
+            return 0.0
+        if next_due is not None and next_due <= 0:
+            next_due = HELD_PAUSE
+        elif self._rehearsed is not connection.connection and time.monotonic() >= self._rehearse_at:
+            self._rehearse()
+            return 0.0
+        waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
+        return max(min(wait for wait in waits if wait is not None), 0.0)
+
+    def _look(self) -> Look:
+        if connection.connection is None or connection.connection is not self._prepared:
+            self._prepare()
+        look = self._lookout.look()
+        self._ledger.said(look.now)
+        return look
+
+    def _prepare(self) -> None:
+        """Make a connection beat's own: what its statements keep to, and how long each may take."""
+        with silence.waits, connection.cursor() as cursor:
+            cursor.execute(SESSION)
+        silence.waits.time_each(connection.connection)
+        self._prepared = connection.connection
+
+    def _rehearse(self) -> None:
+        """Do, while nothing is due, what takes long when it is done for the first time.
+
+        Else what first comes due, and that may be a herd, is some 50 ms later.
+        """
+        firing.rehearse()
+        try:
+            self._broker.rehearse(self._lanes[0])
+        except REDIS_AWAY as error:  # nothing needs it yet: what comes due will say so
+            logger.debug("redis_away", exc_info=error)
+            self._rehearse_at = time.monotonic() + PAUSE_MAX
+        else:
+            self._rehearsed = connection.connection
+
+    def _publish(self, *, due: bool) -> dispatch.Published:
+        """Publish what waits, and look what room the lanes of what is due have, as far as known."""
+        try:
+            others, coming = self._lanes if due else (), self._pushes.coming()
+            return dispatch.publish(self._broker, others=others, coming=coming)
+        except REDIS_AWAY:
+            # Every occurrence has its row, whatever becomes of its hint. The next look may be
+            # seconds away: a herd must not fall behind meanwhile.
+            busy_until = time.monotonic() + BUSY_MAX
+            while due:
+                due = self._fire(None) >= planning.BATCH and time.monotonic() < busy_until
+            raise
+
+    def _fire(self, room: Mapping[Lane, int] | None) -> int:
+        """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
+        # Short batches first: that is sooner, and other beats may share. Long ones cost less.
+        limit = firing.BATCH if self._full_batches < HERD else LONG_BATCH
+        fired = firing.fire_due(self._lookout.low, limit, room, newest=self._newest)
+        self._full_batches = self._full_batches + 1 if fired.plans >= limit else 0
+        # Between the batches of what catches up, and is due still, what is due now has its turn.
+        self._newest = fired.behind and not self._newest
+        if fired.hints and self._full_batches:
+            self._pushes.begin(fired.hints)
+        else:
+            dispatch.push(self._broker, fired.hints)
+        if room is not None and not room.keys() >= fired.lanes:
+            dispatch.publish(self._broker)  # what went into lanes that were not known yet
+        self._lanes = list(dict.fromkeys([*fired.lanes, *self._lanes]))[:LANES_MAX]
+        self._last_fired.update(fired.schedule_ids)
+        self._behind |= fired.behind
+        self._fired_in_all += len(fired.schedule_ids)
+        if fired.one_off_ids:
+            last_runs.copy(fired.one_off_ids)
+        return fired.plans
+
+    def _recover(self, look: Look) -> bool:
+        """Repair in the ledger what needs no Redis; each step runs only where `look` found work.
+
+        Whatever is wrong with one, the others and the schedules go on.
+
+        Returns:
+            Whether a batch was full, so that there may be more.
+        """
+        full = False
+        steps: tuple[tuple[bool, Callable[[], int]], ...] = (
+            (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger)),
+            (look.expired, waiting.expire_waiting),
+            (look.held and time.monotonic() >= self._release_at, self._release),
+            (look.backfills_held, backfill_pace.let_go),
+        )
+        for wanted, step in steps:
+            if wanted:
+                with going_on(logger, "repair_failed"):
+                    full |= step() >= waiting.BATCH
+                self._ledger.heard()
+        return full
+
+    def _release(self) -> int:
+        released = waiting.release_held()
+        if released < waiting.BATCH:
+            self._release_at = time.monotonic() + RELEASE_EVERY
+        return released
+
+    def _raise(self, look: Look) -> int:
+        raised = raising.raise_for_deadlines() if look.deadlines else 0
+        if time.monotonic() >= self._age_at:
+            raised += raising.raise_for_age()
+            self._age_at = time.monotonic() + raising.age_every().total_seconds()
+        return raised
+
+    def _settle_failures(self, look: Look) -> int:
+        """Settle what has failed, before anything fires; return whether there may be more.
+
+        Whatever is wrong with it, schedules go on.
+        """
+        settled = 0
+        with going_on(logger, "failures_not_settled"):
+            settled = groups.settle(self._lookout.low) if look.failed else 0
+            if look.news:
+                alerts.call()
+        full = settled >= groups.BATCH
+        self._behind |= full
+        return int(full)
+
+    def _resend(self, look: Look, *, busy: bool) -> None:
+        begun = time.monotonic()
+        if not look.hints_old:
+            self._resend_by = begun + RESEND_WITHIN
+        elif begun >= (self._resend_by if busy else self._resend_at):
+            dispatch.resend(self._broker)
+            took = time.monotonic() - begun
+            self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
+            self._resend_by = self._resend_at + RESEND_WITHIN
+
+    def _copy_last_runs(self) -> None:
+        """Copy a few at a time: a minute's fired ones at once would keep what is due waiting."""
+        if self._last_fired and not self._to_copy and time.monotonic() >= self._copy_at:
+            self._to_copy, self._last_fired = self._last_fired, set()
+            self._copy_at = time.monotonic() + COPY_EVERY
+        if self._to_copy:
+            count = min(COPY_BATCH, len(self._to_copy))
+            last_runs.copy([self._to_copy.pop() for _ in range(count)])
+
+    def _pulse(self, look: Look) -> None:
+        if time.monotonic() >= self._pulse_at:
+            doing = f"fired {self._fired_in_all} in all; looked at {look.now:%H:%M:%S} UTC"
+            heartbeats.pulse(self._name, "beat", doing)
+            heartbeats.forget_dead()
+            self._pulse_at = time.monotonic() + PULSE_EVERY
+
+    def _backed_off(self, name: str, error: object, level: int = logging.ERROR) -> float:
+        self._pause = min(max(self._pause * 2, 0.25), PAUSE_MAX)
+        event(logger, name, level=level, error=error, pause=self._pause)
+        return self._pause
+
+    def should_sync(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Celery calls this from its signal handler, in the midst of anything: close nothing."""
+
+    @property
+    def info(self) -> str:
+        return f"    . ledger -> {settings.DATABASES['default']['NAME']}"

@@ -1,0 +1,124 @@
+"""The Celery app class: nothing for a later time leaves for the broker."""
+
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from celery.result import AsyncResult
+from celery.signals import worker_process_init
+
+# `celery control` knows its command by this.
+from scheduling.celery_app import load_limits as load_limits
+from scheduling.errors import EnqueueError
+from scheduling.ids import give_celery_sorted_ids
+
+give_celery_sorted_ids()
+
+
+@worker_process_init.connect
+def forget_lost_connection(**_: Any) -> None:
+    """Let a new child know nothing of a connection that its parent has lost.
+
+    Celery would close its file, and fail with a traceback, in each new child: there is none.
+    Connected here, which is before Celery connects its own.
+    """
+    from django.db import connection
+
+    raw: Any = connection.connection
+    if raw is not None and raw.closed:
+        connection.connection = None
+
+
+class App(Celery):
+    """A Celery app whose tasks are Jobs and whose countdowns and ETAs are rows in the ledger."""
+
+    task_cls = "scheduling.jobs:Job"
+    control_cls = "scheduling.celery_app.control:Control"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps["worker"].add("scheduling.workers:LeaseKeeper")
+
+    def _task_from_fun(self, fun: Any, *args: Any, **options: Any) -> Any:
+        """Make a task (see Celery's), and let it answer to its old names too."""
+        return self._with_aliases(super()._task_from_fun(fun, *args, **options))
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task that is a class (see Celery's), under its old names too."""
+        return self._with_aliases(super().register_task(task, **options))
+
+    def _with_aliases(self, task: Any) -> Any:
+        for alias in getattr(task, "aliases", ()):
+            self._tasks.setdefault(alias, task)  # type: ignore[attr-defined]
+        return task
+
+    def send_task(  # type: ignore[override]
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Send a plain message, or write a run (see Celery's for the options).
+
+        With `countdown` or `eta`, and for whatever the end of a run sets off, it is a run. A task
+        that sends itself again under its own id (`retry`) sends nothing: what it wants is
+        remembered, and becomes the run's next attempt when this one is finished.
+        """
+        from scheduling.runs.enqueueing import enqueue_message
+        from scheduling.runs.follow_ups import sender
+        from scheduling.runs.running import current
+
+        if options.get("unique_key") is not None and sender() is None:
+            raise EnqueueError(
+                f"task {name}: unique_key is an option of scheduling.jobs.enqueue, which can say"
+                f" whether there was such a run; not of apply_async and send_task."
+            )
+        running = current()
+        if sender() is None and running and options.get("task_id") == str(running.id):
+            if not running.can_become_a_run:
+                return super().send_task(name, args, kwargs, countdown, eta, **options)
+            running.ask_again(name, args, kwargs, countdown, eta, options)
+            return self._promise(options)
+        if sender() is None and countdown is None and eta is None:
+            return super().send_task(name, args, kwargs, **options)
+        options = self._with_family({**self._declared(name, options), **options})
+        run = enqueue_message(self, name, args, kwargs, countdown, eta, options)
+        promised = self._promise({**options, "task_id": str(run.id)})
+        parent = self.current_worker_task
+        if parent and sender() is None and options.get("add_to_parent", True):
+            parent.add_trail(promised)
+        return promised
+
+    def _promise(self, options: dict[str, Any]) -> AsyncResult[Any]:
+        result_class = options.get("result_cls") or self.AsyncResult
+        return result_class(options["task_id"])
+
+    def _declared(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Return what the task itself says of its execution, where Celery would not have asked."""
+        task: Any = None if "task_type" in options else self.tasks.get(name)
+        if task is None:
+            return {}
+        declared = task._get_exec_options()
+        return {"task_type": task, **{k: v for k, v in declared.items() if v is not None}}
+
+    def _with_family(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Name the task or the run that sends this, as Celery's messages do."""
+        from scheduling.runs.follow_ups import sender
+
+        sending, parent = sender(), self.current_worker_task
+        root_id: str | None
+        parent_id: str | None
+        if sending is not None:
+            root_id, parent_id = sending.root_id, str(sending.id)
+        elif parent:
+            root_id, parent_id = parent.request.root_id or parent.request.id, parent.request.id
+        else:
+            return options
+        return {
+            **options,
+            "root_id": options.get("root_id") or root_id,
+            "parent_id": options.get("parent_id") or parent_id,
+        }

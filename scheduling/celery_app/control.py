@@ -1,0 +1,77 @@
+"""`revoke`, Celery's word for cancel: for runs it is written in the ledger."""
+
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import django
+from celery.app.control import Control as CeleryControl
+from celery.utils.functional import maybe_list
+from django.apps import apps
+
+from scheduling.errors import EnqueueError, HeldError, SchedulingError
+
+BY = "revoke"
+
+
+class Control(CeleryControl):
+    """Celery's remote control, whose `revoke` no restart of a worker forgets.
+
+    A run that waits is cancelled at once. One that runs goes on, unless `terminate` is given: then
+    it is cancelled too. By stamps, it is the runs that are there: workers themselves go on to
+    refuse plain messages which come later.
+    """
+
+    def broadcast(self, command: str, arguments: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Tell the workers something (see Celery's); first tell the ledger, where that is due."""
+        if command == "revoke" and arguments:
+            _revoke(arguments.get("task_id"), terminate=bool(arguments.get("terminate")))
+        if command == "revoke_by_stamped_headers" and arguments:
+            stamped = _stamped(arguments.get("headers") or {})
+            _revoke(stamped, terminate=bool(arguments.get("terminate")))
+        return super().broadcast(command, arguments, *args, **kwargs)
+
+
+def _set_up() -> None:
+    if not apps.ready:
+        django.setup()  # the command `celery control` does not
+
+
+def _stamped(headers: Any) -> list[UUID]:
+    """Return the unfinished runs with one of these stamps: {name: stamp or stamps}, or name=stamp.
+
+    It reads the options of all unfinished runs.
+    """
+    _set_up()
+    from scheduling.models import UNFINISHED, Run
+    from scheduling.runs.options import read_options
+
+    if isinstance(headers, list):
+        headers = dict(header.split("=", 1) for header in headers)
+    wanted = {name: set(maybe_list(stamps)) for name, stamps in headers.items()}
+    runs = Run.objects.filter(state__in=UNFINISHED, options__contains='"stamps"')
+    found = list[UUID]()
+    for run_id, options in runs.values_list("pk", "options").iterator():
+        with suppress(EnqueueError, AttributeError, TypeError):  # raw SQL can write anything
+            stamps = read_options(options)["stamps"]
+            if any(wanted[name] & set(maybe_list(stamps.get(name)) or ()) for name in wanted):
+                found.append(run_id)
+    return found
+
+
+def _revoke(task_ids: Any, *, terminate: bool) -> None:
+    _set_up()
+    from scheduling.execution import waiting
+    from scheduling.runs.running import run_id_of
+
+    for task_id in maybe_list(task_ids) or ():
+        run_id = run_id_of(task_id)
+        if run_id is not None and terminate:
+            try:
+                waiting.cancel(run_id, by=BY)
+            except HeldError:
+                raise  # it has not been cancelled, and nobody will
+            except SchedulingError:
+                pass  # no run, or one that has ended
+        elif run_id is not None:
+            waiting.cancel_waiting(run_id, by=BY)

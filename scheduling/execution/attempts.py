@@ -1,0 +1,226 @@
+"""An attempt from the inside: the job's body, whether it is tried again, and what became of it."""
+
+import logging
+import mmap
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import wraps
+from typing import Any
+
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry
+from django.conf import settings
+from kombu.utils.json import loads
+
+from scheduling.base_job import BaseJob
+from scheduling.errors import PermanentError, RunCancelled, SchedulingError
+from scheduling.models import State
+from scheduling.registry import encode, retries_by_itself
+from scheduling.runs.follow_ups import PARKED
+from scheduling.runs.options import instant_or_seconds, message_options
+from scheduling.runs.outcomes import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
+from scheduling.runs.running import Again, Claimed, Execution, current
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_CAP = timedelta(hours=1)
+# Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
+# of that. A child that lives on for so long was told to end for another reason.
+TERM_TO_KILL = 1.0
+# A byte that a worker's parent shares with its children: 1 once it has been told to end.
+worker_ends = mmap.mmap(-1, 1)
+
+
+def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
+    """Return what Celery's tracer says became of the attempt."""
+    state = returned.info.state if returned.info else states.SUCCESS
+    value = returned.info.retval if returned.info else None
+    traceback = str(getattr(returned.retval, "traceback", "") or "")
+    if execution.replacement:
+        return _replaced(execution)
+    if execution.again is not None:
+        return _once_more(execution, claimed, execution.again, value, traceback)
+    if state == states.SUCCESS:
+        return Outcome(State.SUCCEEDED, result=execution.result, value=returned.retval)
+    if isinstance(value, RunCancelled):
+        return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
+    if isinstance(value, Reject):
+        return _rejected(execution.job, value)
+    if isinstance(value, Ignore):
+        return _ignored(execution, value)
+    if isinstance(value, Retry):
+        delay = execution.job.default_retry_delay
+        again = _same_again(execution, claimed, delay)
+        return _once_more(execution, claimed, again, value, traceback)
+    text = text_of(value)
+    return Outcome(
+        State.FAILED, text, text, traceback, failed=True, result=execution.result, value=value
+    )
+
+
+def _ignored(execution: Execution, value: Ignore) -> Outcome:
+    """Return the outcome of a job that ended with Ignore: it has the state that it gave itself."""
+    if execution.result is None or execution.result.status != states.FAILURE:
+        reason = "the job ended with Ignore: no result"
+        return Outcome(State.SUCCEEDED, reason, result=execution.result, value=value)
+    text = "the job said that it had failed, and ended with Ignore"
+    return Outcome(State.FAILED, text, text, failed=True, result=execution.result, value=value)
+
+
+def _replaced(execution: Execution) -> Outcome:
+    """Return the outcome of a job that replaced itself.
+
+    What replaces it is written by `finish`; the last part of it has this run's id.
+    """
+    name = loads(execution.replacement)["task"]
+    return Outcome(
+        State.SCHEDULED,
+        f"replaced by {name}",
+        run_at=PARKED,
+        call=NextCall(follow_ups=""),
+        result=execution.result,
+        replacement=execution.replacement,
+    )
+
+
+def _once_more(
+    execution: Execution, claimed: Claimed, again: Again, value: Any, traceback: str
+) -> Outcome:
+    """Return the outcome of a job that sent itself again."""
+    when = instant_or_seconds(again.eta)
+    delay = timedelta(seconds=max(again.countdown or 0, 0))
+    has_failed, text = not isinstance(value, Ignore), None
+    if has_failed:
+        cause = getattr(value, "exc", None) or value
+        text = text_of(cause) if cause is not None else "asked for a retry"
+    options = {**loads(claimed.options), **message_options(again.options)}
+    return Outcome(
+        State.SCHEDULED,
+        text or f"goes on as {again.task}",
+        text,
+        traceback,
+        failed=has_failed,
+        lower=has_failed,
+        run_at=when if isinstance(when, datetime) else None,
+        delay=delay,
+        call=NextCall(
+            again.task,
+            again.args,
+            again.kwargs,
+            options=encode(options),
+            queue=again.queue,
+            priority=again.priority,
+            follow_ups=again.follow_ups,
+            expires=instant_or_seconds(again.options.get("expires")),
+        ),
+        result=execution.result,
+    )
+
+
+def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
+    return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
+
+
+def _rejected(job: BaseJob, reject: Any) -> Outcome:
+    text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
+    if reject.requeue:
+        return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
+    return replace(failed(text, reject, job.name), place="(rejected by the job)")
+
+
+def refused(job: BaseJob, problem: str) -> Outcome:
+    return replace(failed(problem, TypeError(problem), job.name), place="(arguments)")
+
+
+def not_stored(why: str) -> Outcome:
+    """Return the outcome of an attempt whose own was refused: nothing of that one is in it."""
+    text = f"its outcome could not be stored: {why}"
+    return replace(failed(text, SchedulingError(text)), place="(result)")
+
+
+def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome | None:
+    """Return the outcome of an attempt whose error has passed through Celery's tracer.
+
+    None: its child was terminated, and not for the worker's end. The parent knows more of that.
+    """
+    if terminate_handler_fired():
+        time.sleep(TERM_TO_KILL)
+        if not worker_ends[0]:
+            return None
+        # A hand-back, no failure of the job's.
+        why = "its worker was told to end at once"
+        return handed_back(execution.job.name, claimed.max_attempts, why)
+    return failed_attempt(
+        execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
+    )
+
+
+def backoff(failures: int) -> timedelta:
+    """Return the wait before the attempt after `failures` failed ones.
+
+    Exponential from settings.RETRY_BACKOFF to an hour, with jitter over the upper half of each
+    step.
+    """
+    step = min(settings.RETRY_BACKOFF * 2 ** min(failures - 1, 20), BACKOFF_CAP)
+    return timedelta(seconds=step.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311
+
+
+def enter(job: BaseJob) -> Execution | None:
+    """Return this thread's execution if the job's body begins now; None for a plain call of it."""
+    running = current()
+    if running is None or running.entered or running.job.name != job.name:
+        return None
+    running.entered = True
+    return running
+
+
+def call_body(job: BaseJob, running: Execution, args: Any, kwargs: Any) -> Any:
+    """Run the job's body; a tracked run that fails and may be tried again asks to be.
+
+    This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
+    and those whose own `retry()` gave up, have decided by themselves.
+    """
+    with running.body(job.request):
+        try:
+            return job.run(*args, **kwargs)
+        except (Retry, Ignore, Reject, PermanentError):
+            raise
+        except Exception as error:
+            if not _retries_by_default(job, running, error):
+                raise
+            countdown = backoff(job.request.retries + 1).total_seconds()
+            raise job.retry(
+                exc=error, countdown=countdown, max_retries=sys.maxsize, throw=False
+            ) from error
+
+
+def shielded(job: BaseJob, handler: Callable[..., None]) -> Callable[..., None]:
+    """Return a handler of the job's, wrapped so that an error of its own changes no attempt's end.
+
+    Celery does so for `on_success` and `after_return`. Of another one's error it would make the
+    job's, after it had stored that, and forget the retry that was asked for.
+    """
+
+    @wraps(handler)
+    def handle(*args: Any, **kwargs: Any) -> None:
+        try:
+            handler(*args, **kwargs)
+        except Exception:
+            if job.request.is_eager:
+                raise
+            logger.exception("handler_failed")
+
+    return handle
+
+
+def _retries_by_default(job: BaseJob, running: Execution, error: Exception) -> bool:
+    if retries_by_itself(job) or running.exhausted:
+        return False
+    if isinstance(error, tuple(getattr(job, "dont_autoretry_for", None) or ())):
+        return False
+    return running.tracked and running.attempts_left

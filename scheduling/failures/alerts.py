@@ -1,0 +1,247 @@
+"""What owners are told of failures: who is to know, in which words, and how it goes out.
+
+A message is made in the transaction that takes the news, with a run that sends it to one address:
+so it is sent as often as it must, and no failing mail server holds up another address. The runs
+that tell of failures are never told of themselves.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.mail import EmailMessage
+from django.db import transaction
+from django.db.models import F, Max
+
+from scheduling import clock
+from scheduling.errors import PermanentError
+from scheduling.ids import uuid7
+from scheduling.logs import event
+from scheduling.models import Failure, FailureGroup, News, Policy, Priority, Run
+from scheduling.outgoing import addresses, mail, webhooks
+from scheduling.runs.enqueueing import enqueue
+
+if TYPE_CHECKING:
+    from scheduling.failures.streaks import Paused
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+
+VERSION = 1  # of the message's form
+MAX_ATTEMPTS = 10
+ALERT, TELL, DIGEST = (f"scheduling.tasks.{name}" for name in ("alert", "tell", "digest"))
+OWN_TASKS = {ALERT, TELL, DIGEST}
+KEY = ALERT  # of the one run that waits to tell what is news
+GATHER = timedelta(seconds=2)  # so that what fails together is told together
+GROUPS_TOLD = 1000  # in one go
+LISTED = 20  # in one message; the others are counted
+ERROR_SHOWN = 500  # characters
+
+WORDS = {
+    News.NEW: "new",
+    News.BACK: "back again",
+    News.IN_ROW: "fails one after the other",
+}
+
+
+# --- Who is to know -------------------------------------------------------------------------------
+
+
+def has_owners(failures: Iterable[Failure]) -> bool:
+    """Return whether anybody is to know of these failures."""
+    if settings.ALERTS_TO:
+        return True
+    ids = {failure.schedule_id for failure in failures if failure.schedule_id is not None}
+    return bool(ids) and Policy.objects.filter(pk__in=ids).exclude(owner="").exists()
+
+
+def addresses_of(policy: Policy) -> list[str]:
+    return addresses.split(policy.owner) or list(settings.ALERTS_TO)
+
+
+def owners_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the addresses for each of these names of schedules; "" is runs of none."""
+    wanted = set(names)
+    owned = Policy.objects.filter(schedule__name__in=wanted - {""}).exclude(owner="")
+    found = {
+        name: addresses.split(text) for name, text in owned.values_list("schedule__name", "owner")
+    }
+    return {name: found.get(name) or list(settings.ALERTS_TO) for name in wanted}
+
+
+# --- News -----------------------------------------------------------------------------------------
+
+
+def call() -> Run:
+    """Enqueue the run that tells what is news, unless one is there: at once, or at its pace."""
+    last = FailureGroup.objects.aggregate(at=Max("told_at"))["at"]
+    now = clock.now()
+    at = max(now + GATHER, last + settings.ALERT_PACE) if last else now + GATHER
+    return enqueue(ALERT, at=at, unique_key=KEY, priority=Priority.HIGH)
+
+
+def write_messages() -> int:
+    """Take the news, and make a message and a run that sends it for each address.
+
+    Returns:
+        The number of messages.
+    """
+    with transaction.atomic():
+        free = FailureGroup.objects.select_for_update(skip_locked=True, no_key=True)
+        groups = list(free.exclude(news="").order_by("last_seen_at")[:GROUPS_TOLD])
+        now = clock.now()
+        owners = owners_of(name for group in groups for name in group.untold)
+        theirs: dict[str, list[FailureGroup]] = defaultdict(list)
+        for group in groups:
+            for address in dict.fromkeys(a for name in group.untold for a in owners[name]):
+                theirs[address].append(group)
+        for address, found in theirs.items():
+            tell(address, of_failures(found, now))
+        FailureGroup.objects.filter(pk__in=[group.pk for group in groups]).update(
+            news="", untold=[], told_at=now, told_count=F("count")
+        )
+    event(logger, "alerts_written", groups=len(groups), messages=len(theirs))
+    return len(theirs)
+
+
+def tell_of_pause(paused: "Paused") -> None:
+    """Make the messages that say that a schedule was paused; in the caller's transaction."""
+    for address in addresses_of(paused.policy):
+        tell(address, of_pause(paused, clock.now()))
+
+
+def tell(address: str, message: Message) -> Run:
+    """Write the run that sends a message to one address."""
+    return enqueue(TELL, (address, message), priority=Priority.HIGH)
+
+
+# --- Messages -------------------------------------------------------------------------------------
+
+
+def of_failures(groups: Sequence[FailureGroup], now: datetime) -> Message:
+    """Return the message about groups of failures that are news, the newest first."""
+    groups = sorted(groups, key=lambda group: group.last_seen_at, reverse=True)
+    first, others = groups[0], len(groups) - 1
+    subject = f"{first.exception} in {first.task} ({WORDS[News(first.news)]})"
+    if others:
+        subject += f" and {others} more"
+    shown = groups[:LISTED]
+    lines = [line for group in shown for line in _lines_of(group)]
+    if hidden := len(groups) - len(shown):
+        lines += [f"... and {hidden} more kinds of failures."]
+    return {
+        **written("failures", subject, lines, now),
+        "failures": [failure_json(group) for group in shown],
+        "more": hidden,
+    }
+
+
+def of_pause(paused: "Paused", now: datetime) -> Message:
+    """Return the message about a schedule that was paused for its failures."""
+    name, failure = paused.policy.schedule.name, paused.failure
+    lines = [
+        f"The schedule {name!r} is paused: {paused.reason}",
+        "",
+        f"The last run: manage.py run show {failure.run_id}",
+        f"To go on:     manage.py schedule resume {name!r}",
+    ]
+    return {
+        **written("paused", f"{name} is paused", lines, now),
+        "schedule": name,
+        "task": failure.task,
+        "reason": paused.reason,
+        "error": failure.error[:ERROR_SHOWN],
+        "run": str(failure.run_id),
+    }
+
+
+def failure_json(group: FailureGroup) -> dict[str, Any]:
+    """Return a group as a message has it."""
+    return {
+        "id": str(group.pk),
+        "news": group.news,
+        "task": group.task,
+        "exception": group.exception,
+        "place": group.place,
+        "count": group.count,
+        "since_last_told": group.count - group.told_count,
+        "first_seen_at": iso(group.first_seen_at),
+        "last_seen_at": iso(group.last_seen_at),
+        "error": group.last_error[:ERROR_SHOWN],
+        "run": str(group.last_run_id),
+        "schedules": [name for name in group.untold if name],
+    }
+
+
+def iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def written(kind: str, subject: str, lines: Sequence[str], now: datetime) -> Message:
+    """Return what every message has, whatever it tells."""
+    return {
+        "version": VERSION,
+        "event": kind,
+        "at": iso(now),
+        "subject": " ".join(subject.split())[:200],
+        "text": "\n".join(lines),
+    }
+
+
+def _lines_of(group: FailureGroup) -> list[str]:
+    since = group.count - group.told_count
+    names = [name for name in group.untold if name]
+    lines = [
+        f"{group.exception} in {group.task}: {WORDS[News(group.news)]}",
+        f"  {group.last_error[:ERROR_SHOWN]}",
+        f"  where:     {group.place or 'unknown'}",
+        f"  how often: {since} since the last message, {group.count} in all",
+        f"  since:     {iso(group.first_seen_at)}",
+        f"  last run:  manage.py run show {group.last_run_id}",
+    ]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        lines += [f"  schedules: {', '.join(names[:5])}{more}"]
+    return [*lines, ""]
+
+
+# --- On its way -----------------------------------------------------------------------------------
+
+
+def send(address: str, message: Message, run_id: UUID | None) -> str:
+    """Send a message; its id is the run's, the same for each attempt.
+
+    Raises:
+        PermanentError: it cannot be sent, ever, and why.
+        OSError: it could not be sent this time.
+    """
+    sent_id = run_id or uuid7()
+    if addresses.is_url(address):
+        body = json.dumps({"id": str(sent_id), **message}).encode()
+        status = webhooks.post(address, body, {"Idempotency-Key": str(sent_id)})
+        return f"answered {status}"
+    mail.send(_mail(address, message, sent_id))
+    return "sent"
+
+
+def _mail(address: str, message: Message, sent_id: UUID) -> EmailMessage:
+    try:
+        addresses.validate(address)
+    except ValidationError as error:
+        raise PermanentError("; ".join(error.messages)) from None
+    return EmailMessage(
+        subject=f"[Truebeat] {message['subject']}",
+        body=f"{message['text']}\n",
+        to=[address],
+        headers={
+            "Message-ID": f"<alert-{sent_id}@{mail.own_domain()}>",
+            "Auto-Submitted": "auto-generated",
+        },
+    )

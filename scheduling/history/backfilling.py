@@ -1,0 +1,325 @@
+"""backfill: runs for a schedule's occurrences in a range that has passed, asked for once.
+
+All of them are written as held, in one transaction. Beat lets so many go that `concurrency` of a
+backfill are unfinished. They stand apart from their schedule's own runs: neither waits for, skips
+or replaces the other.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Count, Exists, OuterRef
+from django.db.models.functions import Now
+from django_celery_beat.models import PeriodicTask
+from kombu.utils.json import loads
+
+from scheduling import clock, recurrence
+from scheduling.broker.doorbell import ring_on_commit
+from scheduling.errors import EnqueueError, HeldError, ScheduleError
+from scheduling.execution import waiting
+from scheduling.history import backfill_pace
+from scheduling.ids import uuid7
+from scheduling.logs import event
+from scheduling.models import UNFINISHED, Backfill, Origin, Priority, Run, State
+from scheduling.postgres.sql import arrays, lean_cursor
+from scheduling.registry import check_call, decode_error, queue_of
+from scheduling.schedules.deciding import options_with
+from scheduling.schedules.planning import MOMENT
+from scheduling.schedules.rules import rule_of
+from scheduling.schedules.standing import plan_of, policy_of
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 100_000  # occurrences of one backfill
+MOST_AT_ONCE = 1000  # unfinished runs of one backfill
+STEP = 5000  # rows written by one statement
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+
+# Whatever made the run: a replay of a failed one has the same nominal instant.
+DEALT_WITH = """
+SELECT due_at FROM scheduling_run
+ WHERE schedule_id = %(schedule_id)s AND origin = 'schedule'
+   AND due_at BETWEEN %(since)s AND %(until)s AND state = ANY(%(states)s)
+UNION
+SELECT due_at FROM scheduling_run
+ WHERE schedule_id = %(schedule_id)s AND origin <> 'schedule'
+   AND due_at BETWEEN %(since)s AND %(until)s AND state = ANY(%(states)s)
+"""
+
+# No expiry and no deadline: both count from the nominal instant, which has passed.
+INSERT = """
+INSERT INTO scheduling_run
+    (id, schedule_id, schedule_name, origin, task, args, kwargs, options, queue, priority,
+     due_at, run_at, state, max_attempts, enqueued_by, backfill_id)
+SELECT r.id, %(schedule_id)s, %(schedule_name)s, %(origin)s, %(task)s, %(args)s, %(kwargs)s,
+     %(options)s, %(queue)s, %(priority)s, r.due_at, statement_timestamp(), 'held',
+     %(max_attempts)s, %(enqueued_by)s, %(backfill_id)s
+  FROM unnest(%(ids)s::uuid[], %(instants)s::timestamptz[]) AS r (id, due_at)
+"""
+
+# Two who ask for the same range at once: the second one sees what the first one wrote.
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_backfill'), %s)"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a backfill of a range would run, and what it leaves out.
+
+    `instants`: the nominal instants to run, oldest first. `done`: how many have a run already that
+    succeeded or is unfinished. `pending`: how many have come due and were not fired yet, which is
+    beat's to do. `counted_from`: where an interval that is younger than the range begins.
+    """
+
+    since: datetime
+    until: datetime
+    instants: Sequence[datetime]
+    done: int
+    pending: int
+    counted_from: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many runs of a backfill are in each state; as text, for people."""
+
+    states: dict[str, int]
+
+    def __str__(self) -> str:
+        known = [(self.states[state], state) for state in State.values if state in self.states]
+        return ", ".join(f"{count:,} {state}" for count, state in known) or "nothing left of it"
+
+    @property
+    def unfinished(self) -> int:
+        return sum(self.states.get(state, 0) for state in UNFINISHED)
+
+
+def extent(
+    schedule: PeriodicTask,
+    since: datetime,
+    until: datetime,
+    *,
+    again: bool = False,
+    now: datetime | None = None,
+) -> Extent:
+    """Return what a backfill from `since` to `until`, both included, would run; writes nothing.
+
+    Args:
+        again: run also the instants that have a run which succeeded or is unfinished.
+
+    Raises:
+        ScheduleError: the range is empty, reaches into the future or has too many occurrences; or
+            the rule cannot be evaluated.
+    """
+    now = now or clock.now()
+    if since > until:
+        raise ScheduleError(f"the range ends ({_iso(until)}) before it begins ({_iso(since)}).")
+    if until > now:
+        raise ScheduleError(
+            f"{_iso(until)} is in the future: a backfill is for what has passed; the schedule"
+            " itself runs what is to come."
+        )
+    due = _occurrences(schedule, since, until)
+    planned = plan_of(schedule).next_due_at
+    fired = [instant for instant in due if planned is None or instant < planned]
+    done = set() if again else _dealt_with(schedule.pk, since, until)
+    instants = [instant for instant in fired if instant not in done]
+    anchor = plan_of(schedule).anchor_at
+    younger = anchor if schedule.interval_id and anchor and anchor > since else None
+    done_already, pending = len(fired) - len(instants), len(due) - len(fired)
+    return Extent(since, until, instants, done_already, pending, younger)
+
+
+def start(
+    schedule: PeriodicTask,
+    since: datetime,
+    until: datetime,
+    *,
+    by: str,
+    concurrency: int = 1,
+    again: bool = False,
+    now: datetime | None = None,
+) -> Backfill:
+    """Write a backfill with all its runs, as held and at low priority, in one transaction.
+
+    They have the schedule's task, arguments, queue and attempts as these are now.
+
+    Raises:
+        EnqueueError: the task is unknown here, or the schedule's arguments cannot be read or fit.
+        ScheduleError: as for `extent`; nothing to run; or a concurrency out of range.
+    """
+    if not 1 <= concurrency <= MOST_AT_ONCE:
+        raise ScheduleError(f"a concurrency of {concurrency} is not from 1 to {MOST_AT_ONCE}.")
+    columns = {**_columns(schedule), "enqueued_by": by[:150]}
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(ONE_AT_A_TIME, [schedule.pk])
+        found = extent(schedule, since, until, again=again, now=now)
+        if not found.instants:
+            raise ScheduleError(_nothing_to_run(schedule, found))
+        backfill = Backfill.objects.create(
+            schedule_id=schedule.pk,
+            schedule_name=schedule.name,
+            since=since,
+            until=until,
+            concurrency=concurrency,
+            run_count=len(found.instants),
+            created_by=by[:150],
+        )
+        _insert({**columns, "backfill_id": backfill.pk}, found.instants)
+        ring_on_commit()
+    event(logger, "backfill_started", backfill=backfill.pk, schedule=schedule.pk,
+          runs=backfill.run_count, by=by)  # fmt: skip
+    return backfill
+
+
+def cancel(backfill_id: UUID, *, by: str) -> Progress:
+    """Cancel what waits of a backfill, and tell what runs to end.
+
+    Returns:
+        Where its runs stand then.
+
+    Raises:
+        ScheduleError: there is no such backfill, or all its runs are final.
+        HeldError: somebody has held some of its runs for `waiting.PATIENCE` seconds; the others
+            are cancelled then.
+    """
+    until = time.monotonic() + waiting.PATIENCE
+    with transaction.atomic():
+        backfill = with_id(backfill_id)
+        if not progress(backfill).unfinished:
+            raise ScheduleError(f"backfill {backfill_id} has ended already: nothing to cancel.")
+        open_one = Backfill.objects.filter(pk=backfill_id, cancelled_at=None)
+        open_one.update(cancelled_at=Now(), cancelled_by=by[:150])
+        closed, told = backfill_pace.cancel_runs(backfill_id, by)
+    while held := backfill_pace.untold(backfill_id):  # rows that somebody held: beat, a worker
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+        more = backfill_pace.cancel_runs(backfill_id, by)
+        closed, told = closed + more[0], told + more[1]
+    event(logger, "backfill_cancelled", backfill=backfill_id, cancelled=closed, told=told, by=by)
+    if held:
+        raise HeldError(
+            f"backfill {backfill_id} is cancelled but for runs that somebody holds: cancel it again"
+            " in a moment."
+        )
+    return progress(backfill)
+
+
+def going_on(schedule: PeriodicTask) -> list[Backfill]:
+    """Return the schedule's backfills that have unfinished runs."""
+    left = Run.objects.filter(backfill_id=OuterRef("pk"), state__in=UNFINISHED)
+    return list(Backfill.objects.filter(Exists(left), schedule_id=schedule.pk).order_by("pk"))
+
+
+def progress(backfill: Backfill) -> Progress:
+    """Return how far a backfill is; runs that were pruned are not counted any more."""
+    rows = Run.objects.filter(backfill_id=backfill.pk).values_list("state")
+    return Progress(dict(rows.annotate(runs=Count("pk")).order_by("state")))
+
+
+def standing(backfill: Backfill, progress: Progress) -> str:
+    """Return in a word or two where a backfill stands."""
+    return word(backfill, unfinished=progress.unfinished > 0)
+
+
+def word(backfill: Backfill, *, unfinished: bool) -> str:
+    if unfinished:
+        return "being cancelled" if backfill.cancelled_at else "going on"
+    return "cancelled" if backfill.cancelled_at else "done"
+
+
+def with_id(backfill_id: UUID) -> Backfill:
+    """Return the backfill of that id.
+
+    Raises:
+        ScheduleError: there is none.
+    """
+    backfill = Backfill.objects.filter(pk=backfill_id).first()
+    if backfill is None:
+        raise ScheduleError(f"there is no backfill {backfill_id}: `backfill list` shows all.")
+    return backfill
+
+
+def _occurrences(schedule: PeriodicTask, since: datetime, until: datetime) -> list[datetime]:
+    if schedule.one_off and not schedule.clocked_id:
+        raise ScheduleError(
+            f"schedule {schedule.name!r} runs only once, so its rule has no past to fill: use"
+            " `run replay` or enqueue its task."
+        )
+    try:
+        # Days off stay days off.
+        rule = recurrence.working(rule_of(schedule, anchor=plan_of(schedule).anchor_at))
+        found = recurrence.occurrences_between(rule, max(since, EARLIEST) - MOMENT, until)
+        due = list(islice(found, LARGEST + 1))
+    except recurrence.RecurrenceError as error:
+        raise ScheduleError(f"schedule {schedule.name!r}: {error}") from error
+    if len(due) > LARGEST:
+        raise ScheduleError(
+            f"schedule {schedule.name!r} has more than {LARGEST:,} occurrences from {_iso(since)}"
+            f" to {_iso(until)}: ask for shorter ranges, one after the other."
+        )
+    return due
+
+
+def _dealt_with(schedule_id: int, since: datetime, until: datetime) -> set[datetime]:
+    states = [State.SUCCEEDED.value, *(state.value for state in UNFINISHED)]
+    parameters = {
+        "schedule_id": schedule_id, "since": since, "until": until, "states": states
+    }  # fmt: skip
+    with lean_cursor() as cursor:
+        cursor.execute(DEALT_WITH, parameters)
+        return {due_at for (due_at,) in cursor.fetchall()}
+
+
+def _columns(schedule: PeriodicTask) -> dict[str, Any]:
+    args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
+    if problem := decode_error(args, kwargs):
+        raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
+    check_call(schedule.task, loads(args), loads(kwargs))
+    return {
+        "schedule_id": schedule.pk,
+        "schedule_name": schedule.name,
+        "origin": Origin.BACKFILL,
+        "task": schedule.task,
+        "args": args,
+        "kwargs": kwargs,
+        "options": options_with(schedule.headers or ""),
+        "queue": queue_of(schedule.task, schedule.queue or None),
+        "priority": Priority.LOW,
+        "max_attempts": policy_of(schedule).max_attempts,
+    }
+
+
+def _insert(columns: dict[str, Any], instants: Sequence[datetime]) -> None:
+    with connection.cursor() as cursor:
+        for first in range(0, len(instants), STEP):
+            rows = [(uuid7(), instant) for instant in instants[first : first + STEP]]
+            ids, dues = arrays(rows, 2)
+            cursor.execute(INSERT, {**columns, "ids": ids, "instants": dues})
+
+
+def _nothing_to_run(schedule: PeriodicTask, found: Extent) -> str:
+    reasons = []
+    if found.done:
+        reasons.append(f"{found.done} have a run that succeeded or is unfinished")
+    if found.pending:
+        reasons.append(f"{found.pending} are due now and left to beat")
+    if found.counted_from:
+        reasons.append(f"its interval counts from {_iso(found.counted_from)}")
+    why = ", ".join(reasons) or "its rule has no occurrence there"
+    return (
+        f"there is nothing to run of {schedule.name!r} from {_iso(found.since)} to"
+        f" {_iso(found.until)}: {why}."
+    )
+
+
+def _iso(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,34 @@
+"""Instants that Python cannot hold, as Django reads them: the first or the last that it can.
+
+Raw SQL can write `infinity`, or a year beyond 9999, into any table; psycopg refuses to read it. One
+such row must not keep a page from showing all others. `schedules.rules.saturated` is that in SQL.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS
+from psycopg import DataError
+from psycopg.types.datetime import TimestamptzLoader
+
+# Not the very ends: there a time zone's offset, or a day that is added, overflows.
+FIRST, LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+
+
+class Loader(TimestamptzLoader):
+    """Reads instants as Django's own does, in UTC, and refuses none."""
+
+    timezone = UTC  # which Django asks its loader for
+
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data).replace(tzinfo=UTC)
+        except DataError:
+            text = bytes(data)
+            return FIRST if text.startswith(b"-") or text.endswith(b"BC") else LAST
+
+
+def read_instants(*, connection: Any, **_: Any) -> None:
+    """Let a new connection to the ledger read every instant, but in its lean cursors."""
+    if connection.alias == DEFAULT_DB_ALIAS and connection.timezone == UTC:
+        connection.connection.adapters.register_loader("timestamptz", Loader)

@@ -1,0 +1,131 @@
+"""Statements that Postgres plans once for a connection, and not every time.
+
+Errors are Django's. Parameters are bound by the server: where a type cannot be told from its place,
+the SQL needs a cast.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import psycopg
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus
+
+from scheduling.postgres.sql import lean
+
+PLANS_LAST = 5.0  # seconds
+SLOT = re.compile(r"%\((\w+)\)s|%%")
+
+Row = tuple[Any, ...]
+
+
+class _Prepared(NamedTuple):
+    """What a connection keeps for its prepared statements."""
+
+    cursor: "psycopg.Cursor[Any]"
+    adapter: Any  # a Transformer, of the cursor's types, for statements that run without it
+    names: dict[str, bytes]  # of those statements, by their SQL
+    plan_anew_at: float
+
+
+def run_prepared(sql: str, parameters: Mapping[str, object] | Sequence[object]) -> list[Row]:
+    """Run a prepared statement; return its rows, if any.
+
+    The cursor is the connection's own, to be made once: with Django's around it, it would take
+    longer than the statement.
+    """
+    django = connections[DEFAULT_DB_ALIAS]
+    with django.wrap_database_errors:
+        django.ensure_connection()
+        cursor = _prepared(django.connection).cursor.execute(sql, parameters, prepare=True)
+        # Not `description`, which would be made for all columns.
+        return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+
+
+def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
+    """Likewise run a statement that is a transaction of its own, in the shortest way there is.
+
+    Each run is two of them, in which psycopg's cursor takes longer than Postgres. libpq waits for
+    the answer itself: until it is there, no signal interrupts this thread.
+    """
+    django: Any = connections[DEFAULT_DB_ALIAS]
+    if django.in_atomic_block or not settings.PREPARED_STATEMENTS:
+        return run_prepared(sql, parameters)
+    with django.wrap_database_errors:
+        django.ensure_connection()
+        raw = django.connection
+        numbered, (_, adapter, names, _) = _numbered(sql), _prepared(raw)
+        if sql not in names:
+            name = b"alone_%d" % len(names)
+            _checked(raw, raw.pgconn.prepare(name, numbered.sql))
+            names[sql] = name
+        values = [parameters[slot] for slot in numbered.slots]
+        dumped = adapter.dump_sequence(values, numbered.formats)
+        result = _checked(raw, raw.pgconn.exec_prepared(names[sql], dumped))
+        adapter.set_pgresult(result)
+        rows: list[Row] = adapter.load_rows(0, result.ntuples, tuple)
+        return rows
+
+
+def _prepared(raw: Any) -> _Prepared:
+    kept: _Prepared | None = getattr(raw, "truebeat_prepared", None)
+    if kept is None or time.monotonic() >= kept.plan_anew_at:
+        kept = raw.truebeat_prepared = _plan_anew(raw, kept)
+    return kept
+
+
+def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
+    """Let Postgres forget the plans of a connection: they last, and tables grow.
+
+    What is best for a ledger with a handful of rows, to read it all, takes milliseconds for each
+    run a minute later, and until autovacuum comes by nothing else would change it.
+    """
+    until = time.monotonic() + PLANS_LAST
+    if prepared is not None:
+        prepared.cursor.execute("DISCARD PLANS")
+        return prepared._replace(plan_anew_at=until)
+    if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
+        raw.prepare_threshold = sys.maxsize
+    cursor = lean(psycopg.Cursor(raw))
+    return _Prepared(cursor, Transformer(cursor), {}, until)
+
+
+class _Numbered(NamedTuple):
+    """SQL with `$1` for the first of its named parameters, and so on; the names in that order."""
+
+    sql: bytes
+    slots: list[str]
+    formats: list[PyFormat]
+
+
+@lru_cache
+def _numbered(sql: str) -> _Numbered:
+    slots: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return "%"
+        if name not in slots:
+            slots.append(name)
+        return f"${slots.index(name) + 1}"
+
+    text = SLOT.sub(number, sql).encode()
+    return _Numbered(text, slots, [PyFormat.TEXT] * len(slots))
+
+
+def _checked(raw: Any, result: Any) -> Any:
+    """Return what Postgres answered, unless that is an error."""
+    if result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        return result
+    error = error_from_result(result)
+    if raw.pgconn.status == ConnStatus.BAD:  # nobody answered: there is no SQLSTATE to tell by
+        raise psycopg.OperationalError(*error.args)
+    raise error

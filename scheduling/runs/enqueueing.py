@@ -1,0 +1,362 @@
+"""How runs that no schedule plans come to be: rows, written in the caller's own transaction."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from celery import Celery
+from django.db import IntegrityError, connection, transaction
+from django_celery_beat.models import PeriodicTask
+from kombu.utils.json import loads
+
+from scheduling.broker.doorbell import ring_on_commit
+from scheduling.errors import EnqueueError, SchedulingError
+from scheduling.ids import uuid7
+from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run
+from scheduling.postgres.sql import arrays
+from scheduling.registry import (
+    check_arguments,
+    check_call,
+    decode_error,
+    encode,
+    get_job,
+    priority_of,
+    queue_of,
+)
+from scheduling.runs import follow_ups
+from scheduling.runs.options import (
+    checked_key,
+    checked_options,
+    instant_or_seconds,
+    limit,
+    message_options,
+    no_options,
+    start,
+)
+from scheduling.runs.repeats import repeated
+from scheduling.runs.running import run_id_of
+from scheduling.schedules.deciding import options_with
+
+if TYPE_CHECKING:
+    from celery import Task
+
+    from scheduling.runs.follow_ups import Links
+
+
+BATCH = 1000
+
+
+class RunExistsError(EnqueueError):
+    def __init__(self, run_id: object) -> None:
+        super().__init__(f"there is a run with the id {run_id} already: give another one.")
+
+
+# Instants may be given, or durations that count from Postgres's clock.
+INSERT = """
+INSERT INTO scheduling_run
+    (id, args, kwargs, origin, schedule_id, schedule_name, task, options, queue, priority,
+     due_at, run_at, deadline, expires_at, max_attempts, failures, unique_key, enqueued_by,
+     replay_of, follows, follow_ups)
+SELECT call.id, call.args, call.kwargs, %(origin)s, %(schedule_id)s, %(schedule_name)s, %(task)s,
+     %(options)s, %(queue)s, %(priority)s,
+     COALESCE(%(due_at)s::timestamptz, start.at), start.at,
+     COALESCE(%(deadline)s::timestamptz, statement_timestamp() + %(deadline_in)s::interval),
+     COALESCE(%(expires)s::timestamptz, statement_timestamp() + %(expires_in)s::interval),
+     %(max_attempts)s, %(failures)s, %(unique_key)s, %(enqueued_by)s, %(replay_of)s,
+     %(follows)s, %(follow_ups)s
+  FROM unnest(%(ids)s::uuid[], %(args)s::text[], %(kwargs)s::text[]) AS call (id, args, kwargs),
+       (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval))
+         AS start (at)
+"""
+
+
+class Call(NamedTuple):
+    """One call of `enqueue_many`: the arguments, and the id its run shall have."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    id: UUID | None = None
+
+
+def enqueue(
+    task: "Task[..., Any] | str",
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    at: datetime | None = None,
+    after: timedelta | None = None,
+    priority: Priority | str | int | None = None,
+    queue: str | None = None,
+    deadline: datetime | timedelta | None = None,
+    expires: datetime | timedelta | None = None,
+    unique_key: str | None = None,
+    max_attempts: int | None = None,
+    link: "Links" = None,
+    link_error: "Links" = None,
+    enqueued_by: str = "",
+) -> Run:
+    """Write a run of `task`, in the caller's transaction, and wake beat when that commits.
+
+    Args:
+        task: a job, or its registered name.
+        at: the instant it may start; or `after`: the time from now until then.
+        priority: front, high, medium (default) or low.
+        deadline: the instant by which it should have started, or the time from now until then.
+        expires: likewise, after which it must not start any more.
+        unique_key: at most one unfinished run has this key: an existing one is returned as it is,
+            and nothing of this call is kept, its `link` and `link_error` included.
+        max_attempts: failed attempts after which the run has failed; the job's own by default.
+        link: a signature, or several, that become runs when this one succeeds, as in Celery.
+        link_error: likewise, when it fails for good, is cancelled or expires.
+        enqueued_by: who asked; inside a job, by default, that job's run.
+
+    Returns:
+        The run. Its `created` is False where `unique_key` found one.
+
+    Raises:
+        EnqueueError: unknown task, arguments that do not fit, or a bad option.
+    """
+    kwargs = kwargs or {}
+    job = get_job(task if isinstance(task, str) else task.name)
+    check_arguments(job, args, kwargs)
+    columns = checked_options(
+        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
+    )
+    columns["follow_ups"] = follow_ups.asked_for(link, link_error)
+    return insert_run(
+        {**columns, "unique_key": checked_key(unique_key)}, encode(args), encode(kwargs)
+    )
+
+
+def enqueue_many(
+    task: "Task[..., Any] | str",
+    calls: Iterable[Call],
+    *,
+    at: datetime | None = None,
+    after: timedelta | None = None,
+    priority: Priority | str | int | None = None,
+    queue: str | None = None,
+    deadline: datetime | timedelta | None = None,
+    expires: datetime | timedelta | None = None,
+    max_attempts: int | None = None,
+    link: "Links" = None,
+    link_error: "Links" = None,
+    enqueued_by: str = "",
+) -> int:
+    """Write a run of `task` for each of `calls`, all or none; options as for `enqueue`.
+
+    `calls` is read as a stream, a thousand at a time, so that memory stays bounded.
+
+    Returns:
+        How many runs were written.
+    """
+    job = get_job(task if isinstance(task, str) else task.name)
+    columns = checked_options(
+        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
+    )
+    columns["follow_ups"] = follow_ups.asked_for(link, link_error)
+    stream, count = iter(calls), 0
+    with transaction.atomic(), connection.cursor() as cursor:
+        while batch := list(islice(stream, BATCH)):
+            for call in batch:
+                check_arguments(job, call.args, call.kwargs)
+            rows = [(call.id or uuid7(), encode(call.args), encode(call.kwargs)) for call in batch]
+            _insert_many(
+                cursor,
+                {
+                    **columns,
+                    **dict(zip(("ids", "args", "kwargs"), arrays(rows, 3), strict=True)),
+                },
+            )
+            count += len(batch)
+        if count:
+            ring_on_commit()
+    return count
+
+
+def _insert_many(cursor: Any, parameters: dict[str, Any]) -> None:
+    try:
+        cursor.execute(INSERT, parameters)
+    except IntegrityError as error:
+        raise EnqueueError(f"one of the calls has the id of a run that exists: {error}") from None
+
+
+def enqueue_message(
+    app: Celery,
+    name: str,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    countdown: float | None,
+    eta: datetime | str | None,
+    options: Mapping[str, Any],
+) -> Run:
+    """Write the run that stands for a Celery call with a countdown or an ETA.
+
+    Takes what `Celery.send_task` takes; the task need not be known to this process. What it sets
+    off (links, a chain, a chord) goes into its row. A call that the end of a run makes is a
+    follow-up of that run.
+
+    Raises:
+        EnqueueError: an id that is no UUID; arguments, or follow-ups, that are not JSON.
+    """
+    sender = follow_ups.sender()
+    queue = options.get("queue")
+    expires = instant_or_seconds(options.get("expires"))
+    columns = {
+        **no_options(),
+        **start(
+            instant_or_seconds(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))
+        ),
+        **limit("expires", expires),
+        "task": name,
+        "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
+        "priority": priority_of(name, options.get("priority")),
+        "options": encode(message_options(options)),
+        "follow_ups": follow_ups.carried_in(options),
+        "failures": options.get("retries") or 0,
+    }
+    if sender is not None:
+        columns |= {
+            "origin": Origin.FOLLOW_UP, "follows": sender.id, "enqueued_by": f"run {sender.id}"
+        }  # fmt: skip
+    texts, run_id = (encode(list(args or ())), encode(dict(kwargs or {}))), options.get("task_id")
+    if sender is None:
+        return insert_run(columns, *texts, run_id)
+    try:
+        with transaction.atomic():  # one that is refused must not spoil the end of its run
+            return insert_run(columns, *texts, run_id)
+    except RunExistsError:
+        return _go_on_with(_as_uuid(str(run_id)), columns, *texts)
+
+
+GO_ON = """
+UPDATE scheduling_run SET reason = '', task = %(task)s, args = %(args)s, kwargs = %(kwargs)s,
+    options = %(options)s, follow_ups = %(follow_ups)s, queue = %(queue)s, follows = %(follows)s,
+    run_at = COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval),
+    expires_at = COALESCE(%(expires)s::timestamptz,
+                          statement_timestamp() + %(expires_in)s::interval)
+ WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
+RETURNING *
+"""
+
+
+def _go_on_with(run_id: UUID, columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
+    """Let the run that replaced itself go on, as the last part of what it replaced itself with."""
+    texts = {"id": run_id, "args": args, "kwargs": kwargs, "parked": follow_ups.PARKED}
+    for run in Run.objects.raw(GO_ON, {**columns, **texts}):
+        ring_on_commit()
+        return _with_created(run, created=False)
+    state = Run.objects.filter(pk=run_id).values_list("state", flat=True).first()
+    if state in FINAL:
+        raise follow_ups.FollowUpCancelledError(f"run {run_id} is {state} already.")
+    raise RunExistsError(run_id)
+
+
+def run_now(schedule: PeriodicTask, *, by: str) -> Run:
+    """Write a run of the schedule's task that may start at once, beside its plan.
+
+    Raises:
+        EnqueueError: the task is unknown here, or the schedule's arguments cannot be read or fit.
+    """
+    args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
+    if problem := decode_error(args, kwargs):
+        raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
+    check_call(schedule.task, loads(args), loads(kwargs))
+    policy = getattr(schedule, "policy", None)
+    seconds = schedule.expire_seconds
+    expires = None if seconds is None else timedelta(seconds=seconds)
+    columns = {
+        **no_options(),
+        **start(None, None),
+        **limit("deadline", policy and policy.deadline_after),
+        **limit("expires", expires),
+        "schedule_id": schedule.pk,
+        "schedule_name": schedule.name,
+        "task": schedule.task,
+        "options": options_with(schedule.headers or ""),
+        "queue": queue_of(schedule.task, schedule.queue or None),
+        "priority": priority_of(schedule.task, schedule.priority),
+        "max_attempts": policy and policy.max_attempts,
+        "enqueued_by": by,
+    }
+    return insert_run(columns, args, kwargs)
+
+
+def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
+    """Write a new run of a final one's task and arguments, which names the old one.
+
+    It sets off what the old one was to set off; what that one's success has sent already only with
+    `sent_too`. `left_out` says in words what it does not set off.
+
+    Raises:
+        SchedulingError: there is no such run, it is not final yet, or an unfinished one has its
+            unique key.
+    """
+    old = Run.objects.filter(pk=run_id).first()
+    if old is None:
+        raise SchedulingError(f"there is no run {run_id}.")
+    if old.state not in FINAL:
+        raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
+    again = repeated(old.follow_ups, old.state, sent_too=sent_too)
+    columns = {
+        **no_options(),
+        **start(None, None),
+        "follow_ups": again.follow_ups,
+        "origin": Origin.REPLAY,
+        "due_at": old.due_at,
+        "schedule_id": old.schedule_id,
+        "schedule_name": old.schedule_name,
+        "task": old.task,
+        "options": old.options,
+        "queue": old.queue,
+        "priority": old.priority if old.given_priority is None else old.given_priority,
+        "max_attempts": old.max_attempts,
+        "unique_key": old.unique_key,
+        "enqueued_by": by,
+        "replay_of": old.pk,
+    }
+    run = insert_run(columns, old.args, old.kwargs)
+    if not run.created:
+        raise SchedulingError(
+            f"run {run.pk} has the same unique key {run.unique_key!r} and is {run.state}: nothing "
+            f"was replayed."
+        )
+    run.left_out = again.left_out
+    return run
+
+
+def insert_run(
+    columns: Mapping[str, Any], args: str, kwargs: str, run_id: str | UUID | None = None
+) -> Run:
+    """Insert one run and ring on commit; return it, or the unfinished one with its unique key."""
+    parameters = {
+        **columns,
+        "ids": [_as_uuid(run_id) if run_id else uuid7()],
+        "args": [args],
+        "kwargs": [kwargs],
+    }
+    while True:
+        rows = list(Run.objects.raw(f"{INSERT} ON CONFLICT DO NOTHING RETURNING *", parameters))
+        if rows:
+            ring_on_commit()
+            return _with_created(rows[0], created=True)
+        key = columns["unique_key"]
+        if key is None:
+            raise RunExistsError(run_id)
+        found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
+        if found is not None:
+            return _with_created(found, created=False)
+
+
+def _as_uuid(value: str | UUID) -> UUID:
+    run_id = run_id_of(value)
+    if run_id is None:
+        raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.")
+    return run_id
+
+
+def _with_created(run: Run, *, created: bool) -> Run:
+    run.created = created
+    return run

@@ -1,0 +1,87 @@
+"""Errbacks of runs: each is a run of its own, in both of Celery's styles.
+
+Celery calls errbacks of the newer style, `(request, error, traceback)`, where the task failed. That
+may be in beat, or in a transaction. So the row of an errback has the older style's argument, the id
+of the run that failed, and in its options what the newer style is told. The worker that takes it,
+and knows the job, decides which style it has.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from celery import current_app, signature
+from celery.app.task import Context
+from celery.utils.functional import maybe_list
+from django.db import InterfaceError, OperationalError, transaction
+
+from scheduling.errors import EnqueueError
+from scheduling.logs import event
+from scheduling.postgres.sql import shortened
+from scheduling.registry import encode
+from scheduling.runs.outcomes import backend
+
+logger = logging.getLogger(__name__)
+
+TRACEBACK_MAX = 20_000  # characters
+
+TOLD = ("id", "task", "args", "kwargs", "retries", "root_id", "parent_id", "group", "group_index",
+        "hostname", "headers", "stamps", "stamped_headers")  # fmt: skip
+
+
+def send_errbacks(request: Context, error: BaseException, traceback: str | None) -> None:
+    """Write a run for each errback of a task that failed; one that is refused stops no other."""
+    failure = _failure(request, error, traceback)
+    for errback in maybe_list(request.errbacks) or ():
+        wanted: Any = signature(errback, app=current_app)
+        try:
+            with transaction.atomic():
+                _send_errback(wanted, request, failure)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as refusal:
+            event(logger, "errback_refused", level=logging.ERROR, run=request.id,
+                  task=wanted.task, error=refusal)  # fmt: skip
+
+
+def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> None:
+    family = {"parent_id": request.id, "root_id": request.root_id or request.id}
+    if errback.subtask_type:  # a canvas takes the id, as an errback of the older style does
+        errback.apply_async((request.id,), **family)
+        return
+    args, kwargs, options = errback._merge((request.id,), {}, family)
+    if not errback.immutable:
+        options = {**options, "failure": failure}
+    current_app.send_task(errback.task, args, kwargs, **options)
+
+
+def _failure(request: Context, error: BaseException, traceback: str | None) -> dict[str, Any]:
+    told = {name: request.get(name) for name in TOLD if request.get(name) is not None}
+    failure = {
+        "request": told,
+        "error": backend().prepare_exception(error),
+        "traceback": shortened(traceback or "", TRACEBACK_MAX),
+    }
+    try:
+        encode(failure)
+    except EnqueueError:  # a chord's own arguments can hold what no row has seen
+        failure["request"] = {name: told[name] for name in ("id", "task") if name in told}
+    return failure
+
+
+def errback_arguments(
+    job: Any, failure: Mapping[str, Any], args: list[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Return the arguments of an errback, which are stored as those of the older style."""
+    if not _is_new_style(job, args[1:], kwargs):
+        return args
+    error = backend().exception_to_python(failure["error"])
+    return [Context(failure["request"]), error, failure["traceback"], *args[1:]]
+
+
+def _is_new_style(job: Any, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Ask as Celery does: `backends.base.Backend._call_task_errbacks`."""
+    errback = job.s(*args, **kwargs)
+    header = getattr(job, "__header__", None)
+    bound = hasattr(header, "func")  # a partial: `bind=True` makes it a task that can retry
+    return header is not None and not bound and backend()._errback_arity_greater(errback, 1)

@@ -1,0 +1,346 @@
+"""What a run's end sets off: links, the rest of a chain, errbacks, the body of a chord.
+
+A run carries them as Celery's own signatures, in JSON (`Run.follow_ups`). Celery's tracer never
+sees them: `finish` sends them, in the transaction that ends the run. Which messages they come to
+stays Celery's business: its code takes them apart, and for as long as `sending` lasts the app
+writes each message that it is asked to send as a row.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from celery import Signature, current_app, signature, states
+from celery.app.task import Context
+from celery.exceptions import Ignore, TaskRevokedError
+from celery.utils.functional import maybe_list
+from django.db import InterfaceError, OperationalError, connection, transaction
+from kombu.utils.json import loads
+
+from scheduling.errors import EnqueueError, SchedulingError
+from scheduling.logs import event
+from scheduling.models import State
+from scheduling.registry import encode, get_job
+from scheduling.runs.outcomes import Outcome, backend
+from scheduling.runs.stored_results import StoredResult
+
+if TYPE_CHECKING:
+    Links = Signature[Any] | Iterable[Signature[Any]] | None
+
+logger = logging.getLogger(__name__)
+
+CARRIED = ("link", "link_error", "chain", "chord")
+
+# Where a run waits that has replaced itself with something longer, whose last part has its id:
+# the instant at which nothing ever comes. That part's turn, or its failure, ends the wait.
+PARKED = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class FollowUpError(EnqueueError):
+    """A follow-up cannot be written, and so its run cannot end as it would have."""
+
+
+class FollowUpCancelledError(EnqueueError):
+    """The run that a follow-up should go on with has ended meanwhile: it was cancelled."""
+
+
+def asked_for(link: "Links", link_error: "Links") -> str:
+    """Return what a run's success, or failure, shall set off as text for its row.
+
+    Raises:
+        EnqueueError: it is no signature, of a task that is unknown, or not JSON.
+    """
+    return carried_in(
+        {"link": _checked("link", link), "link_error": _checked("link_error", link_error)}
+    )
+
+
+def _checked(name: str, links: "Links") -> list["Signature[Any]"]:
+    checked = list(maybe_list(links) or ())
+    for link in checked:
+        if not isinstance(link, Signature):
+            raise EnqueueError(
+                f"`{name}` must be a signature, as task.s(1), or a list of them, not {link!r}."
+            )
+        if not link.subtask_type:  # what a chain, a group or a chord holds is Celery's to know
+            get_job(str(link.task))
+    return checked
+
+
+def carried_in(options: Mapping[str, Any]) -> str:
+    """Return those of `send_task`'s options that a run's end sets off, as text for its row."""
+    carried = {name: options[name] for name in CARRIED if options.get(name)}
+    for name in ("link", "link_error"):
+        if name in carried:
+            carried[name] = maybe_list(carried[name])
+    return encode(carried) if carried else ""
+
+
+def in_words(text: str) -> str:
+    """Return for people what a run's end sets off, "" if nothing: the names of tasks."""
+    try:
+        carried = loads(text) if text else {}
+        named = {
+            "on success": [*carried.get("link", ()), *carried.get("chain", ())[::-1]],
+            "on failure": carried.get("link_error", ()),
+            "part of the chord of": [carried["chord"]] if carried.get("chord") else (),
+        }
+        said = {words: [step["task"] for step in steps] for words, steps in named.items()}
+    except Exception:  # kombu's decoders of typed values raise whatever they like
+        return f"cannot be read: {text[:100]!r}"
+    return "; ".join(f"{words} {', '.join(tasks)}" for words, tasks in said.items() if tasks)
+
+
+def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row's options are called in the request of a Celery task."""
+    fields = {name: value for name, value in options.items() if name not in ("headers", "failure")}
+    if "group_id" in fields:
+        fields["group"] = fields.pop("group_id")
+    return fields
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run at its end, as `ENDING` reads it."""
+
+    id: UUID
+    task: str
+    args: str
+    kwargs: str
+    options: str
+    follow_ups: str
+    failures: int
+    worker: str
+    priority: int  # as it was given
+
+    @cached_property
+    def carried(self) -> dict[str, Any]:
+        if not self.follow_ups:
+            return {}
+        try:
+            carried: dict[str, Any] = dict(loads(self.follow_ups))
+        except Exception as error:  # kombu's decoders of typed values raise whatever they like
+            event(logger, "follow_ups_unreadable", level=logging.ERROR, run=self.id, error=error)
+            return {}
+        return carried
+
+    @cached_property
+    def request(self) -> Context:
+        """What Celery's own code wants to know of the task that has ended."""
+        options = _readable(self.options)
+        fields = request_fields(options) if isinstance(options, dict) else {}
+        return Context(
+            {
+                "id": str(self.id),
+                "root_id": str(self.id),
+                "task": self.task,
+                "args": _readable(self.args),
+                "kwargs": _readable(self.kwargs),
+                "retries": self.failures,
+                "hostname": self.worker,
+                "delivery_info": {},
+                "errbacks": self.carried.get("link_error"),
+                "chain": self.carried.get("chain"),
+                "chord": self.carried.get("chord"),
+                **fields,
+            }
+        )
+
+
+def _readable(text: str) -> Any:
+    try:
+        return loads(text)
+    except Exception:
+        return None
+
+
+# --- The end of a run that others follow ---------------------------------------------------------
+
+ENDING = """
+SELECT id, task, args, kwargs, options, follow_ups, failures, worker,
+       COALESCE(given_priority, priority)
+  FROM scheduling_run WHERE {where} FOR NO KEY UPDATE {otherwise}
+"""
+
+
+def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False) -> Ended | None:
+    """Lock a run that is about to end, and return what its follow-ups need to know of it."""
+    otherwise = "SKIP LOCKED" if skip_locked else ""
+    with connection.cursor() as cursor:
+        cursor.execute(ENDING.format(where=where, otherwise=otherwise), parameters)
+        row = cursor.fetchone()
+    return Ended(*row) if row else None
+
+
+def end(ended: Ended, outcome: Outcome, move: Callable[[StoredResult | None], int]) -> None:
+    """End a run that others follow by `move`, and write those; the caller holds its transaction.
+
+    Raises:
+        FollowUpError: a success cannot be followed as it should; nothing of this must stay.
+    """
+    result = _known_result(ended, outcome)
+    if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+        children = _send_next(ended, outcome.value)
+        move(backend().with_children(result, children) if result and children else result)
+        count_part(ended, states.SUCCESS, outcome.value)
+        return
+    move(result)
+    error = _error_of(outcome)
+    send = _abandon if isinstance(outcome.value, Ignore) else _send_failure
+    send(ended, _status_of(outcome), error, outcome.traceback)
+
+
+def _known_result(ended: Ended, outcome: Outcome) -> StoredResult | None:
+    """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
+    known: StoredResult | None = outcome.result
+    if ended.request.chord and (known is None or known.status not in states.READY_STATES):
+        if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+            known = backend().prepare_success(outcome.value, ended.task)
+        else:
+            known = backend().prepare_error(_status_of(outcome), _error_of(outcome), ended.task)
+    return known
+
+
+def _status_of(outcome: Outcome) -> str:
+    return states.FAILURE if outcome.state == State.FAILED else states.REVOKED
+
+
+def _error_of(outcome: Outcome) -> BaseException:
+    if isinstance(outcome.value, BaseException) and not isinstance(outcome.value, Ignore):
+        return outcome.value
+    if outcome.state != State.FAILED:
+        return TaskRevokedError(outcome.reason)
+    if outcome.result is None or outcome.result.status != states.FAILURE:
+        return SchedulingError(outcome.reason)
+    error: BaseException = backend().exception_to_python(backend().decode(outcome.result.result))
+    return error
+
+
+# --- Sending ------------------------------------------------------------------------------------
+
+
+class Sender(NamedTuple):
+    """The run whose end is being written; its follow-ups are its children."""
+
+    id: UUID
+    root_id: str
+
+
+_local = threading.local()
+
+
+def sender() -> Sender | None:
+    """Return whose follow-ups this thread is writing; None where it writes none."""
+    return getattr(_local, "sender", None)
+
+
+@contextmanager
+def sending(ended: Ended) -> Iterator[None]:
+    """While this lasts, a message that this thread sends is a row: `ended`'s follow-up."""
+    root_id = ended.request.root_id or str(ended.id)
+    outer, _local.sender = sender(), Sender(ended.id, root_id)
+    try:
+        yield
+    finally:
+        _local.sender = outer
+
+
+def _send_next(ended: Ended, value: object) -> list[Any]:
+    """Write what follows a success but for its chord: links and the next step of its chain.
+
+    Returns:
+        The results of what was sent: the children of the run's own result.
+
+    Raises:
+        FollowUpError: one of them cannot be written; nothing must stay of the others.
+    """
+    links, chain = ended.carried.get("link") or [], ended.carried.get("chain") or []
+    if not isinstance(links, list) or not isinstance(chain, list):
+        raise FollowUpError(f"its follow-ups cannot be read: {ended.follow_ups[:100]!r}")
+    inherited: dict[str, Any] = {}
+    if current_app.conf.task_inherit_parent_priority:
+        inherited["priority"] = ended.priority
+    steps = [(link, inherited) for link in links]
+    if chain:
+        steps.append((chain[-1], {"chain": chain[:-1], **inherited}))
+    with sending(ended):
+        sent = [_send(ended, step, (value,), options) for step, options in steps]
+    return [result for result in sent if result is not None]  # an empty chain has none
+
+
+def send_replacement(ended: Ended, replacement: str) -> None:
+    """Write what a run has replaced itself with.
+
+    Raises:
+        FollowUpError: it cannot be written.
+    """
+    with sending(ended):
+        _send(ended, loads(replacement), (), {})
+
+
+def count_part(ended: Ended, state: str, value: object) -> None:
+    """Count the run as a part of its chord, if it is one; the last part writes the body."""
+    if ended.request.chord:
+        with _safely(ended):
+            backend().on_chord_part_return(ended.request, state, value)
+
+
+def _send_failure(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+    """Write what follows an end that is no success: the chord's, the chain's and its errbacks."""
+    _abandon(ended, state, error, traceback)
+    if ended.request.errbacks:
+        with _safely(ended):
+            backend()._call_task_errbacks(ended.request, error, traceback)
+
+
+def _abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+    """End what waits for a run that has no result to give: the rest of its chain, its chord."""
+    count_part(ended, state, error)
+    if ended.request.chain:
+        with _safely(ended):
+            backend()._fail_chain(ended.request.chain, error, traceback, state=state)
+
+
+@contextmanager
+def _safely(ended: Ended) -> Iterator[None]:
+    """Send, and let nothing that a follow-up is made of keep its run from ending."""
+    try:
+        with transaction.atomic(), sending(ended):
+            yield
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception as error:
+        event(logger, "follow_ups_refused", level=logging.ERROR, run=ended.id, error=error)
+        logger.debug("follow_ups_refused", exc_info=True)
+
+
+def _send(ended: Ended, step: Any, args: tuple[object, ...], options: dict[str, Any]) -> Any:
+    family = {"parent_id": str(ended.id), "root_id": ended.request.root_id}
+    name = step.get("task", step) if isinstance(step, Mapping) else step
+    try:
+        wanted: Any = signature(step, app=current_app)
+        return wanted.apply_async(args, **options, **family)
+    except (OperationalError, InterfaceError):
+        raise
+    except FollowUpCancelledError as error:
+        event(logger, "follow_up_cancelled", run=ended.id, task=name, id=wanted.id)
+        _cancel_rest(wanted, options, error)
+        return wanted.AsyncResult(wanted.id)
+    except Exception as error:
+        raise FollowUpError(f"its follow-up {name} cannot be sent: {error}") from error
+
+
+def _cancel_rest(step: Any, options: Mapping[str, Any], error: BaseException) -> None:
+    """End what a cancelled step of a chain would have set off."""
+    request = Context(step)
+    request.update(step.options, id=step.id, group=step.options.get("group_id"))
+    why = TaskRevokedError(str(error))
+    if request.chord:
+        backend().on_chord_part_return(request, states.REVOKED, why)
+    backend()._fail_chain(options.get("chain"), why, None, state=states.REVOKED)

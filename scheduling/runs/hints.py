@@ -1,0 +1,188 @@
+"""Hints: the Celery messages in Redis that say a run may start.
+
+A hint holds the task's name, the run's id, the attempt and the time limits; no arguments. All hints
+of a task differ in ids alone, so one is built through Celery's and kombu's own code, which keeps
+the format theirs, and the others are cut from it: over 100,000 a second, where `apply_async` makes
+1,000 (docs/benchmarks.md).
+"""
+
+import logging
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import redis
+from celery import current_app
+from django.conf import settings
+from kombu.utils.json import dumps
+
+from scheduling.broker.transport import ATTEMPT
+from scheduling.errors import EnqueueError
+from scheduling.logs import event
+from scheduling.runs.options import LONGEST, read_options
+
+logger = logging.getLogger(__name__)
+
+# What a template's message holds where a hint has its own id, attempt and delivery tag.
+ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
+SLOTS = re.compile(f"{TAG}|{TRY}")
+ALL_BUT_ID = itemgetter(slice(1, None))
+PIECE = 2000  # messages of a lane in memory at once, where it is read whole
+RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
+
+
+class Lane(NamedTuple):
+    """One of Redis's lists: the hints of one queue at one priority."""
+
+    queue: str
+    priority: int
+
+
+class Hint(NamedTuple):
+    """A run that may start; `options` is its JSON text, which may hold time limits."""
+
+    id: UUID | str
+    attempt: int
+    task: str
+    queue: str
+    priority: int
+    options: str
+
+
+class Broker:
+    """Beat's own connection to Redis: pushes hints, counts them, and looks which are there."""
+
+    def __init__(self) -> None:
+        self._redis = redis.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2
+        )
+
+    def rehearse(self, lane: Lane) -> None:
+        """Connect, and make a message of no run: what comes first has not to wait for that."""
+        self._redis.ping()
+        message(Hint(ID, 1, "scheduling.tasks.prune", *lane, "{}"))
+
+    def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
+        """Return how many messages lie in each lane, other people's plain ones included."""
+        lanes = list(lanes)
+        pipeline = self._redis.pipeline(transaction=False)
+        for lane in lanes:
+            pipeline.llen(list_key(lane))
+        found = pipeline.execute(raise_on_error=False)
+        return {lane: _length(lane, length) for lane, length in zip(lanes, found, strict=True)}
+
+    def push(self, hints: Iterable[Hint]) -> int:
+        """Push hints to the tails of their lanes, in order; return how many."""
+        lanes = defaultdict[Lane, list[str]](list)
+        for alike, some in groupby(hints, key=ALL_BUT_ID):
+            _, _, queue, priority, _ = alike
+            pieces = _pieces(*alike)
+            lanes[Lane(queue, priority)] += [str(hint.id).join(pieces) for hint in some]
+        pipeline = self._redis.pipeline(transaction=False)
+        for lane, messages in lanes.items():
+            pipeline.lpush(list_key(lane), *messages)
+        pipeline.execute()
+        return sum(map(len, lanes.values()))
+
+    def ids_in(self, lane: Lane) -> set[UUID]:
+        """Return the ids of all messages that lie in a lane.
+
+        It is read in pieces from its head, where new ones come in: what stays is never passed over.
+        """
+        found, first = set[UUID](), 0
+        while payloads := self._redis.lrange(list_key(lane), first, first + PIECE - 1):
+            found.update(_ids(payloads))  # type: ignore[arg-type]
+            first += PIECE
+        return found
+
+
+def _length(lane: Lane, found: Any) -> int:
+    """Return a list's length; what is no list at all has no room, and stops no other lane."""
+    if isinstance(found, redis.ResponseError):
+        event(logger, "lane_unusable", level=logging.ERROR, queue=lane.queue, error=found)
+        return sys.maxsize
+    if isinstance(found, Exception):
+        raise found
+    return int(found)
+
+
+def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
+    for payload in payloads:
+        found = RUN_ID.search(payload)
+        if found:
+            yield UUID(found[1].decode())
+
+
+def message(hint: Hint) -> str:
+    """Return the hint as kombu's Redis transport would store it."""
+    return str(hint.id).join(_pieces(*hint[1:]))
+
+
+def _pieces(attempt: int, task: str, queue: str, priority: int, options: str) -> list[str]:
+    """Return what lies between the places of the id in the messages of hints that are alike."""
+    template = _template(task, queue, priority, *_time_limits(options))
+    # A hint that is sent again is another message: its tag must be its own.
+    tag = f"{ID}.{time.time_ns()}"
+    return (template % {TAG: tag, str(TRY): attempt}).split(ID)
+
+
+@lru_cache(maxsize=4096)
+def _time_limits(options: str) -> tuple[float | None, float | None]:
+    """Return the hard and the soft limit, in seconds; None for what is none.
+
+    Raw SQL can write anything. One odd row must not stop its batch: its claim will tell.
+    """
+    if options == "{}":
+        return None, None
+    try:
+        known = read_options(options)
+    except EnqueueError:
+        return None, None
+    return _seconds(known.get("time_limit")), _seconds(known.get("soft_time_limit"))
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time limit that a worker's timers can count down, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 < value < LONGEST.total_seconds() else None
+
+
+@lru_cache(maxsize=1024)
+def _template(
+    task: str, queue: str, priority: int, time_limit: float | None, soft_time_limit: float | None
+) -> str:
+    """Return a message's text with slots for Python's `%`."""
+    amqp: Any = current_app.amqp
+    celery_message = amqp.as_task_v2(
+        ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
+    )
+    with current_app.producer_pool.acquire(block=True) as producer:
+        channel: Any = producer.channel
+        body, content_type, content_encoding = producer._prepare(
+            celery_message.body, "json", None, None, None, celery_message.headers
+        )
+        text = channel.prepare_message(
+            body,
+            priority,
+            content_type,
+            content_encoding,
+            {**celery_message.headers, ATTEMPT: TRY},
+            {**celery_message.properties, "delivery_mode": 2},
+        )
+        channel._inplace_augment_message(text, "", queue)
+    text["properties"]["delivery_tag"] = TAG
+    return SLOTS.sub(r"%(\g<0>)s", dumps(text).replace("%", "%%"))
+
+
+def list_key(lane: Lane) -> str:
+    """Return the Redis key of a lane, as kombu's transport forms it."""
+    separator = "\x06\x16"
+    return f"{lane.queue}{separator}{lane.priority}" if lane.priority else lane.queue

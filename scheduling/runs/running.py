@@ -1,0 +1,177 @@
+"""What this thread runs now: an execution of a job, and what the job asked for meanwhile."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from kombu.utils.json import loads
+
+from scheduling.base_job import BaseJob
+from scheduling.models import Priority, Run, State
+from scheduling.registry import attempts_allowed, encode, queue_of
+from scheduling.runs.follow_ups import carried_in
+from scheduling.runs.stored_results import StoredResult
+
+
+class CurrentRun(NamedTuple):
+    """What a job may know of the run it is."""
+
+    id: UUID
+    schedule: str | None
+    due_at: datetime
+    attempt: int
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked to cancel it: one query, for jobs in pools that cannot raise."""
+        asked = Run.objects.filter(pk=self.id, attempt=self.attempt, state=State.RUNNING)
+        return asked.exclude(cancel_requested_by="").exists()
+
+
+class Claimed(NamedTuple):
+    """The columns that a claim returns."""
+
+    args: str
+    kwargs: str
+    options: str
+    schedule_name: str
+    due_at: datetime
+    failures: int
+    max_attempts: int | None
+    follow_ups: str
+
+
+@dataclass
+class Again:
+    """What a job asked for by sending itself again: its next call.
+
+    `queue`, `priority` and `follow_ups` are None where they stay as they are.
+    """
+
+    task: str
+    args: str
+    kwargs: str
+    countdown: float | None
+    eta: datetime | str | None
+    options: Mapping[str, Any]
+    queue: str | None = None
+    priority: int | None = None
+    follow_ups: str | None = None
+
+
+@dataclass
+class Execution:
+    """One execution in this thread; `tracked` where a row stands behind it."""
+
+    id: UUID | str  # a plain message's id is any text
+    job: BaseJob
+    attempt: int = 0
+    claimed: Claimed | None = None
+    result: StoredResult | None = None
+    again: Again | None = None
+    entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
+    in_body: bool = False  # the job's body runs now: it can be told something
+    exhausted: bool = False  # `retry()` said that no more retries are allowed
+    max_retries: int | None = None  # what `retry()` was given for this execution
+    asked: Mapping[str, Any] = field(default_factory=dict)  # the options that `retry()` was given
+    replacement: str = ""  # JSON of the signature that `replace()` was given
+    arguments: tuple[list[Any], dict[str, Any]] | None = None  # where the row's are others
+
+    @property
+    def tracked(self) -> bool:
+        return self.claimed is not None
+
+    @property
+    def attempts_left(self) -> bool:
+        """Whether another attempt is allowed after this one has failed."""
+        if self.claimed is None:
+            return False
+        allowed = attempts_allowed(self.job.name, self.claimed.max_attempts)
+        return allowed is None or self.claimed.failures + 1 < allowed
+
+    @property
+    def can_become_a_run(self) -> bool:
+        """Whether this execution's next try can be a row: a plain message may have any id."""
+        return self.tracked or run_id_of(self.id) is not None
+
+    @contextmanager
+    def body(self, request: Any) -> Iterator[None]:
+        """Show the job what it carries while its body runs.
+
+        Celery's tracer looks there afterwards, and would send it.
+        """
+        self.in_body = True
+        carried = loads(self.claimed.follow_ups) if self.claimed and self.claimed.follow_ups else {}
+        if carried:
+            request.callbacks, request.errbacks = carried.get("link"), carried.get("link_error")
+            request.chain, request.chord = carried.get("chain"), carried.get("chord")
+        try:
+            yield
+        finally:
+            self.in_body = False
+            if carried:
+                request.callbacks = request.errbacks = request.chain = request.chord = None
+
+    def ask_again(
+        self,
+        task: str,
+        args: Any,
+        kwargs: Any,
+        countdown: float | None,
+        eta: datetime | str | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Remember that this task sent itself again; `finish` makes it the next attempt."""
+        queue, priority = self.asked.get("queue"), self.asked.get("priority")
+        args, kwargs = list(args or ()), dict(kwargs or {})
+        stored = self.claimed is not None and (args, kwargs) == self.arguments
+        self.again = Again(
+            task,
+            self.claimed.args if self.claimed and stored else encode(args),
+            self.claimed.kwargs if self.claimed and stored else encode(kwargs),
+            countdown,
+            eta,
+            options,
+            queue=queue_of(task, str(getattr(queue, "name", queue))) if queue else None,
+            priority=None if priority is None else Priority.nearest(priority),
+            follow_ups=carried_in(options) if self.in_body else None,
+        )
+
+
+_local = threading.local()
+
+
+def current() -> Execution | None:
+    """Return the execution that this thread is in, if any."""
+    return getattr(_local, "execution", None)
+
+
+def current_run() -> CurrentRun | None:
+    """Return the run that the calling job is, or None for a plain Celery message."""
+    running = current()
+    if running is None or running.claimed is None:
+        return None
+    claimed, run_id = running.claimed, UUID(str(running.id))
+    return CurrentRun(run_id, claimed.schedule_name or None, claimed.due_at, running.attempt)
+
+
+@contextmanager
+def entered(execution: Execution) -> Iterator[None]:
+    """Make `execution` this thread's current one."""
+    outer, _local.execution = current(), execution
+    try:
+        yield
+    finally:
+        _local.execution = outer
+
+
+def run_id_of(task_id: object) -> UUID | None:
+    """Return a task id as a run's; None where it can be none: a plain message may have any id."""
+    try:
+        return UUID(str(task_id))
+    except ValueError:
+        return None

@@ -1,0 +1,117 @@
+"""audit: which schedules' next instants a new rule engine, or new time zone data, moves.
+
+A plan keeps the next instant that was computed when it was made, and by which version. After an
+upgrade the rule may yield another one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import connection
+
+from scheduling.models import Plan
+from scheduling.postgres.sql import lean_cursor
+from scheduling.schedules import planning
+
+BATCH = 1000
+
+# Plans that are asked for, and those that are due, are computed anew in a moment in any case.
+OTHERS = """
+SELECT schedule_id FROM scheduling_plan
+ WHERE schedule_id > %(after)s AND NOT needs_plan
+   AND (rule_version <> ALL(%(versions)s) OR %(every)s)
+   AND (next_due_at IS NULL OR next_due_at > statement_timestamp())
+ ORDER BY schedule_id LIMIT %(limit)s
+"""
+
+# One statement: a plan that beat moves on meanwhile is seen as it was, or as it is.
+READ = f"""
+SELECT p.next_due_at, p.error, p.rule_version, t.name, changed.*
+  FROM ({planning.READ_CHANGED}) changed
+  JOIN scheduling_plan p ON p.schedule_id = changed.schedule_id
+  JOIN django_celery_beat_periodictask t ON t.id = changed.schedule_id
+ ORDER BY changed.schedule_id
+"""  # noqa: S608 (constants only)
+
+ASK = """
+SELECT scheduling_ask_for_plans(array_agg(schedule_id)) FROM scheduling_plan
+ WHERE schedule_id = ANY(%s) AND (next_due_at IS NULL OR next_due_at > clock_timestamp())
+"""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A schedule whose next instant is not the planned one any more.
+
+    `planned` and `now` are None where there is, or was, no next instant; `problem` says why its
+    rule cannot be used, or "". `version` made the plan.
+    """
+
+    schedule_id: int
+    name: str
+    planned: datetime | None
+    now: datetime | None
+    problem: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Plans that were looked at, and those of them that moved."""
+
+    schedule_ids: Sequence[int]
+    moved: Sequence[Moved]
+
+
+def audit(*, every: bool = False) -> Iterator[Batch]:
+    """Compare plans with what their rules yield now, in bounded memory.
+
+    Args:
+        every: all plans, not only those that another version made.
+    """
+    after = -(2**31)
+    while True:
+        with lean_cursor() as cursor:
+            parameters = {
+                "after": after, "versions": planning.rule_versions(), "every": every,
+                "limit": BATCH,
+            }  # fmt: skip
+            cursor.execute(OTHERS, parameters)
+            ids = [schedule_id for (schedule_id,) in cursor.fetchall()]
+            if not ids:
+                return
+            cursor.execute(READ, [ids])
+            rows = cursor.fetchall()
+        changed = planning.all_changed([row[4:] for row in rows])
+        pairs = zip(rows, changed, strict=True)
+        yield Batch(ids, [moved for row, now in pairs if (moved := _moved(row[:4], now))])
+        after = ids[-1]
+
+
+def plan_anew(batch: Batch) -> None:
+    """Ask for new plans of a batch as an edit would; beat makes them within moments.
+
+    What has come due meanwhile is left: it fires as it was planned, and is planned by the rule.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(ASK, [list(batch.schedule_ids)])
+
+
+def is_due() -> bool:
+    """Return whether another version made any of the plans.
+
+    Where all were, the first row tells; where none was, Postgres reads the whole table, which is
+    narrow: 0.05 s for 300,000 schedules.
+    """
+    # No version at all: what could not be planned, for a calendar's country that nobody knows.
+    others = Plan.objects.exclude(rule_version__in=["", *planning.rule_versions()])
+    return others.filter(needs_plan=False).exists()
+
+
+def _moved(row: tuple[object, ...], changed: planning.Changed) -> Moved | None:
+    next_due, error, version, name = row
+    planned = planning.plan(changed)
+    if planned.next_due_at == next_due and bool(planned.error) == bool(error):
+        return None
+    return Moved(changed.schedule_id, name, next_due, planned.next_due_at, planned.error, version)  # type: ignore[arg-type]

@@ -1,0 +1,346 @@
+"""What becomes of an occurrence that is due, as its schedule's policies say.
+
+Pure: a due plan and how many of its runs are unfinished go in, rows to write come out. `firing`
+reads the one and writes the other.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import chain, islice
+from typing import NamedTuple, TypedDict
+from uuid import UUID
+
+from kombu.utils.json import dumps, loads
+
+from scheduling import recurrence
+from scheduling.ids import uuid7
+from scheduling.models import CatchUp, Overlap, Priority, State
+from scheduling.postgres.sql import clean
+from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
+from scheduling.schedules.planning import MOMENT, spread_offset
+from scheduling.schedules.rules import RuleFields, as_planned, build_rule
+
+GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
+COUNT_MAX = 2**31 - 1  # what the column holds
+CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick
+CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
+
+
+class Due(NamedTuple):
+    """A plan whose instant has come, with what its schedule says; in LOCK_DUE's order."""
+
+    now: datetime
+    schedule_id: int
+    next_due_at: datetime
+    needs_plan: bool
+    last_due_at: datetime | None
+    anchor_at: datetime | None
+    one_off: bool
+    task: str
+    args: str
+    kwargs: str
+    headers: str
+    queue: str | None
+    priority: int | None
+    catch_up: str
+    catch_up_window: timedelta | None
+    overlap: str
+    spread: timedelta
+    deadline_after: timedelta | None
+    expire_seconds: int | None
+    # Of a plan that was edited: the rule that made it due, and until when it counted.
+    rule: str
+    replaced_at: datetime
+    fields: RuleFields
+
+    @property
+    def until(self) -> datetime:
+        """Up to when its occurrences are to be dealt with."""
+        return min(self.now, self.replaced_at) if self.needs_plan else self.now
+
+
+class Unfinished(NamedTuple):
+    """How many runs of a schedule are not final yet."""
+
+    running: int = 0
+    held: int = 0
+    all: int = 0
+
+
+class NewRun(NamedTuple):
+    """One row to write; in WRITE's order."""
+
+    id: UUID
+    schedule_id: int
+    task: str
+    due_at: datetime
+    run_at: datetime
+    state: str
+    reason: str
+    coalesced: int
+    queue: str
+    priority: int
+    options: str
+    deadline: datetime | None
+    expires_at: datetime | None
+
+
+class Fate(TypedDict):
+    """What an overlap makes of a run: these fields of it."""
+
+    state: str
+    reason: str
+
+
+class Moved(NamedTuple):
+    """Where a plan stands afterwards; in WRITE's order."""
+
+    schedule_id: int
+    next_due_at: datetime | None
+    last_due_at: datetime | None
+    fired: int
+    error: str = ""
+    done: bool = False  # a one-off that has fired
+
+
+def decide(
+    plan: Due, unfinished: Unfinished, step: int = CATCH_UP_STEP
+) -> tuple[list[NewRun], Moved]:
+    """Return the runs that a due plan becomes, up to `step`, and where the plan stands then.
+
+    An instant that an edit has replaced before it came due becomes nothing: the schedule is planned
+    anew. One that was due before the edit is fired as it was planned. What cannot be evaluated is
+    recorded as skipped, and its schedule put in quarantine: it must not stop the others.
+    """
+    if plan.needs_plan and plan.next_due_at > plan.replaced_at:  # the first edit's, of several
+        return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
+    if problem := decode_error(plan.args, plan.kwargs):
+        return _quarantined(plan, problem)
+    if plan.needs_plan:
+        plan = _before_the_edit(plan)
+    try:
+        runs, next_due, last_due = _catch_up(plan, unfinished, step)
+        if plan.needs_plan and next_due is not None and next_due > plan.until:
+            next_due = None  # that is the new rule's to say
+        done = plan.one_off and not _comes_again(plan)
+    except Exception as exception:
+        return _quarantined(plan, f"{type(exception).__name__}: {exception}")
+    runs = _without_overlap(plan, unfinished, runs)
+    return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=done)
+
+
+def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
+    due, reason = plan.next_due_at, clean(problem)
+    run = NewRun(
+        uuid7(), plan.schedule_id, plan.task, due, due, State.SKIPPED, reason, 0, DEFAULT_QUEUE,
+        Priority.MEDIUM, "{}", None, None,
+    )  # fmt: skip
+    return [run], Moved(plan.schedule_id, None, due, 1, reason, done=plan.one_off)
+
+
+def _before_the_edit(plan: Due) -> Due:
+    """Return an edited plan with the rule that made it due; with none where that is not known.
+
+    Whether it was a one-off before is not known either: one that an edit has given another rule is
+    fired for the instant that was planned alone, and still has its new one before it.
+    """
+    fields = as_planned(plan.rule, plan.fields)
+    try:
+        build_rule(fields or plan.fields, plan.anchor_at)
+    except recurrence.RecurrenceError:
+        fields = None
+    if fields is None:
+        return plan._replace(rule="")
+    if plan.one_off and fields != plan.fields:
+        return plan._replace(fields=fields, rule="", one_off=False)
+    return plan._replace(fields=fields)
+
+
+def _catch_up(
+    plan: Due, unfinished: Unfinished, step: int
+) -> tuple[list[NewRun], datetime | None, datetime]:
+    """Return the runs for what is due, the next instant, and the last one that was dealt with."""
+    due, until = plan.next_due_at, plan.until
+    late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
+    unknown = plan.needs_plan and not plan.rule
+    if unknown or (plan.one_off and not _comes_again(plan)):
+        # What comes after it is not this rule's to say.
+        return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
+    rule = build_rule(plan.fields, plan.anchor_at)
+    if late:
+        return _skip_late(plan, rule)
+    following = recurrence.next_after(rule, due)
+    if plan.catch_up == CatchUp.ALL and ((following and following <= until) or unfinished.held):
+        return _one_for_each(plan, rule, unfinished, step)
+    if following is None or following > until:
+        return [_run(plan, due)], following, due
+    if plan.catch_up == CatchUp.NONE:
+        runs = _run_for_each(plan, rule, step)
+        return runs, recurrence.next_after(rule, runs[-1].due_at), runs[-1].due_at
+    if _day_off(plan, due):
+        return _skip_days_off(plan, rule)
+    latest = stands_for = recurrence.latest_between(rule, due, until) or due
+    working = rule
+    if plan.fields.days_off:  # one run stands for all that was to run
+        working = recurrence.working(rule)
+        stands_for = recurrence.latest_between(working, due, latest) or due
+    missed = recurrence.count_between(working, due, latest)
+    run = _run(plan, due, coalesced=missed, stands_for=stands_for)
+    return [run], recurrence.next_after(rule, latest), latest
+
+
+def _day_off(plan: Due, due: datetime) -> str:
+    """Return why the plan's calendar leaves an occurrence out, or "" if it does not."""
+    if plan.fields.days_off is None:
+        return ""
+    try:
+        return recurrence.day_off(build_rule(plan.fields, plan.anchor_at), due)
+    except recurrence.RecurrenceError:
+        if plan.needs_plan:  # an edit has spoilt it since: what was due already is due
+            return ""
+        raise
+
+
+def _comes_again(plan: Due) -> bool:
+    """Return whether a one-off has another occurrence to run at, this one being on a day off."""
+    return plan.fields.clocked_time is None and bool(_day_off(plan, plan.next_due_at))
+
+
+def _skip_days_off(
+    plan: Due, rule: recurrence.Rule
+) -> tuple[list[NewRun], datetime | None, datetime]:
+    # What was missed on the same days off is counted on this row; what was to run comes next.
+    due, upto, working = plan.next_due_at, plan.until, recurrence.working(rule)
+    if recurrence.fires_between(working, due, upto) and (
+        first := recurrence.next_after(working, due)
+    ):
+        upto = first - MOMENT
+    missed = recurrence.count_between(rule, due, upto)
+    last = recurrence.latest_between(rule, due, upto) or due
+    return [_run(plan, due, coalesced=missed)], recurrence.next_after(rule, last), last
+
+
+def _in_time_since(plan: Due) -> datetime:
+    return plan.now - (GRACE if plan.catch_up_window is None else plan.catch_up_window)
+
+
+def _skipped_as_late(plan: Due, coalesced: int = 0) -> NewRun:
+    reason = f"missed: noticed {plan.now - plan.next_due_at} after it was due"
+    return _run(plan, plan.next_due_at, State.SKIPPED, reason, coalesced)
+
+
+def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime | None, datetime]:
+    # The rest that is late too is counted on this row; what is still in time comes next.
+    due, in_time = plan.next_due_at, min(_in_time_since(plan), plan.until)
+    missed = recurrence.count_between(rule, due, in_time)
+    last = recurrence.latest_between(rule, due, in_time) or due
+    return [_skipped_as_late(plan, missed)], recurrence.next_after(rule, last), last
+
+
+def _one_for_each(
+    plan: Due, rule: recurrence.Rule, unfinished: Unfinished, step: int
+) -> tuple[list[NewRun], datetime | None, datetime]:
+    due, window = plan.next_due_at, plan.catch_up_window
+    oldest = plan.now - window if window is not None else due
+    if due < oldest:
+        reason, last = "missed: before the catch-up window", min(oldest, plan.until)
+    elif unfinished.all >= CATCH_UP_MAX:
+        reason, last = f"missed: {unfinished.all} runs of this schedule wait already", plan.until
+    else:
+        runs = _run_for_each(plan, rule, step)
+        last = runs[-1].due_at
+        return _one_at_a_time(runs, unfinished), recurrence.next_after(rule, last), last
+    missed = recurrence.count_between(rule, due, last)
+    last = recurrence.latest_between(rule, due, last) or due
+    skipped = _run(plan, due, State.SKIPPED, reason, coalesced=missed)
+    return [skipped], recurrence.next_after(rule, last), last
+
+
+def _run_for_each(plan: Due, rule: recurrence.Rule, step: int) -> list[NewRun]:
+    """Return a run for the due instant and for each that has passed since, up to `step`."""
+    missed = recurrence.occurrences_between(rule, plan.next_due_at, plan.until)
+    instants = islice(chain([plan.next_due_at], missed), step)
+    return [_run(plan, instant) for instant in instants]
+
+
+def hold(run: NewRun) -> NewRun:
+    """Return the run as one that waits for its schedule's earlier ones, unless it is skipped."""
+    return run._replace(state=State.HELD) if run.state == State.SCHEDULED else run
+
+
+def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
+    if unfinished.all:
+        return [hold(run) for run in runs]
+    starting = next((n for n, run in enumerate(runs) if run.state == State.SCHEDULED), 0) + 1
+    return runs[:starting] + [hold(run) for run in runs[starting:]]
+
+
+def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:
+    """Return the runs as the overlap policy lets them start; those made together overlap too."""
+    starting = [run for run in runs if run.state == State.SCHEDULED]
+    if plan.overlap == Overlap.ALLOW or len(starting) + unfinished.all < 2:
+        return runs
+    fates = iter(_fates(plan.overlap, unfinished, starting))
+    return [run._replace(**next(fates)) if run.state == State.SCHEDULED else run for run in runs]
+
+
+def _fates(overlap: str, unfinished: Unfinished, starting: list[NewRun]) -> Iterator[Fate]:
+    """Yield what becomes of each run that would start, oldest first."""
+    if overlap == Overlap.REPLACE:
+        reason = f"overlap: replaced by the run due {starting[-1].due_at.isoformat()}"
+        yield from [Fate(state=State.SKIPPED, reason=reason)] * (len(starting) - 1)
+        yield Fate(state=State.HELD if unfinished.running else State.SCHEDULED, reason="")
+        return
+    begun, held = unfinished.all > 0, unfinished.held > 0
+    for _ in starting:
+        if not begun:
+            begun = True
+            yield Fate(state=State.SCHEDULED, reason="")
+        elif overlap == Overlap.QUEUE and not held:
+            held = True
+            yield Fate(state=State.HELD, reason="")
+        elif overlap == Overlap.QUEUE:
+            reason = "overlap: one run waits already for an unfinished one"
+            yield Fate(state=State.SKIPPED, reason=reason)
+        else:
+            yield Fate(state=State.SKIPPED, reason="overlap: an earlier run is unfinished")
+
+
+def _run(
+    plan: Due,
+    due: datetime,
+    state: State = State.SCHEDULED,
+    reason: str = "",
+    coalesced: int = 0,
+    stands_for: datetime | None = None,
+) -> NewRun:
+    """Return the row of the occurrence `due`; it expires by the last one that it stands for.
+
+    One on a day off is skipped.
+    """
+    if state == State.SCHEDULED and (why := _day_off(plan, due)):
+        state, reason = State.SKIPPED, why
+    offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
+    deadline = None if plan.deadline_after is None else due + plan.deadline_after
+    expires = plan.fields.expires and _later(plan.fields.expires, offset)
+    if plan.expire_seconds is not None:
+        seconds = timedelta(seconds=plan.expire_seconds)
+        expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
+    return NewRun(
+        uuid7(), plan.schedule_id, plan.task, due, due + offset, state, reason,
+        min(coalesced, COUNT_MAX), queue_of(plan.task, plan.queue or None),
+        priority_of(plan.task, plan.priority), options_with(plan.headers), deadline, expires,
+    )  # fmt: skip
+
+
+def _later(end: datetime, offset: timedelta) -> datetime | None:
+    """Return the end moved by an offset; None, which is no end, beyond what a datetime can hold."""
+    try:
+        return end + offset
+    except OverflowError:
+        return None
+
+
+def options_with(headers: str) -> str:
+    """Return a run's options as JSON: the schedule's message headers (JSON), where it has any."""
+    return "{}" if headers in ("", "{}") else str(dumps({"headers": dict(loads(headers))}))

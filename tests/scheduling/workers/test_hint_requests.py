@@ -1,0 +1,86 @@
+"""What a worker's parent makes of a hint, in the loop that takes the next ones."""
+
+import json
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import current_app, shared_task
+from celery.exceptions import WorkerLostError
+from celery.worker import state as worker_state
+from kombu.transport.virtual import Message
+
+from scheduling.execution import claiming
+from scheduling.ids import uuid7
+from scheduling.jobs import Job
+from scheduling.runs.hints import Hint, message
+from scheduling.workers import HintRequest
+
+
+@shared_task(base=Job)
+def early() -> None:
+    pass
+
+
+@shared_task(base=Job, acks_late=True, reject_on_worker_lost=True)
+def late() -> None:
+    pass
+
+
+@shared_task(base=Job, retry_on_worker_lost=True)
+def retried() -> None:
+    pass
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the lease thread is given to write."""
+    told: list[Any] = []
+
+    def take(*report: Any) -> bool:
+        told.append(report)
+        return True
+
+    monkeypatch.setattr(claiming, "reporter", take)
+    return told
+
+
+def request_of(task: Any) -> HintRequest:
+    hint = json.loads(message(Hint(uuid7(), 1, task.name, "celery", 6, "{}")))
+    with current_app.connection_for_read() as broker:
+        channel: Any = broker.default_channel
+        request = HintRequest(Message(hint, channel=channel), app=current_app, task=task)
+    request.on_accepted(1, 0.0)
+    return request
+
+
+def lost(error: BaseException) -> Any:
+    try:
+        raise error
+    except BaseException:
+        return ExceptionInfo()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("task", [early, late, retried], ids=lambda task: task.name)
+@pytest.mark.parametrize("error", [WorkerLostError("signal 9"), SystemExit(-15)], ids=repr)
+def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
+    task: Any,
+    error: BaseException,
+    reported: list[Any],
+    django_assert_num_queries: Any,
+) -> None:
+    request = request_of(task)
+    with django_assert_num_queries(0):
+        request.on_failure(lost(error))
+    ((run_id, attempt, status, told, _),) = reported
+    assert (run_id, attempt, status) == (request.id, 1, "FAILURE")
+    assert told["exc_type"] == "WorkerLostError"
+
+
+def test_a_job_without_memory_ends_no_worker(reported: list[Any]) -> None:
+    request = request_of(early)
+    assert request in worker_state.active_requests
+    request.on_failure(lost(MemoryError()), return_ok=True)
+    assert request not in worker_state.active_requests
+    assert reported == [], "its child has written its end"
