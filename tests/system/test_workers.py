@@ -88,7 +88,7 @@ def test_a_pool_of_threads_starts_anew_for_a_cancelled_run_and_hands_back_the_ot
 # --- A worker that is cut off --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
     system: System, evidence: Path, pool: str
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
     assert alone.process.poll() is None
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_job_whose_connection_is_dead_but_open_goes_on_with_another(
     system: System, evidence: Path, pool: str
 ) -> None:
@@ -230,6 +230,22 @@ def test_a_worker_that_must_end_at_once_hands_back_its_runs(
     assert {(run.state, run.failures) for run in runs} == {(State.SUCCEEDED, 0)}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_worker_of_one_process_that_must_end_hands_back_its_run(
+    system: System, evidence: Path, number: int
+) -> None:
+    system.beat()
+    old = system.ready_worker(1, "--pool", "solo", SHUTDOWN_GRACE_SECONDS="2")
+    run_id = enqueue(tasks.sleep, (str(evidence), 30)).id
+    wait_for(lambda: len(lines(evidence)) == 1, timeout=20)
+    old.process.send_signal(number)
+    old.process.wait(15)
+    Run.objects.update(args=f'["{evidence}", 0.1]')
+    system.ready_worker(1)
+    wait_for(all_final, timeout=20)
+    assert (run_of(run_id).state, run_of(run_id).failures) == (State.SUCCEEDED, 0)
+
+
 @pytest.mark.parametrize("option", ["--max-tasks-per-child=7", "--autoscale=4,1"])
 def test_children_that_come_and_go_lose_nothing(
     system: System, evidence: Path, option: str
@@ -291,7 +307,7 @@ def test_above_its_limits_a_worker_takes_nothing_and_says_so(
 # --- Progress ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
     system: System, evidence: Path, pool: str
 ) -> None:
