@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs that are asked for ahead")  # fmt: skip
     parser.add_argument("--one-offs-for", type=float, default=10, metavar="SECONDS",
                         help="the time over which they are due")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=6, metavar="N",
+    parser.add_argument("--workers", type=int, default=8, metavar="N",
                         help="workers that share the one-offs")  # fmt: skip
     parser.add_argument("--pool", default="solo",
                         help="where their jobs run: solo, prefork or threads")  # fmt: skip
