@@ -159,7 +159,7 @@ class TestManyThatCatchUp:
     def test_what_is_due_now_is_fired_by_the_second_batch(
         self, missed: list[Any], beat: Scheduler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(firing.fire_due, "__defaults__", (20, None))
+        monkeypatch.setattr(firing, "BATCH", 20)
         monkeypatch.setattr(planning, "BATCH", 20)
         monkeypatch.setattr("scheduling.beat.scheduler.BUSY_MAX", 0.0)
         beat.run_once()

@@ -342,7 +342,7 @@ class TestAfterAnOutage:
         many(30)
         Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
         monkeypatch.setattr(planning, "BATCH", 10)
-        monkeypatch.setattr(firing.fire_due, "__defaults__", (10, None))
+        monkeypatch.setattr(firing, "BATCH", 10)
         settle(scheduler)
         assert Run.objects.filter(task="t").count() == 30
 
@@ -352,7 +352,7 @@ class TestAfterAnOutage:
         many(30)
         Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
         monkeypatch.setattr(planning, "BATCH", 10)
-        monkeypatch.setattr(firing.fire_due, "__defaults__", (10, None))
+        monkeypatch.setattr(firing, "BATCH", 10)
         monkeypatch.setattr(beat, "BUSY_MAX", 0.0)
         settle(scheduler)
         assert Run.objects.filter(task="t").count() == 30
