@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import WorkerLostError
 from celery.signals import worker_process_init, worker_shutdown, worker_shutting_down
+from celery.utils.functional import noop
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -115,11 +116,7 @@ def ask_anew_at_each_end(pool: Any, loop: Any) -> None:
 
     def apply(*args: Any, **options: Any) -> Any:
         applied = on_apply(*args, **options)
-        applied.f.add_done_callback(lambda _: loop.call_soon(_nothing))
+        applied.f.add_done_callback(lambda _: loop.call_soon(noop))
         return applied
 
     pool.on_apply = apply
-
-
-def _nothing() -> None:
-    """Be called."""
