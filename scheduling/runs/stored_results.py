@@ -63,6 +63,7 @@ class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
         children = self.current_task_children(request)
         own = self._get_meta_from_request(request)
         meta = self._encode_meta({**own, "children": children}) if own or children else self.no_meta
+        extended = self._get_extended_properties(request, traceback)
         return StoredResult(
             status=status,
             result=content,
@@ -70,29 +71,17 @@ class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
             meta=meta,
             content_type=content_type,
             content_encoding=content_encoding,
-            **(self._of_request(request) if request and self._extended else {}),
+            **{
+                name: extended[name] and str(extended[name])[: WIDTHS.get(name)]
+                for name in (
+                    "task_name",
+                    "task_args",
+                    "task_kwargs",
+                    "worker",
+                    "periodic_task_name",
+                )
+            },
         )
-
-    @cached_property
-    def _extended(self) -> bool:
-        """Whether the setting `result_extended` is on, which takes a while to look up."""
-        return bool(self.app.conf.find_value_for_key("extended", "result"))
-
-    def _of_request(self, request: Any) -> dict[str, Any]:
-        """Return what the base's `_get_extended_properties` does, as far as columns hold it."""
-        worker = getattr(request, "hostname", None)
-        return {
-            "task_name": getattr(request, "task", None),
-            "task_args": self._call(request, "args"),
-            "task_kwargs": self._call(request, "kwargs"),
-            "worker": worker and worker[: WIDTHS["worker"]],
-            "periodic_task_name": getattr(request, "periodic_task_name", None),
-        }
-
-    def _call(self, request: Any, name: str) -> str | None:
-        shown = getattr(request, f"{name}repr", None)
-        shown = getattr(request, name, None) if shown is None else shown
-        return None if shown is None else str(self.encode_content(shown)[2])
 
     def encode_content(self, data: Any) -> tuple[str, str, str]:
         """Return content type, encoding and text of what a column holds, in the app's serializer.
