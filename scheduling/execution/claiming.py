@@ -35,6 +35,7 @@ from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.postgres.connections import drop_unclean
+from scheduling.postgres.infinity import saturated
 from scheduling.postgres.prepared import run_alone
 from scheduling.postgres.silence import waits
 from scheduling.postgres.sql import is_away
@@ -45,7 +46,6 @@ from scheduling.runs.follow_ups import request_fields
 from scheduling.runs.options import read_options
 from scheduling.runs.outcomes import Outcome, text_of
 from scheduling.runs.running import Again, Claimed, Execution, entered, run_id_of
-from scheduling.schedules.rules import saturated
 
 logger = logging.getLogger(__name__)
 

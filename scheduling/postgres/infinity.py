@@ -1,7 +1,7 @@
 """Instants that Python cannot hold, as Django reads them: the first or the last that it can.
 
 Raw SQL can write `infinity`, or a year beyond 9999, into any table; psycopg refuses to read it. One
-such row must not keep a page from showing all others. `schedules.rules.saturated` is that in SQL.
+such row must not keep a page from showing all others, nor a beat or a worker from its work.
 """
 
 from datetime import UTC, datetime
@@ -13,6 +13,15 @@ from psycopg.types.datetime import TimestamptzLoader
 
 # Not the very ends: there a time zone's offset, or a day that is added, overflows.
 FIRST, LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+
+
+def saturated(column: str) -> str:
+    """Return SQL for a timestamp that Python can hold, for lean cursors; NULL stays NULL."""
+    low, high = (f"'{instant.isoformat()}'::timestamptz" for instant in (FIRST, LAST))
+    return (
+        f"CASE WHEN {column} < {low} THEN {low} WHEN {column} > {high} THEN {high} "
+        f"ELSE {column} END"
+    )
 
 
 class Loader(TimestamptzLoader):

@@ -16,6 +16,7 @@ from django.db import transaction
 
 from scheduling import recurrence
 from scheduling.logs import event
+from scheduling.postgres.infinity import saturated
 from scheduling.postgres.sql import arrays, lean_cursor
 from scheduling.registry import decode_error
 from scheduling.schedules.rules import (
@@ -24,7 +25,6 @@ from scheduling.schedules.rules import (
     RuleFields,
     build_rule,
     same_rule,
-    saturated,
     with_fields,
 )
 

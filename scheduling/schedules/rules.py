@@ -10,6 +10,7 @@ from django.conf import settings
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import recurrence
+from scheduling.postgres.infinity import saturated
 from scheduling.recurrence import DaysOff, ExcludedDay, RecurrenceError, Rule
 from scheduling.schedules.calendars import days_off_by_id, days_off_of
 
@@ -93,15 +94,6 @@ def as_planned(fingerprint: str, fields: RuleFields) -> RuleFields | None:
 
 def _instant(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
-
-
-def saturated(column: str) -> str:
-    """Return SQL for a timestamp that Python can hold: from year 1 to 9999; NULL stays NULL."""
-    low, high = "'0001-01-03Z'::timestamptz", "'9999-12-29Z'::timestamptz"
-    return (
-        f"CASE WHEN {column} < {low} THEN {low} WHEN {column} > {high} THEN {high} "
-        f"ELSE {column} END"
-    )
 
 
 # The same, to be selected beside a schedule `t` and its policy `y`; in RuleFields' order, with the
