@@ -81,7 +81,7 @@ __all__ = [
 ]
 
 # Raise it when any rule's occurrences change, so that stored plans can be made anew.
-VERSION = "1"
+VERSION = "2"
 
 _HORIZON = timedelta(days=3653)  # ten years
 

@@ -6,8 +6,11 @@ Where the clocks change:
   in a gap runs at the first instant after the gap; several in one gap coincide there and are one
   occurrence. A time that the clocks show twice runs once, at its first pass.
 - Any other rule (a wildcard, step or range in minute or hour, also inside a list) says how often.
-  It occurs whenever the clocks show a time that matches: in both passes of a repeated hour, and
-  not at all at times that a gap leaves out, so its intervals stay even.
+  It occurs whenever the clocks show a time that matches, in both passes of a repeated hour.
+  If its hours are fixed (`*/30 2 * * *`), the times in a gap run once at the first instant after
+  the gap, as those of a fixed rule do: otherwise the gap could take the rule's whole day. If its
+  hours are a wildcard, step or range, it does not occur at times in a gap, so its intervals stay
+  even.
 """
 
 from collections.abc import Sequence
@@ -34,6 +37,7 @@ class CronRule(Rule):
     expression: str
     timezone: str
     fixed: bool = field(compare=False, repr=False)
+    fixed_hours: bool = field(compare=False, repr=False)
     pattern: WallPattern = field(compare=False, repr=False)
     tz: ZoneInfo = field(compare=False, repr=False)
 
@@ -79,11 +83,11 @@ class CronRule(Rule):
         local = due.astimezone(self.tz)
         instant = due.replace(tzinfo=None)
         stretch = stretch_at(self.tz, instant)
-        if self.fixed:
+        if not self.fixed and instant + stretch.offset < stretch.reached:
+            return Occurrence(due, local, "repeated")
+        if self.fixed_hours:
             missing = self._missing_before(stretch) if instant == stretch.start else []
             return _with_missing(Occurrence(due, local), "shifted", missing)
-        if instant + stretch.offset < stretch.reached:
-            return Occurrence(due, local, "repeated")
         missing = self._missing_between(previous.replace(tzinfo=None), stretch)
         return _with_missing(Occurrence(due, local), "skipped", missing)
 
@@ -99,15 +103,17 @@ class CronRule(Rule):
     def _passed(self, stretch: Stretch, after: datetime) -> datetime:
         """The last wall clock that this stretch has no occurrence for, of those after `after`.
 
-        A fixed rule leaves out what was shown before and takes in what the gap left out; its
-        times in a gap map to instants before the stretch, hence the max() of the callers.
+        A fixed rule leaves out what was shown before. A rule with fixed hours takes in what the
+        gap left out: those times map to instants before the stretch, hence the max() of the
+        callers.
         """
-        first = (stretch.reached if self.fixed else stretch.opens) - TICK
+        takes_reached = self.fixed_hours if stretch.after_gap else self.fixed
+        first = (stretch.reached if takes_reached else stretch.opens) - TICK
         return first if after < stretch.start else max(first, after + stretch.offset)
 
     def _count_in(self, stretch: Stretch, after: datetime, upto: datetime) -> int:
         count = self.pattern.count(self._passed(stretch, after), upto + stretch.offset)
-        if self.fixed and stretch.after_gap and after < stretch.start:
+        if self.fixed_hours and stretch.after_gap and after < stretch.start:
             coinciding = self.pattern.count(stretch.reached - TICK, stretch.opens)
             count -= max(coinciding - 1, 0)
         return max(count, 0)  # negative where a repeated time goes on past `upto`
@@ -156,4 +162,4 @@ def _parsed(expression: str, timezone: str) -> CronRule:
     read = dialect.numbers(tidied)
     times = times_of_day(read.minutes, read.hours)
     pattern = WallPattern(times, read.days, read.months, read.weekdays)
-    return CronRule(tidied, timezone, read.fixed, pattern, tz)
+    return CronRule(tidied, timezone, read.fixed, read.fixed_hours, pattern, tz)

@@ -64,8 +64,8 @@ _WEEKDAY = _Field("day of week", 0, 7, "sunday monday tuesday wednesday thursday
 class Numbers(NamedTuple):
     """The numbers of each field; weekdays count from Sunday = 0.
 
-    `fixed`: minute and hour are plain numbers or lists of them. A list that holds one range, step
-    or wildcard (`0,30-45`) is not fixed.
+    `fixed_hours`: the hour is a plain number or a list of them; `fixed`: so is the minute. A list
+    that holds one range, step or wildcard (`0,30-45`) is not fixed.
     """
 
     minutes: frozenset[int]
@@ -74,6 +74,7 @@ class Numbers(NamedTuple):
     months: frozenset[int]
     weekdays: frozenset[int]
     fixed: bool
+    fixed_hours: bool
 
 
 def tidy(expression: str) -> str:
@@ -97,6 +98,7 @@ def numbers(expression: str) -> Numbers:
         _read(_MONTH, month),
         _read(_WEEKDAY, weekday),
         fixed=(minute + hour).replace(",", "").isdigit(),
+        fixed_hours=hour.replace(",", "").isdigit(),
     )
 
 

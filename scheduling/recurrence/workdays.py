@@ -117,7 +117,14 @@ def _cron(rule: CronRule, days_off: DaysOff, step: Step | None) -> CronRule:
         return rule
     pattern = WorkingDaysPattern(base.times, base.days, base.months, base.weekdays, days_off, step)
     return WorkingDaysCronRule(
-        rule.expression, rule.timezone, rule.fixed, pattern, rule.tz, days_off, step
+        rule.expression,
+        rule.timezone,
+        rule.fixed,
+        rule.fixed_hours,
+        pattern,
+        rule.tz,
+        days_off,
+        step,
     )
 
 

@@ -396,6 +396,11 @@ def due_on(rule: CronRule, day: date) -> set[datetime]:
         return {first_instant(datetime.combine(day, at), zone) for at in times}
     walls = [datetime.combine(day, at, tzinfo=zone) for at in times]
     passes = [(wall, wall.replace(fold=fold).astimezone(UTC)) for wall in walls for fold in (0, 1)]
-    return {
-        due for wall, due in passes if due.astimezone(zone).replace(fold=0, tzinfo=zone) == wall
-    }
+    shown = [
+        (wall, due)
+        for wall, due in passes
+        if due.astimezone(zone).replace(fold=0, tzinfo=zone) == wall
+    ]
+    jumped = {wall for wall in walls if rule.fixed_hours} - {wall for wall, _ in shown}
+    ends = {first_instant(wall.replace(tzinfo=None), zone) for wall in jumped}
+    return {due for _, due in shown} | ends

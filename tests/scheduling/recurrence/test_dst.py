@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+import pytest
+
 from scheduling.recurrence import (
     count_between,
     cron,
@@ -64,10 +66,34 @@ class TestNewYorkSpring:
         found = fires("30 1-3 * * *", "America/New_York", "2026-03-08T05:00", "2026-03-08T12:00")
         assert found == ["03-08 06:30", "03-08 07:30"]
 
-    def test_a_step_only_in_the_gap_does_not_occur_that_day(self) -> None:
-        assert (
-            fires("*/20 2 * * *", "America/New_York", "2026-03-08T00:00", "2026-03-08T23:00") == []
+    @pytest.mark.parametrize("minute", ["*/20", "*/30", "*", "0-59/20", "10-50", "0,30-45", "5-5"])
+    def test_steps_in_the_gap_run_once_right_after_it(self, minute: str) -> None:
+        rule = f"{minute} 2 * * *"
+        found = fires(rule, "America/New_York", "2026-03-08T00:00", "2026-03-08T23:00")
+        assert found == ["03-08 07:00"]
+
+    def test_they_do_not_silence_the_other_hours_of_their_day(self) -> None:
+        found = fires("*/15 2,14 * * *", "America/New_York", "2026-03-08T00:00", "2026-03-09T00:00")
+        assert found == ["03-08 07:00", "03-08 18:00", "03-08 18:15", "03-08 18:30", "03-08 18:45"]
+
+    def test_they_coincide_with_a_step_at_the_end_of_the_gap(self) -> None:
+        found = fires(
+            "*/30 1,2,3 * * *", "America/New_York", "2026-03-08T00:00", "2026-03-09T00:00"
         )
+        assert found == ["03-08 06:00", "03-08 06:30", "03-08 07:00", "03-08 07:30"]
+
+    def test_steps_in_the_gap_keep_their_weekday(self) -> None:
+        found = fires("*/30 2 * * sun", "America/New_York", "2026-03-08T00:00", "2026-03-15T06:00")
+        assert found == ["03-08 07:00", "03-15 06:00"]
+        assert (
+            fires("*/30 2 * * mon", "America/New_York", "2026-03-08T00:00", "2026-03-09T05:00")
+            == []
+        )
+
+    def test_the_end_of_the_gap_is_not_yielded_twice_for_steps(self) -> None:
+        rule = cron("*/30 2 * * *", "America/New_York")
+        assert next_after(rule, utc("2026-03-08T06:59:59.999999")) == utc("2026-03-08T07:00")
+        assert next_after(rule, utc("2026-03-08T07:00")) == utc("2026-03-09T06:00")
 
 
 class TestNewYorkAutumn:
@@ -134,6 +160,15 @@ class TestLordHowe:
         found = fires("15,45 1 * * *", self.ZONE, "2026-04-04T12:00", "2026-04-05T12:00")
         assert found == ["04-04 14:15", "04-04 14:45"]
 
+    def test_steps_in_the_half_hour_gap_run_once_and_those_after_it_at_their_own_times(
+        self,
+    ) -> None:
+        a, b = "2026-10-03T12:00", "2026-10-04T12:00"
+        assert fires("*/15 2 * * *", self.ZONE, a, b) == ["10-03 15:30", "10-03 15:45"]
+        assert fires("*/20 2 * * *", self.ZONE, a, b) == ["10-03 15:30", "10-03 15:40"]
+        assert fires("10-25 2 * * *", self.ZONE, a, b) == ["10-03 15:30"]
+        assert fires("35-45/10 2 * * *", self.ZONE, a, b) == ["10-03 15:35", "10-03 15:45"]
+
     def test_a_wildcard_repeats_half_an_hour(self) -> None:
         found = fires("0,30 * * * *", self.ZONE, "2026-04-04T14:00", "2026-04-04T16:00")
         assert found == ["04-04 14:30", "04-04 15:00", "04-04 15:30", "04-04 16:00"]
@@ -151,6 +186,10 @@ class TestMidnightGaps:
     def test_havana_runs_a_midnight_job_at_one(self) -> None:
         found = fires("30 0 * * *", "America/Havana", "2026-03-07T12:00", "2026-03-09T12:00")
         assert found == ["03-08 05:00", "03-09 04:30"]
+
+    def test_havana_runs_the_steps_of_a_missing_midnight_hour_at_one(self) -> None:
+        found = fires("*/10 0 * * *", "America/Havana", "2026-03-08T00:00", "2026-03-09T04:10")
+        assert found == ["03-08 05:00", "03-09 04:00", "03-09 04:10"]
 
     def test_cairo_keeps_the_weekday_of_a_missing_midnight(self) -> None:
         found = fires("0 0 * * fri", "Africa/Cairo", "2026-04-23T00:00", "2026-04-25T00:00")
@@ -180,6 +219,16 @@ class TestSkippedAndRepeatedDays:
         assert len(fires("0 * * * *", "Pacific/Apia", "2011-12-30T00:00", "2011-12-31T00:00")) == 24
         assert fires("0 * 30 12 *", "Pacific/Apia", "2011-12-01", "2012-01-15") == []
 
+    def test_apia_runs_the_steps_of_the_day_it_left_out_once_at_its_end(self) -> None:
+        assert fires("*/20 9 30 12 *", "Pacific/Apia", "2011-12-01", "2012-12-01") == [
+            "12-30 10:00"
+        ]
+
+    def test_kwajalein_left_out_a_day_in_1993(self) -> None:
+        """From Friday 20 August straight to Sunday 22 August."""
+        found = fires("*/30 9,21 21 8 *", "Pacific/Kwajalein", "1993-08-01", "1993-12-01")
+        assert found == ["08-21 12:00"]
+
     def test_kwajalein_runs_a_day_that_came_twice_once(self) -> None:
         found = fires("0 9 * * *", "Pacific/Kwajalein", "1969-09-29T12:00", "1969-10-02T12:00")
         assert found == ["09-29 22:00", "10-01 21:00"]
@@ -207,6 +256,11 @@ class TestPoliticalChanges:
             "12-09 07:15",
         ]
         assert fires("45 2 1 5 *", zone, "2016-04-01", "2016-05-31") == ["05-01 07:00"]
+        assert fires("*/20 2 1 5 *", zone, "2016-04-01", "2016-05-31") == [
+            "05-01 06:30",
+            "05-01 06:50",
+            "05-01 07:00",
+        ]
 
     def test_casablanca_changes_twice_around_ramadan(self) -> None:
         found = fires("0 12 1 * *", "Africa/Casablanca", "2024-02-15", "2024-05-15")

@@ -246,9 +246,17 @@ class TestAgainstBruteForce:
 
 
 def tried_repeating(rule: CronRule, a: datetime, b: datetime) -> list[datetime]:
-    """Every minute at which the clocks show a match."""
+    """Every minute at which the clocks show a match; with fixed hours, also the ends of gaps."""
     zone = ZoneInfo(rule.timezone)
-    return [due for due in minutes(a, b) if matches(rule, due.astimezone(zone))]
+    found = {due for due in minutes(a, b) if matches(rule, due.astimezone(zone))}
+    if rule.expression.split()[1].replace(",", "").isdigit():
+        for wall in minutes(a - 3 * DAY, b + 3 * DAY):
+            local = wall.replace(tzinfo=zone)
+            exists = local.astimezone(UTC).astimezone(zone).replace(tzinfo=None)
+            if matches(rule, wall) and exists != wall.replace(tzinfo=None):
+                due = first_instant(wall.replace(tzinfo=None), zone)
+                found |= {due} if a < due <= b else set()
+    return sorted(found)
 
 
 def tried_fixed(rule: CronRule, a: datetime, b: datetime) -> list[datetime]:

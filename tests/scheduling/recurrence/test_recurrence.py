@@ -292,14 +292,26 @@ class TestPreview:
             ("08 08:30", "04:30-0400", "", None),
         ]
 
-    def test_a_rule_of_the_gap_alone_says_so_on_the_next_day(self) -> None:
-        (row,) = preview(cron("*/20 2 * * *", "America/New_York"), utc("2026-03-08T05:00"), 1)
+    def test_a_range_of_hours_in_the_gap_alone_says_so_on_the_next_day(self) -> None:
+        (row,) = preview(cron("*/20 2-2 * * *", "America/New_York"), utc("2026-03-08T05:00"), 1)
         assert row.due_at == utc("2026-03-09T06:00")
         assert (row.dst, row.missing) == ("skipped", naive("2026-03-08T02:00"))
 
+    def test_steps_of_a_fixed_hour_in_the_gap_are_shifted_together(self) -> None:
+        found = preview(cron("*/20 2 * * *", "America/New_York"), utc("2026-03-08T05:00"), 2)
+        assert [(row.due_at, row.dst) for row in found] == [
+            (utc("2026-03-08T07:00"), "shifted"),
+            (utc("2026-03-09T06:00"), ""),
+        ]
+        assert (found[0].missing, found[0].missing_more) == (naive("2026-03-08T02:00"), 2)
+
+    def test_steps_of_a_fixed_hour_have_a_second_pass(self) -> None:
+        found = preview(cron("*/30 1 * * *", "America/New_York"), utc("2026-11-01T05:00"), 3)
+        assert [row.dst for row in found] == ["", "repeated", "repeated"]
+
     def test_the_first_of_several_skipped_times_is_shown(self) -> None:
         """Istanbul's last gaps were on the last Sundays of March 2015 and 2016."""
-        rule = cron("*/20 3 25-31 3 sun", "Europe/Istanbul")
+        rule = cron("*/20 3-3 25-31 3 sun", "Europe/Istanbul")
         (row,) = preview(rule, utc("2014-04-01"), 1)
         assert row.due_at == utc("2017-03-26T00:00")
         assert (row.dst, row.missing) == ("skipped", naive("2015-03-29T03:00"))
