@@ -6,7 +6,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from pytest_django import Settings
 
 from scheduling.jobs import PermanentError
 from scheduling.outgoing import webhooks
-from scheduling.outgoing.webhooks import post, refusal
+from scheduling.outgoing.http import Limits
+from scheduling.outgoing.webhooks import post
 
 
 class Hook:
@@ -94,7 +94,7 @@ class TestACall:
     def test_a_server_that_never_ends_its_answer_is_left(
         self, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(webhooks, "TIMEOUT", 0.5)
+        monkeypatch.setattr(webhooks, "LIMITS", Limits(whole=0.5))
         done = threading.Event()
 
         def drip(out: Any) -> None:
@@ -105,14 +105,14 @@ class TestACall:
                     return
 
         hook.answer = drip
-        with pytest.raises(OSError, match=r"timed out|no answer in time"):
+        with pytest.raises(OSError, match=r"timed out|not answer in time"):
             post(hook.url, b"{}", {})
         done.set()
 
     @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", b"x" * 20_000])
     def test_what_is_no_http_is_no_yes(self, hook: Hook, answer: bytes) -> None:
         hook.answer = lambda out: out.write(answer)
-        with pytest.raises(OSError, match=r"no HTTP|no answer|connection ended|reset"):
+        with pytest.raises(OSError, match=r"not answer with HTTP|without response|reset|too long"):
             post(hook.url, b"{}", {})
 
     def test_without_a_certificate_it_trusts_nobody(self, hook: Hook) -> None:
@@ -128,7 +128,7 @@ class TestWhereItMayGo:
          "[::ffff:127.0.0.1]", "2130706433", "0x7f.1"],
     )  # fmt: skip
     def test_nothing_goes_inside(self, host: str) -> None:
-        with pytest.raises(PermanentError, match=r"no global address.* nothing is sent"):
+        with pytest.raises(PermanentError, match=r"not a global address.* nothing is sent"):
             post(f"https://{host}/", b"{}", {})
 
     def test_a_server_inside_hears_nothing(self, hook: Hook, settings: Settings) -> None:
@@ -149,7 +149,7 @@ class TestWhereItMayGo:
             return real("192.88.98.1" if len(asked) == 1 else "127.0.0.1", *args, **options)
 
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr(webhooks, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(webhooks, "LIMITS", Limits(connect=0.2))
         with pytest.raises(OSError):  # noqa: PT011 (there is no way out of here)
             post(hook.url.replace("127.0.0.1", "rebinding.example"), b"{}", {})
         assert hook.calls == []
@@ -157,24 +157,3 @@ class TestWhereItMayGo:
     def test_a_name_that_is_not_there_is_for_another_try(self) -> None:
         with pytest.raises(OSError):  # noqa: PT011 (the resolver's words differ)
             post("https://nowhere.invalid/", b"{}", {})
-
-    @pytest.mark.parametrize(
-        "address",
-        [
-            "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.1.1", "100.64.0.1",
-            "0.0.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1", "192.0.2.1",
-            "::", "::1", "4000::1", "100::1", "fe80::1", "fc00::1", "ff02::1", "ff0e::1",
-            "2001:db8::1", "::ffff:10.0.0.1", "::7f00:1", "::ffff:0:7f00:1", "64:ff9b::7f00:1",
-            "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a00:1::1", "2001:0:a00:1::1",
-            "2001:0:808:808::80ff:fffe",
-            "2a00::5efe:a00:1", "2a00::200:5efe:7f00:1", "64:ff9b::e000:1",
-        ],
-    )  # fmt: skip
-    def test_these_are_not_global(self, address: str) -> None:
-        assert "is no global address" in refusal(ip_address(address))
-
-    @pytest.mark.parametrize(
-        "address", ["8.8.8.8", "1.1.1.1", "2a00:1450:4001::1", "64:ff9b::808:808", "2606:4700::1"]
-    )
-    def test_these_are(self, address: str) -> None:
-        assert refusal(ip_address(address)) == ""
