@@ -245,9 +245,11 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
     "loggers": {
+        "django": {"handlers": [], "level": "INFO"},  # in DEBUG, Django's own would say all twice
         # Its "received" and "succeeded" lines name hints, not runs: the ledger's events say more.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
+        "celery.worker.consumer.mingle": {"level": "WARNING"},
     },
 }
 

@@ -5,17 +5,19 @@ what this project is about, and one that is told to stop first finishes what it 
 """
 
 import os
+import re
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, Any, cast
 
 import honcho.manager
-from honcho.printer import Printer
+from honcho.printer import Message, Printer
 from honcho.process import Process
 
 from config.embedded.server import popen_bound
@@ -32,6 +34,8 @@ ENDINGS = [
     (6.5, signal.SIGKILL, True),
 ]
 STOPPED_WITHIN = 7.5
+READY_WITHIN = 20.0  # seconds; after that, the processes' own lines say what they wait for
+TROUBLE = re.compile(r"\b(CRITICAL|Traceback)\b|ended \(exit status")
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -124,12 +128,27 @@ class Keeper(Process):  # type: ignore[misc]  # honcho has no types
 
 
 class SteadyPrinter(Printer):  # type: ignore[misc]  # honcho has no types
-    """honcho's printer, which its signal handlers may call in the middle of a line."""
+    """honcho's printer, which its signal handlers may call in the middle of a line.
+
+    It can hold back the lines of a start, which say little to a reader as long as all goes well.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._waiting: deque[Any] = deque()
         self._writing = False
+        self._held: list[Any] | None = None
+
+    def hold(self) -> None:
+        """Hold lines back until `announce`, or until one of them tells of trouble."""
+        self._held = []
+
+    def announce(self, text: str, *, drop: bool) -> None:
+        """Print a text of our own, after the lines that were held back or in place of them."""
+        if drop:
+            self._held = None
+        self._release()
+        print(text, file=self.output, flush=True)
 
     def write(self, message: Any) -> None:
         self._waiting.append(message)
@@ -137,27 +156,71 @@ class SteadyPrinter(Printer):  # type: ignore[misc]  # honcho has no types
             return
         self._writing = True
         while self._waiting:
-            super().write(self._waiting.popleft())
+            self._write_or_hold(self._waiting.popleft())
         self._writing = False
+
+    def _write_or_hold(self, message: Any) -> None:
+        if message.name == ANNOUNCEMENT:
+            text, drop = message.data
+            self.announce(text, drop=drop)
+        elif self._held is None:
+            super().write(message)
+        else:
+            self._held.append(message)
+            if _tells_of_trouble(message):
+                self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for message in held or ():
+            super().write(message)
+
+
+ANNOUNCEMENT = "announcement"  # in the place of a process's name
+
+
+def _tells_of_trouble(message: Any) -> bool:
+    if message.name == honcho.manager.SYSTEM_PRINTER_NAME:
+        return " started " not in message.data
+    line = message.data
+    return bool(
+        TROUBLE.search(line.decode("utf-8", "replace") if isinstance(line, bytes) else line)
+    )
 
 
 class Terminal(honcho.manager.Manager):  # type: ignore[misc]  # honcho has no types
-    """honcho's manager, of Keepers, without its races around signals."""
+    """honcho's manager, of Keepers, without its races around signals.
 
-    def __init__(self) -> None:
+    With `is_ready`, it says little until that returns True: then it prints `greeting`, and from
+    there on the lines of the processes.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool] | None = None, greeting: str = "") -> None:
         super().__init__(SteadyPrinter())
         self._process_ctor = Keeper
+        self._is_ready, self._greeting = is_ready, greeting
         # Its own would kill the keepers before they have ended what they keep.
         honcho.manager.KILL_WAIT = STOPPED_WITHIN
 
     def run(self) -> int:
         """Run everything until a signal or until a keeper gives up; return the exit status."""
+        if self._is_ready:
+            self._printer.hold()
         try:
             self.loop()
         finally:
             self._end_keepers()
         asked = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
         return 0 if self.returncode in asked else int(self.returncode or 0)
+
+    def _greet(self, is_ready: Callable[[], bool]) -> None:
+        """Wait until the processes are ready, for a while, and have the greeting printed."""
+        until = time.monotonic() + READY_WITHIN
+        while not (ready := is_ready()) and time.monotonic() < until:
+            time.sleep(TICK)
+        text = self._greeting if ready else f"{self._greeting}\n  Not everything is ready yet.\n"
+        now = self._clock.now()
+        self.events.put(Message("line", (text, ready), now, ANNOUNCEMENT, None))
 
     def _start(self) -> None:
         """Start the keepers, with their process groups made before any signal can be for them."""
@@ -169,6 +232,8 @@ class Terminal(honcho.manager.Manager):  # type: ignore[misc]  # honcho has no t
                 entry["pid"] = entry["process"].pid
                 with suppress(OSError):  # it did so itself
                     os.setpgid(entry["pid"], entry["pid"])
+        if self._is_ready:  # a thread only now: the keepers are forked
+            threading.Thread(target=self._greet, args=[self._is_ready], daemon=True).start()
 
     def _end_keepers(self) -> None:
         """Wait for every keeper, also when the terminal is gone and the loop failed on it."""

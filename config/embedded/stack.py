@@ -8,15 +8,16 @@ import fcntl
 import multiprocessing
 import os
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -43,14 +44,14 @@ def up() -> int:
     port = int(os.environ.get("PORT", "8000"))
     with _only_one(f"http://{HOST}:{port}/"), ExitStack() as stack:
         _wait_for_port(port)
-        print("Starting PostgreSQL and Redis ...", flush=True)
         env = stack.enter_context(services(VAR, durable=True))
+        _say("Services", "PostgreSQL and Redis are up")
         env |= {"PORT": str(port), "BIND": HOST, "PYTHONUNBUFFERED": "1"}
         env["DEMO_ADMIN_PASSWORD"] = _kept_secret(VAR / "admin-password", 12)
         stack.enter_context(_published(env))
-        _manage(env, "migrate", "--noinput", check=True)
+        _migrate(env)
         _load_demo_once(env)
-        print(_greeting(env), flush=True)
+        _say("Starting", "web, beat and worker ...")
         return _run_procfile(env)
 
 
@@ -169,12 +170,36 @@ def _is_free(port: int) -> bool:
 
 
 # --- Steps ----------------------------------------------------------------------------------------
-def _manage(env: dict[str, str], *arguments: str, check: bool) -> bool:
+def _say(step: str, text: str) -> None:
+    print(f"{step:<10} {text}", flush=True)
+
+
+def _manage(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "manage.py"), *arguments]
-    done = subprocess.run(command, env=env, cwd=ROOT)
-    if check and done.returncode:
-        raise EmbeddedError(f"manage.py {shlex.join(arguments)} failed; its message is above.")
-    return done.returncode == 0
+    return subprocess.run(
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def _migrate(env: dict[str, str]) -> None:
+    """Apply the migrations, and say how many; of the other lines, those that ask for something."""
+    done = _manage(env, "migrate", "--noinput")
+    if done.returncode:
+        print(done.stdout, flush=True)
+        raise EmbeddedError("manage.py migrate failed; its message is above.")
+    lines = done.stdout.splitlines()
+    applied = sum(line.startswith("  Applying ") for line in lines)
+    added = sum(line.startswith("  + ") for line in lines)
+    written = f"; {added} schedules of code written" if added else ""
+    _say("Migrations", (f"{applied} applied" if applied else "up to date") + written)
+    for line in lines:
+        if not line.startswith(MIGRATING):
+            print(line, flush=True)
+
+
+# How the lines begin that `migrate` prints each time, and those that are counted above.
+MIGRATING = ("Operations to perform", "  Apply all", "Running migrations", "  Applying ",
+             "  No migrations to apply", "Schedules of CELERY_BEAT_SCHEDULE:", "  + ")  # fmt: skip
 
 
 def _load_demo_once(env: dict[str, str]) -> None:
@@ -183,17 +208,26 @@ def _load_demo_once(env: dict[str, str]) -> None:
     marker = place / "demo-loaded"
     if marker.exists():
         return
-    print("Loading demo data ...", flush=True)
-    if _manage(env, "demo", check=False):
+    done = _manage(env, "demo")
+    if done.returncode == 0:
+        _say("Demo data", "45 lifecycle ids, and a schedule that looks for expiring ones")
         marker.touch()
     else:
-        print("The demo data could not be loaded (its message is above): going on without it.")
+        print(done.stdout, flush=True)
+        _say("Demo data", "could not be loaded (the message is above): going on without it")
 
 
-def _greeting(env: dict[str, str]) -> str:
-    url = f"http://{HOST}:{env['PORT']}"
+def _is_healthy(url: str) -> bool:
+    """Return whether web answers, and says that it has seen a beat and a worker."""
+    address = f"{url}/healthz"
+    with suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310
+        return bool(answer.status == 200)
+    return False
+
+
+def _greeting(url: str, password: str) -> str:
     return f"""
-  Truebeat is starting at {url}/admin/   (admin / {env["DEMO_ADMIN_PASSWORD"]})
+  Truebeat is ready.
 
   Look at  {url}/admin/scheduling/   schedules and the runs they make
            {url}/healthz             what works and what does not
@@ -201,13 +235,17 @@ def _greeting(env: dict[str, str]) -> str:
   Try      .venv/bin/python manage.py schedule list     in a second terminal
            kill -9 the worker, or beat: it comes back, and no run is lost or doubled
   Stop     Ctrl-C. The data stays in var/ (`make reset` removes it).
+
+  {url}/admin/   user admin, password {password}
 """
 
 
 def _run_procfile(env: dict[str, str]) -> int:
     multiprocessing.set_start_method("fork", force=True)  # a keeper is a child, not a pickle
     lines = parse_procfile((ROOT / "Procfile").read_text()).processes
-    terminal = Terminal()
+    url = f"http://{HOST}:{env['PORT']}"
+    greeting = _greeting(url, env["DEMO_ADMIN_PASSWORD"])
+    terminal = Terminal(partial(_is_healthy, url), greeting)
     for name in KEPT:
         terminal.add_process(name, lines[name], env=env, cwd=str(ROOT))
     return terminal.run()
