@@ -1,10 +1,10 @@
 # One image for release, web, beat and worker; the Procfile has their commands.
 FROM python:3.12-slim AS build
 WORKDIR /build
-COPY requirements.in requirements.lock ./
+COPY requirements.in requirements-up.lock ./
 # Everything is fetched as the lock file's hashes say; of that, the image takes what it runs on.
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip wheel --require-hashes --requirement requirements.lock --wheel-dir wheels \
+    && /opt/venv/bin/pip wheel --require-hashes --requirement requirements-up.lock --wheel-dir wheels \
     && /opt/venv/bin/pip install --no-index --find-links wheels --requirement requirements.in
 
 FROM python:3.12-slim

@@ -148,7 +148,7 @@ class TestImage:
         stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
 
         assert len(stages) == 2
-        assert "--require-hashes --requirement requirements.lock" in stages[0]
+        assert "--require-hashes --requirement requirements-up.lock" in stages[0]
         assert "pip" not in stages[1]
         assert re.search(r"^USER (?!0$|root$)\S+$", stages[1], re.MULTILINE)
 
@@ -173,9 +173,19 @@ class TestLock:
     def test_it_names_no_index(self) -> None:
         assert not re.search(r"https?:|file:|--index|--extra-index|--find-links", self.LOCK)
 
-    @pytest.mark.parametrize("source", ["requirements.in", "requirements-dev.in"])
+    @pytest.mark.parametrize(
+        "source", ["requirements.in", "requirements-up.in", "requirements-dev.in"]
+    )
     def test_it_has_what_was_asked_for(self, source: str) -> None:
         names = re.findall(r"^([A-Za-z][\w-]*)", (ROOT / source).read_text(), re.MULTILINE)
 
         locked = set(re.findall(r"^([\w.-]+)==", self.LOCK, re.MULTILINE))
         assert {name.lower().replace("_", "-") for name in names} <= locked
+
+    def test_what_make_up_installs_is_a_part_of_it_in_the_same_versions(self) -> None:
+        def pins(text: str) -> set[str]:
+            return {block for block in re.split(r"\n(?=\S)", text.strip()) if block[0] != "#"}
+
+        smaller = pins((ROOT / "requirements-up.lock").read_text())
+        assert smaller < pins(self.LOCK)
+        assert not {"ruff", "mypy", "pytest"} & {pin.split("==")[0] for pin in smaller}
