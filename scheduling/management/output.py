@@ -1,6 +1,8 @@
 """What commands print: the contract's JSON shapes, aligned tables, times as people read them."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
@@ -18,7 +20,6 @@ from scheduling.schedules.standing import Standing
 
 Row = tuple[str, ...]
 
-WIDTH = 100
 GAP = "  "
 # A table's columns are fitted to its first rows, so that a long one can be printed as it is read.
 FITTED_ROWS = 500
@@ -241,15 +242,19 @@ def json_lines(value: Any) -> Iterator[str]:
 
 
 def table(head: Row, rows: Iterable[Row | str], *, flexible: Sequence[int] = ()) -> Iterator[str]:
-    """Yield the lines of an aligned table; its `flexible` columns shrink until it fits WIDTH.
+    """Yield the lines of an aligned table; on a terminal, its `flexible` columns shrink to fit.
 
+    Elsewhere, each cell is whole.
     A row that is a text is a line of its own, between the others.
     """
     rows = map(_printable_row, rows)
     first = [head, *islice(rows, FITTED_ROWS)]
     fitted_rows = [row for row in first if not isinstance(row, str)]
     widths = [max(map(len, column)) for column in zip(*fitted_rows, strict=True)]
-    _shrink(widths, flexible)
+    if (shown := terminal_width()) is None:
+        flexible = ()
+    else:
+        _shrink(widths, flexible, shown)
     for row in chain(first, rows):
         if isinstance(row, str):
             yield row
@@ -259,6 +264,11 @@ def table(head: Row, rows: Iterable[Row | str], *, flexible: Sequence[int] = ())
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield GAP.join(cells).rstrip()
+
+
+def terminal_width() -> int | None:
+    """Return how many characters of a line the terminal shows; None in a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _printable_row(row: Row | str) -> Row | str:
@@ -322,9 +332,9 @@ def length(duration: timedelta) -> str:
     return " ".join(filter(None, parts)) or "0s"
 
 
-def _shrink(widths: list[int], flexible: Sequence[int]) -> None:
-    """Take from the widest flexible columns what is beyond WIDTH."""
-    while sum(widths) + len(GAP) * (len(widths) - 1) > WIDTH:
+def _shrink(widths: list[int], flexible: Sequence[int], shown: int) -> None:
+    """Shorten the widest flexible columns until a line has at most `shown` characters."""
+    while sum(widths) + len(GAP) * (len(widths) - 1) > shown:
         widest = max(flexible, key=lambda column: widths[column], default=None)
         if widest is None or widths[widest] <= NARROWEST:
             return

@@ -18,13 +18,18 @@ class TestTables:
             "longer  b",
         ]
 
-    def test_flexible_columns_shrink_until_it_fits(self) -> None:
+    def test_on_a_terminal_flexible_columns_shrink_until_it_fits(self, terminal: None) -> None:
         rows = [("n" * 120, "t" * 60, "keep this whole")]
         lines = list(output.table(("NAME", "TASK", "STATE"), rows, flexible=(0, 1)))
-        assert {len(line) <= output.WIDTH for line in lines} == {True}
+        assert {len(line) <= 100 for line in lines} == {True}
         assert lines[1].startswith("nnn")
         assert "n…n" in lines[1]
         assert lines[1].endswith("t  keep this whole")
+
+    def test_in_a_pipe_every_cell_is_whole(self) -> None:
+        names = ["n" * 20] * output.FITTED_ROWS + ["m" * 300]
+        lines = list(output.table(("NAME", "TASK"), ((name, "t") for name in names), flexible=(0,)))
+        assert lines[-1] == f"{'m' * 300}  t"
 
     def test_a_row_that_is_a_text_stands_for_itself(self) -> None:
         assert list(output.table(("A",), [("1",), "  a remark", ("2",)])) == [

@@ -94,7 +94,7 @@ class TestList:
     def test_a_schedule_that_was_never_there_is_an_error(self) -> None:
         assert "there is no schedule 'nightly'" in refusal("run", "list", "--schedule", "nightly")
 
-    def test_it_fits_a_terminal(self) -> None:
+    def test_it_fits_a_terminal(self, terminal: None) -> None:
         made(schedule_name="s" * 200)
         made(task="a.task.with.a.rather.long.path.that.would.not.fit.into.the.table")
         answer = called("run", "list")

@@ -349,7 +349,7 @@ class TestList:
         (_, line, _) = called("schedule", "list").lines
         assert line.split() == ["once", SWEEP, "once", "done", "2086-01-01", "00:00"]
 
-    def test_it_fits_a_terminal(self) -> None:
+    def test_it_fits_a_terminal(self, terminal: None) -> None:
         added(name="a-name-that-is-rather-long-for-a-table-of-a-hundred-columns")
         added("--at", f"{YEAR}-01-01T06:00", name="once")
         answer = called("schedule", "list")
