@@ -16,12 +16,16 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from scheduling.postgres.sql import lean
 
 PLANS_LAST = 5.0  # seconds
 SLOT = re.compile(r"%\((\w+)\)s|%%")
+
+# The SQLSTATE of a prepared statement that does not exist. After a rollback, of a savepoint too,
+# psycopg deallocates all statements of the connection, and these are not its own.
+GONE = b"26000"
 
 Row = tuple[Any, ...]
 
@@ -62,16 +66,25 @@ def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
         django.ensure_connection()
         raw = django.connection
         numbered, (_, adapter, names, _) = _numbered(sql), _prepared(raw)
-        if sql not in names:
-            name = b"alone_%d" % len(names)
-            _checked(raw, raw.pgconn.prepare(name, numbered.sql))
-            names[sql] = name
         values = [parameters[slot] for slot in numbered.slots]
         dumped = adapter.dump_sequence(values, numbered.formats)
-        result = _checked(raw, raw.pgconn.exec_prepared(names[sql], dumped))
+        result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
+        if result.error_field(DiagnosticField.SQLSTATE) == GONE:
+            names.clear()
+            result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
+        _checked(raw, result)
         adapter.set_pgresult(result)
         rows: list[Row] = adapter.load_rows(0, result.ntuples, tuple)
         return rows
+
+
+def _name_of(sql: str, raw: Any, names: dict[str, bytes]) -> bytes:
+    """Return what the connection calls a statement, prepared now if it was not."""
+    if sql not in names:
+        name = b"alone_%d" % len(names)
+        _checked(raw, raw.pgconn.prepare(name, _numbered(sql).sql))
+        names[sql] = name
+    return names[sql]
 
 
 def _prepared(raw: Any) -> _Prepared:

@@ -50,6 +50,15 @@ class TestPreparedStatements:
 class TestAlone:
     """Statements that are transactions of their own, past psycopg's cursor."""
 
+    def test_a_rollback_of_a_job_leaves_the_next_statement_unharmed(self) -> None:
+        query = "SELECT %(one)s::int"
+        assert run_alone(query, {"one": 1}) == [(1,)]
+        with transaction.atomic():
+            assert run_prepared(query, {"one": 2}) == [(2,)]
+            transaction.set_rollback(True)
+        Run.objects.exists()  # psycopg now deallocates all that was prepared
+        assert run_alone(query, {"one": 3}) == [(3,)]
+
     def test_values_of_every_kind_go_there_and_come_back(self) -> None:
         instant = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
         values: dict[str, object] = {
