@@ -9,12 +9,15 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import unquote
 from zoneinfo import available_timezones
 
 import django_stubs_ext
 import environ
 from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
+
+from scheduling.broker.address import AddressError, checked
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -116,10 +119,14 @@ try:
     DATABASES: dict[str, dict[str, Any]] = {"default": environ.Env.db_url_config(DATABASE_URL)}
 except ImproperlyConfigured as error:
     refuse(f"DATABASE_URL cannot be read: {error}")
+# libpq's own form of a Unix socket: postgres://user@%2Fvar%2Frun%2Fpostgresql/name
+DATABASES["default"]["HOST"] = unquote(DATABASES["default"].get("HOST", ""))
 if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
     refuse("DATABASE_URL must begin with postgres:// (Truebeat's ledger lives in PostgreSQL).")
-if not REDIS_URL.startswith(("redis://", "rediss://")):
-    refuse("REDIS_URL must begin with redis:// or rediss://.")
+try:
+    REDIS_URL = checked(REDIS_URL)
+except AddressError as error:
+    refuse(f"REDIS_URL {error}")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
 # Whether a connection plans the statements that every run needs once in a while
 # (`scheduling.postgres.prepared`), and not every time.

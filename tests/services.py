@@ -21,6 +21,7 @@ import pytest
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
 from config.embedded import start_postgres, start_redis
+from scheduling.broker.address import connection_options
 
 SETTINGS = {
     "SECRET_KEY": "only-for-tests-" + "0123456789" * 4,
@@ -68,6 +69,8 @@ def start(services: ExitStack) -> None:
 
 def redis_database(url: str, offset: int) -> str:
     """Return `url` with its database number raised by `offset`."""
+    number = connection_options(url).get("db", 0) + offset
     parts = urlsplit(url)
-    number = int(parts.path.strip("/") or 0) + offset
+    if parts.scheme == "unix":
+        return f"unix://{parts.netloc}{parts.path}?db={number}"
     return urlunsplit(parts._replace(path=f"/{number}"))

@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 import redis
-from django.conf import settings
 from django.db import connection, transaction
 
+from scheduling.broker import clients
+from scheduling.broker.names import names
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
@@ -20,14 +21,14 @@ CHANNEL = "scheduling.bell"
 @cache
 def _client() -> "redis.Redis":
     # A web request that enqueues must not hang on a Redis that is away.
-    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1)
+    return clients.client(socket_timeout=1)
 
 
 def ring() -> None:
     """Wake beat now. Never raises: beat looks by itself within a second."""
     try:
-        _client().publish(CHANNEL, b"")
-    except redis.RedisError as error:
+        _client().publish(names().channel_of(CHANNEL), b"")
+    except (redis.RedisError, OSError) as error:
         event(logger, "bell_not_rung", level=logging.WARNING, error=error)
 
 
@@ -62,9 +63,9 @@ class Listener:
             time.sleep(max(until - time.monotonic(), 0.0))
 
     def _subscribe(self) -> Any:
-        client = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5)
+        client = clients.client(socket_timeout=5)
         pubsub = client.pubsub(ignore_subscribe_messages=False)  # type: ignore[no-untyped-call]
-        pubsub.subscribe(CHANNEL)
+        pubsub.subscribe(names().channel_of(CHANNEL))
         pubsub.get_message(timeout=1)
         return pubsub
 

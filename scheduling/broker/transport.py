@@ -8,8 +8,10 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import redis, virtual
+from redis import Connection
 
 from scheduling.broker import intake
+from scheduling.broker.address import connection_options, without_password
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,20 @@ class Channel(redis.Channel):
     """
 
     QoS = QoS
+    connection: Any
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Return kombu's options of a connection, with those that the URL says."""
+        client = self.connection.client
+        if "://" not in (client.hostname or ""):
+            return dict(super()._connparams(asynchronous))  # type: ignore[misc]
+        options = connection_options(client.hostname)
+        self.connection_class = options.pop("connection_class", Connection)
+        login = {"username": client.userid, "password": client.password}
+        of_kombu: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        if "path" in options:  # a Unix socket
+            of_kombu = self._filter_tcp_connparams(**of_kombu)  # type: ignore[attr-defined]
+        return {**of_kombu, **login, **options}
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not intake.closed():
@@ -139,10 +155,17 @@ class Transport(redis.Transport):
     """Named in CELERY_BROKER_TRANSPORT."""
 
     Channel = Channel
+    # kombu keeps the whole URL as the host name, and leaves it to the channel: of what it would
+    # read itself nothing would be left of rediss:// or of the path of a socket.
+    can_parse_url = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
         self.cycle = Poller()
+        # kombu shows host names, in `celery inspect stats` for one, but no user or password.
+        if "://" in (client.hostname or ""):
+            client.hostname, username, password = without_password(client.hostname)
+            client.userid, client.password = username or client.userid, password or client.password
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the loop read what Redis answers; kombu adds all connections in each round."""

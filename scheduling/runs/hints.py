@@ -20,9 +20,10 @@ from uuid import UUID
 
 import redis
 from celery import current_app
-from django.conf import settings
 from kombu.utils.json import dumps
 
+from scheduling.broker import clients
+from scheduling.broker.names import names
 from scheduling.broker.transport import ATTEMPT
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
@@ -60,9 +61,7 @@ class Broker:
     """Beat's own connection to Redis: pushes hints, counts them, and looks which are there."""
 
     def __init__(self) -> None:
-        self._redis = redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2
-        )
+        self._redis = clients.client(socket_timeout=5, socket_connect_timeout=2)
 
     def rehearse(self, lane: Lane) -> None:
         """Connect, and make a message of no run: what comes first has not to wait for that."""
@@ -184,5 +183,4 @@ def _template(
 
 def list_key(lane: Lane) -> str:
     """Return the Redis key of a lane, as kombu's transport forms it."""
-    separator = "\x06\x16"
-    return f"{lane.queue}{separator}{lane.priority}" if lane.priority else lane.queue
+    return names().list_of(*lane)

@@ -13,7 +13,7 @@ import redis
 from celery.worker import state as worker_state
 from django.conf import settings
 
-from scheduling.broker import intake
+from scheduling.broker import clients, intake
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.runs.hints import Lane, list_key
@@ -67,15 +67,13 @@ class Liveness:
         queues = list(self._worker.app.amqp.queues.consume_from)
         try:
             # A connection of its own each time: one that is kept may be as dead as the worker's.
-            with no_fork, redis.Redis.from_url(
-                settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2
-            ) as client:  # fmt: skip
+            with no_fork, clients.client(socket_timeout=2) as client:
                 pipeline = client.pipeline(transaction=False)
                 for queue in queues:
                     for priority in Priority:
                         pipeline.llen(list_key(Lane(queue, priority)))
                 found = pipeline.execute(raise_on_error=False)
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError) as error:
             event(logger, "queues_not_seen", level=logging.DEBUG, error=error)
             return 0
         return sum(length for length in found if isinstance(length, int))

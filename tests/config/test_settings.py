@@ -31,6 +31,12 @@ def test_a_complete_environment_is_enough() -> None:
     assert "DEBUG = False" not in process.stdout  # Django's own default
 
 
+def test_a_database_url_may_name_the_directory_of_a_socket_as_libpq_does() -> None:
+    process = start(DATABASE_URL="postgres://me@%2Fvar%2Frun%2FPostgres/name?connect_timeout=3")
+    assert "'HOST': '/var/run/Postgres'" in process.stdout, process.stderr
+    assert "'NAME': 'name'" in process.stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -41,6 +47,7 @@ def test_a_complete_environment_is_enough() -> None:
         ({"DATABASE_URL": "sqlite:///db"}, "DATABASE_URL must begin with postgres://"),
         ({"REDIS_URL": ""}, "REDIS_URL is not set"),
         ({"REDIS_URL": "amqp://localhost"}, "REDIS_URL must begin with redis://"),
+        ({"REDIS_URL": "redis://localhost/one"}, "REDIS_URL must have a number as its path"),
         ({"TIME_ZONE": "Europe/Atlantis"}, "TIME_ZONE 'Europe/Atlantis' does not exist"),
     ],
 )
