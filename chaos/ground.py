@@ -205,6 +205,38 @@ def _worker(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> Ser
     return Service(name, command, env, place / "logs" / f"{name}.log", ways)
 
 
+class SteppedPostgres(PostgresServer):
+    """A PostgreSQL whose clock can be stepped; where libfaketime is not installed it cannot be."""
+
+    def step(self, seconds: float) -> None:
+        """Let its clock be `seconds` off from now on."""
+        new = self._offset.with_suffix(".new")
+        new.write_text(f"{seconds:+.3f}")
+        new.chmod(0o644)
+        new.rename(self._offset)
+
+    @property
+    def _offset(self) -> Path:
+        return self.data_dir / "clock"
+
+    def _command(self) -> Sequence[str]:
+        library = faketime()
+        if library is None:
+            return super()._command()
+        self.step(0)
+        # Read anew for each look at the clock: all sessions see the step at the same moment.
+        variables = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": self._offset,
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        command = list(super()._command())
+        binary = len(self._disguise.prefix)
+        named = [f"{name}={value}" for name, value in variables.items()]
+        return [*command[:binary], "env", *named, *command[binary:]]
+
+
 def skewed(seconds: int) -> dict[str, str]:
     """Return the variables of a process whose clock is off; none where that cannot be done."""
     library = faketime()

@@ -25,6 +25,16 @@ def uuid7() -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random)
 
 
+def claim_id(claimant: int) -> UUID:
+    """Return a new id of a claim; its last 32 bits are the number of the child that claims."""
+    return UUID(int=uuid7().int >> 32 << 32 | claimant)
+
+
+def claimant_of(claim: UUID | None) -> int | None:
+    """Return the number of the child that made a claim."""
+    return None if claim is None else claim.int & 0xFFFF_FFFF
+
+
 def uuid7_texts(count: int) -> list[str]:
     """Return so many new UUIDv7 as texts, as `uuid7` makes them, in a quarter of the time."""
     global _last_tick

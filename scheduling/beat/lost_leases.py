@@ -2,14 +2,17 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from celery.exceptions import WorkerLostError
 from django.conf import settings
 from django.db import connection
 
+from scheduling.beat.clock_steps import ClockSteps
 from scheduling.execution.finishing import finish
 from scheduling.execution.waiting import BATCH
 from scheduling.logs import event
@@ -20,30 +23,66 @@ logger = logging.getLogger(__name__)
 
 SILENCE_MIN = 2.0  # seconds: beat itself sleeps for one between two looks
 
-# Since when there has been somebody to renew a lease with; GREATEST leaves a NULL out.
-THERE_SINCE = "GREATEST(pg_postmaster_start_time(), %(back_at)s::timestamptz)"
+# Since when there has been somebody to renew a lease with; GREATEST leaves a NULL out. Postgres's
+# own start can be ahead of a clock that was stepped back.
+THERE_SINCE = """GREATEST(%(back_at)s::timestamptz, CASE
+    WHEN pg_postmaster_start_time() < statement_timestamp() THEN pg_postmaster_start_time()
+    ELSE '-infinity' END)"""
 
-LOST = f"""
-SELECT id, attempt, task, max_attempts, failures, worker,
-       lease_expires_at - %(lease)s::interval > {THERE_SINCE} AS counts
-  FROM scheduling_run
- WHERE state = 'running' AND lease_expires_at < statement_timestamp()
-   AND {THERE_SINCE} + %(lease)s::interval < statement_timestamp()
- ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+# Not the clock of this very moment: it may have been stepped since beat last compared it.
+NOW = "LEAST(statement_timestamp(), %(now)s::timestamptz)"
+
+RUNNING = f"""
+SELECT id, attempt, task, max_attempts, failures, worker, lease_expires_at,
+       lease_expires_at - %(lease)s::interval > {THERE_SINCE} AS counts,
+       extract(epoch FROM lease_expires_at - statement_timestamp())::float AS ends_in
+  FROM scheduling_run WHERE state = 'running'
 """  # noqa: S608 (constants only)
+
+LOST = f"""{RUNNING}
+   AND lease_expires_at < {NOW} AND {THERE_SINCE} + %(lease)s::interval < {NOW}
+ ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+# Leases that end later than any could that was renewed by this clock: from before a step back.
+AHEAD = f"""{RUNNING}
+   AND lease_expires_at > statement_timestamp() + %(lease)s::interval + interval '1 second'
+ ORDER BY lease_expires_at DESC LIMIT %(limit)s
+"""
+
+
+class _Lease(NamedTuple):
+    """A lease of a running attempt. `ends_in` is in seconds."""
+
+    run_id: UUID
+    attempt: int
+    task: str
+    max_attempts: int | None
+    failures: int
+    worker: str
+    expires_at: datetime
+    counts: bool
+    ends_in: float
 
 
 class Ledger:
-    """When a beat last heard of the ledger, and since when it is back after it was away.
+    """When a beat last heard of the ledger, and since when leases can be judged by its clock.
 
     A standby that is promoted, a pooler that restarts and a network that is cut leave Postgres's
-    own start as it was; but beat has heard nothing meanwhile, and neither have the workers.
+    own start as it was; but beat has heard nothing meanwhile, and neither have the workers. A clock
+    that was stepped says nothing of leases that were renewed before.
     """
 
     def __init__(self) -> None:
         self.heard_at: float | None = None
         self.back_at: datetime | None = None
+        self.now: datetime | None = None  # by its own clock, when it was last asked
         self._was_away = False
+        self._steps = ClockSteps()
+        self._judges_from: float | None = None  # monotonic
+        self._ahead_at = 0.0  # when leases are looked for that end too late
+        self._stepped_back = 0.0  # seconds
+        self._seen_ahead: dict[tuple[UUID, int, datetime], tuple[float, float]] = {}
 
     def heard(self) -> None:
         """Note that it is there."""
@@ -56,12 +95,59 @@ class Ledger:
         """Note that beat has waited for something else: that was no silence of the ledger's."""
         self.heard_at = time.monotonic()
 
-    def said(self, now: datetime) -> None:
-        """Note that it is there, and that its clock says `now`."""
+    def said(self, now: datetime, asked: float | None = None) -> float:
+        """Note that it is there, and that its clock says `now`.
+
+        Args:
+            asked: when it was asked, by the monotonic clock; None: just now.
+
+        Returns:
+            By how many seconds its clock was stepped.
+        """
         self.heard()
-        if self._was_away:
+        self.now, answered = now, time.monotonic()
+        step = self._steps.step(now, answered if asked is None else asked, answered)
+        lease = settings.RUN_LEASE.total_seconds()
+        if step:
+            event(logger, "clock_stepped", level=logging.WARNING, seconds=round(step, 3))
+            self._stepped_back, self._ahead_at = max(self._stepped_back - step, 0.0), 0.0
+        if self._was_away or step:
             self.back_at, self._was_away = now, False
+            self._judges_from = answered + lease
             event(logger, "leases_not_judged", level=logging.WARNING, lease=settings.RUN_LEASE)
+        if self._judges_from is None:
+            # The clock may have been stepped before this beat began to look. Whoever lives has
+            # renewed its leases after a third of one.
+            self._judges_from = answered + lease / 3
+        return step
+
+    def may_judge(self) -> bool:
+        return self._judges_from is not None and time.monotonic() >= self._judges_from
+
+    def looks_ahead(self) -> bool:
+        """Whether it is time to look for leases that end too late."""
+        return self.may_judge() and time.monotonic() >= self._ahead_at
+
+    def over_by_now(self, ahead: Iterable[_Lease]) -> list[_Lease]:
+        """Return those of the leases that end too late which nobody has renewed for a whole lease.
+
+        They cannot be told by the ledger's clock. One of a worker whose leases are longer than this
+        beat's is renewed before half of it has passed.
+        """
+        now, lease, seen, self._seen_ahead = (
+            time.monotonic(), settings.RUN_LEASE.total_seconds(), self._seen_ahead, {}
+        )  # fmt: skip
+        over = []
+        for one in ahead:
+            key = one.run_id, one.attempt, one.expires_at
+            since, ends_in = self._seen_ahead[key] = seen.get(key, (now, one.ends_in))
+            if now - since > max(lease, (ends_in - self._stepped_back) / 2):
+                over.append(one)
+        if not self._seen_ahead:
+            self._ahead_at, self._stepped_back = float("inf"), 0.0
+        else:
+            self._ahead_at = now + 1
+        return over
 
 
 def recover_lost_leases(ledger: Ledger | None = None, limit: int = BATCH) -> int:
@@ -71,23 +157,43 @@ def recover_lost_leases(ledger: Ledger | None = None, limit: int = BATCH) -> int
     one, and one that was last renewed before that does not count as the run's failure.
 
     Args:
-        ledger: what a beat knows of that, besides when Postgres started.
+        ledger: what a beat knows of that, besides when Postgres started; and of its clock.
         limit: attempts in a batch.
     """
+    if ledger is not None and not ledger.may_judge():
+        return 0
     ledger = ledger or Ledger()
+    return _end(_leases(LOST, ledger, limit), ledger)
+
+
+def recover_leases_ahead(ledger: Ledger, limit: int = BATCH) -> int:
+    """End the attempts whose lease nobody renews, though by a clock that was stepped back it lasts.
+
+    Returns:
+        How many.
+    """
+    return _end(ledger.over_by_now(_leases(AHEAD, ledger, limit)), ledger)
+
+
+def _leases(sql: str, ledger: Ledger, limit: int) -> list[_Lease]:
     parameters: dict[str, Any] = {
-        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at
+        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at, "now": ledger.now
     }  # fmt: skip
     with connection.cursor() as cursor:
-        cursor.execute(LOST, parameters)
-        lost = cursor.fetchall()
+        cursor.execute(sql, parameters)
+        return [_Lease(*row) for row in cursor.fetchall()]
+
+
+def _end(leases: Iterable[_Lease], ledger: Ledger) -> int:
     ended = 0
-    for run_id, attempt, task, max_attempts, failures, worker, counts in lost:
-        event(logger, "lease_expired", level=logging.WARNING, run=run_id, attempt=attempt,
-              worker=worker)  # fmt: skip
-        error = WorkerLostError(f"worker {worker} was lost: its lease ran out")
-        outcome = failed_attempt(task, max_attempts, failures, error, counts=counts)
+    for lost in leases:
+        event(logger, "lease_expired", level=logging.WARNING, run=lost.run_id,
+              attempt=lost.attempt, worker=lost.worker)  # fmt: skip
+        error = WorkerLostError(f"worker {lost.worker} was lost: its lease ran out")
+        outcome = failed_attempt(
+            lost.task, lost.max_attempts, lost.failures, error, counts=lost.counts
+        )
         with going_on(logger, "repair_failed"):
-            ended += finish(run_id, attempt, replace(outcome, lost=True))
+            ended += finish(lost.run_id, lost.attempt, replace(outcome, lease=lost.expires_at))
         ledger.heard()
     return ended

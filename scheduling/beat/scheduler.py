@@ -17,7 +17,7 @@ from django.db import connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import heartbeats
-from scheduling.beat import dispatch, firing, lost_leases, raising
+from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising
 from scheduling.beat.looking import Look, Lookout
 from scheduling.broker.doorbell import Listener
 from scheduling.execution import waiting
@@ -163,9 +163,18 @@ class Scheduler(beat.Scheduler):
     def _look(self) -> Look:
         if connection.connection is None or connection.connection is not self._prepared:
             self._prepare()
+        asked = time.monotonic()
         look = self._lookout.look()
-        self._ledger.said(look.now)
+        if step := self._ledger.said(look.now, asked):
+            self._live_through(step)
         return look
+
+    def _live_through(self, step: float) -> None:
+        """Set right what a step of the ledger's clock has left behind."""
+        self._lookout.far_back_within(0)
+        if step < 0:
+            with going_on(logger, "repair_failed"):
+                clock_steps.settle_queued()
 
     def _prepare(self) -> None:
         """Make a connection beat's own: what its statements keep to, and how long each may take."""
@@ -234,6 +243,7 @@ class Scheduler(beat.Scheduler):
         full = False
         steps: tuple[tuple[bool, Callable[[], int]], ...] = (
             (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger)),
+            (self._ledger.looks_ahead(), partial(lost_leases.recover_leases_ahead, self._ledger)),
             (look.expired, waiting.expire_waiting),
             (look.held and time.monotonic() >= self._release_at, self._release),
             (look.backfills_held, backfill_pace.let_go),

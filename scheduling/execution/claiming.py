@@ -8,13 +8,14 @@ worker's parent renews its lease.
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from billiard.process import current_process
@@ -31,7 +32,7 @@ from scheduling.broker.transport import ATTEMPT
 from scheduling.errors import EnqueueError
 from scheduling.execution.attempts import died, not_stored, outcome_of, refused
 from scheduling.execution.finishing import finish
-from scheduling.ids import uuid7
+from scheduling.ids import claim_id as new_claim_id
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.postgres.connections import drop_unclean
@@ -159,10 +160,19 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
 """  # noqa: S608 (constants only)
 
 
+def claimant() -> int:
+    """Return the number under which this thread claims: the parent knows its child by it.
+
+    A child's process id; in a pool of threads, or one without children, the thread's own id.
+    """
+    number = os.getpid() if current_process().daemon else threading.get_native_id()
+    return number & 0xFFFF_FFFF
+
+
 def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claimed | None:
     """Claim; a connection that an earlier job spoilt is replaced, once."""
     drop_unclean()
-    claim_id = uuid7()
+    claim_id = new_claim_id(claimant())
     for last in (False, True):
         try:
             return patiently(lambda: claim(run_id, attempt, task, claim_id))
@@ -184,7 +194,7 @@ def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -
         "task": task,
         "worker": worker_name,
         "lease": settings.RUN_LEASE,
-        "claim_id": claim_id or uuid7(),
+        "claim_id": claim_id or new_claim_id(claimant()),
     }
     rows = run_alone(CLAIM, parameters)
     return Claimed(*rows[0]) if rows else None
@@ -291,9 +301,23 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None
 
 # --- What the worker's parent process learns -----------------------------------------------------
 
-# Set in the parent of a worker. Takes a hint's task id, its attempt (None: not a hint), Celery's
-# status, the encoded error and its traceback; returns whether it took charge of them.
-Reporter = Callable[[str, int | None, str, Any, str | None], bool]
+# The field of a request, in the parent, that names the child which has the hint: see `claimant`.
+CLAIMANT = "run_claimant"
+
+
+class Told(NamedTuple):
+    """What Celery reports of a message. `attempt` is None if it is not a hint."""
+
+    task_id: str
+    attempt: int | None
+    claimant: int | None
+    status: str
+    error: Any  # encoded
+    traceback: str | None
+
+
+# Set in the parent of a worker. Returns whether it took charge of the report.
+Reporter = Callable[[Told], bool]
 reporter: Reporter | None = None
 
 
@@ -302,4 +326,5 @@ def report(task_id: str, request: Any, status: str, error: Any, traceback: str |
     attempt = getattr(request, ATTEMPT, None)
     if reporter is None:
         return attempt is not None
-    return reporter(task_id, attempt, status, error, traceback)
+    claimed_by = getattr(request, CLAIMANT, None)
+    return reporter(Told(task_id, attempt, claimed_by, status, error, traceback))

@@ -53,7 +53,7 @@ MOVE_TO_FINAL = (
     + """ finished_at = clock_timestamp()
  WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s::int END
    AND (%(followed)s OR follow_ups = '')
-   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+   AND (%(lease)s::timestamptz IS NULL OR lease_expires_at = %(lease)s)
  RETURNING id, schedule_id, backfill_id, true AS final
 """
 )
@@ -71,7 +71,8 @@ MOVE_TO_SCHEDULED = (
     expires_at = COALESCE(%(expires)s::timestamptz,
                           clock_timestamp() + %(expires_in)s::interval, expires_at)
  WHERE id = %(id)s AND attempt = CASE state WHEN 'running' THEN %(attempt)s::int END
-   AND cancel_requested_by = '' AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+   AND cancel_requested_by = ''
+   AND (%(lease)s::timestamptz IS NULL OR lease_expires_at = %(lease)s)
  RETURNING id, schedule_id, backfill_id, false AS final
 """
 )
@@ -124,7 +125,7 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
         written then. Calling it twice does no harm.
     """
     if outcome.last is not None and _blows(run_id) + 1 >= settings.DEFAULT_MAX_ATTEMPTS:
-        outcome = replace(outcome.last, lost=outcome.lost)
+        outcome = replace(outcome.last, lease=outcome.lease)
     if outcome.state == State.CANCELLED and outcome.result is None:
         error = TaskRevokedError(outcome.reason)
         outcome = replace(outcome, result=backend().prepare_error(states.REVOKED, error))
@@ -162,7 +163,7 @@ def _fail(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
 
 RUNNING = """
 id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-   AND (NOT %(lost)s OR lease_expires_at < clock_timestamp())
+   AND (%(lease)s::timestamptz IS NULL OR lease_expires_at = %(lease)s)
 """
 
 
@@ -199,7 +200,7 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         "traceback": clean(shortened(outcome.traceback, TRACEBACK_MAX)),
         "failed": int(outcome.failed),
         "lower": outcome.lower,
-        "lost": outcome.lost,
+        "lease": outcome.lease,
         "run_at": outcome.run_at,
         "delay": outcome.delay,
         "followed": outcome.followed,
@@ -230,7 +231,7 @@ def _standing(run_id: UUID, attempt: int) -> tuple[str, bool]:
 
 
 def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
-    return {name: getattr(outcome, name) for name in ("error", "traceback", "failed", "lost")}
+    return {name: getattr(outcome, name) for name in ("error", "traceback", "failed", "lease")}
 
 
 def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) -> int:

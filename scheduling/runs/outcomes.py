@@ -37,11 +37,12 @@ class Outcome:
 
     `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
     and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
-    down one priority step. `call` is what the next attempt runs. `lost` holds it only if the lease
-    is out still. `value` is what the job returned, or the error it ended with: what its follow-ups
-    are told. `replacement` is the JSON of the signature that goes on in its place. `place` is where
-    it failed, if no traceback can tell. `last` takes its place where the run, which may retry for
-    ever, has met with too many such blows.
+    down one priority step. `call` is what the next attempt runs. `lease` is when a lost lease ends:
+    if it ends at another time now, it has been renewed, and the outcome does not hold. `value` is
+    what the job returned, or the error it ended with: what its follow-ups are told. `replacement`
+    is the JSON of the signature that goes on in its place. `place` is where it failed, if no
+    traceback can tell. `last` takes its place where the run, which may retry for ever, has met with
+    too many such blows.
     """
 
     state: State
@@ -54,7 +55,7 @@ class Outcome:
     delay: timedelta = timedelta(0)
     call: NextCall = UNCHANGED
     result: StoredResult | None = None
-    lost: bool = False
+    lease: datetime | None = None
     value: object = None
     replacement: str = ""
     followed: bool = False  # the run is known to have follow-ups

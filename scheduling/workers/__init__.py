@@ -4,6 +4,7 @@ The consumer's loop itself never waits for the database: a thread does (`keeper`
 one looks at load and progress (`watch`).
 """
 
+import math
 import os
 import threading
 from typing import Any, cast
@@ -23,6 +24,7 @@ from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
 from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
+from scheduling.workers.leases import ours_from
 from scheduling.workers.stopping import listen_in_child
 from scheduling.workers.watch import Watch
 
@@ -45,7 +47,16 @@ class HintRequest(Request):
     def is_hint(self) -> bool:
         return ATTEMPT in self.request_dict
 
+    # Until when (monotonic) its run is surely this worker's: see `leases.renew`.
+    ours_until = math.inf
+
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        """Note who has the hint, before it counts as begun (see Celery's)."""
+        if self.is_hint:
+            # Only a pool without children calls this in the thread that executes.
+            here = pid == os.getpid()
+            self.request_dict[claiming.CLAIMANT] = claiming.claimant() if here else pid
+            self.ours_until = ours_from(time_accepted)
         super().on_accepted(pid, time_accepted)
         if self.is_hint:
             self.acknowledge()

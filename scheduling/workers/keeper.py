@@ -10,13 +10,12 @@ import math
 import os
 import queue
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from celery.worker import state as worker_state
 from django.conf import settings
@@ -24,19 +23,23 @@ from django.db import Error, connection
 
 from scheduling import heartbeats
 from scheduling.broker import intake
-from scheduling.broker.transport import ATTEMPT
 from scheduling.execution import attempts, claiming
+from scheduling.execution.claiming import Told
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
+from scheduling.postgres.sql import is_away
 from scheduling.runs import outcomes
 from scheduling.runs.running import run_id_of
 from scheduling.workers import reports, stopping
 from scheduling.workers.forking import no_fork
-from scheduling.workers.leases import Asked, renew, running_here
+from scheduling.workers.leases import STOP_BEFORE, Held, held_as, ours_from, renew, running_here
+from scheduling.workers.stopping import brief_waits
 
 logger = logging.getLogger(__name__)
 
-STOP_BEFORE = 0.15  # of a lease, before its end: a stop takes a moment
+SUSPECT_FOR = 2.0  # seconds in which the answer of a child whose run has ended gets here
+HURRY = 1.0  # seconds between looks while something is to be settled
+REPORT_FOR = 2  # leases, after which there is no use in a report that could not be written
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
@@ -61,53 +64,59 @@ class Keeper:
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._parent = os.getpid()
-        self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._renewed = -math.inf  # the first thing it does is to say that it is there
-        self._ours_until = _ours_from(time.monotonic())
-        self._stopped = set[tuple[str, int]]()  # hints whose children were killed for their leases
+        self._reports: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._kept = True  # whether all leases that are needed were renewed
+        self._unwritten = deque[tuple[Callable[[], object], float]]()  # until when to try
+        self._tend_at = 0.0  # the first thing it does is to say that it is there
+        self._stopped = set[Held]()  # hints whose children were killed for their leases
         self._doing = Doing()
-        self._suspects: dict[UUID, Any] = {}
-        self._told: dict[UUID, tuple[Any, float]] = {}
+        self._suspects: dict[Held, float] = {}  # since when
+        self._cancelled: dict[Held, float] = {}  # since when their jobs have been told
         self._end_by = math.inf
         self._gave_up = False
 
-    def take(
-        self, task_id: str, attempt: int | None, status: str, error: Any, traceback: str | None
-    ) -> bool:
-        """Queue what Celery reports of a hint; see `claiming.Reporter`. Does no database work."""
+    def take(self, told: Told) -> bool:
+        """Queue what Celery reports of a message. Does no database work."""
         if os.getpid() != self._parent:
-            return attempt is not None
-        unknown = isinstance(error, dict) and error.get("exc_type") == "NotRegistered"
-        if (attempt is None and not unknown) or run_id_of(task_id) is None:
+            return told.attempt is not None
+        unknown = isinstance(told.error, dict) and told.error.get("exc_type") == "NotRegistered"
+        if (told.attempt is None and not unknown) or run_id_of(told.task_id) is None:
             return False
-        if attempt is not None and (task_id, attempt) in self._stopped:
+        held = held_as(told.task_id, told.attempt, told.claimant)
+        if held in self._stopped:
+            self._stopped.discard(held)
             why = "its worker could not renew its lease"
-            self._reports.put(partial(reports.hand_back, task_id, attempt, why))
+            self._reports.put(partial(reports.hand_back, told, why))
         else:
-            self._reports.put(partial(reports.write, task_id, attempt, status, error, traceback))
+            self._reports.put(partial(reports.write, told))
         return True
 
     def live(self) -> None:
-        interval = settings.RUN_LEASE.total_seconds() / 3
         while True:
-            hurry = self._suspects or self._told or self._end_by < math.inf
-            pause = 1.0 if hurry else self._renewed + interval - time.monotonic()
+            pause = min(self._tend_at, self._end_by) - time.monotonic()
             with suppress(queue.Empty):
-                self._try(partial(self._persist, self._reports.get(timeout=max(pause, 0.05))))
-            if hurry or time.monotonic() > self._renewed + interval:
+                self._write(self._reports.get(timeout=max(pause, 0.05)), REPORT_FOR * _lease())
+            if time.monotonic() >= self._tend_at:
+                self._try(self._write_again)
                 self._try(self._tend)
+                hurry = self._suspects or self._cancelled or self._unwritten or not self._kept
+                hurry = hurry or self._end_by < math.inf
+                self._tend_at = time.monotonic() + min(_lease() / 3, HURRY if hurry else math.inf)
             if time.monotonic() > self._end_by:
                 self._try(self._give_up)
 
     def keep_within_leases(self) -> None:
-        """Stop what runs here before its leases end, unless they have been renewed.
+        """Stop each run before its lease ends, unless that has been renewed.
 
-        In a thread of its own: just then the lease thread waits for Postgres.
+        In a thread of its own: just then the lease thread may wait for Postgres.
         """
         while True:
-            time.sleep(max(self._ours_until - time.monotonic(), 0.05))
-            if time.monotonic() >= self._ours_until:
-                self._try(self._stop_all)
+            now, running = time.monotonic(), running_here()
+            late = {held: request for held, request in running.items() if request.ours_until <= now}
+            if late:
+                self._try(partial(self._stop_late, late))
+            until = min((request.ours_until for request in running.values()), default=math.inf)
+            time.sleep(max(min(until - time.monotonic(), _lease() / 3), 0.05))
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
         """Note that the worker was told to end. Called in a signal handler."""
@@ -123,13 +132,45 @@ class Keeper:
     def drain(self, **_: Any) -> None:
         """Write what is still queued, at the worker's end, within a few seconds."""
         until = time.monotonic() + 5
-        while not self._reports.empty() and time.monotonic() < until:
+        while (self._unwritten or not self._reports.empty()) and time.monotonic() < until:
             time.sleep(0.02)
         with suppress(Error):
             heartbeats.farewell(claiming.worker_name)
 
-    def _persist(self, report: Callable[[], None]) -> None:
-        claiming.patiently(report, settings.RUN_LEASE, guard=no_fork)
+    def _write(self, report: Callable[[], object], patience: float) -> None:
+        """Write a report now, or, if the ledger cannot, again and again for so many seconds."""
+        self._unwritten.append((report, time.monotonic() + patience))
+        if len(self._unwritten) == 1:
+            self._try(self._write_again)
+        if self._unwritten:
+            self._tend_at = min(self._tend_at, time.monotonic() + HURRY)
+
+    def _write_again(self) -> None:
+        """Write what could not be written, for a second at most: leases are to be renewed."""
+        begun = time.monotonic()
+        for _ in range(len(self._unwritten)):
+            report, until = self._unwritten[0]  # it stays there meanwhile: `drain` looks
+            written = self._is_written(report)
+            self._unwritten.popleft()
+            if not written and time.monotonic() < until:
+                self._unwritten.append((report, until))
+            if time.monotonic() > begun + 1:
+                return
+
+    def _is_written(self, report: Callable[[], object]) -> bool:
+        try:
+            with brief_waits():
+                report()
+        except Error as error:
+            with no_fork:
+                connection.close()
+            if is_away(error):
+                event(logger, "report_waits", level=logging.WARNING, error=error)
+                return False
+            logger.exception("report_refused")
+        except Exception:
+            logger.exception("report_refused")
+        return True
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
@@ -140,14 +181,14 @@ class Keeper:
 
     def _tend(self) -> None:
         """Renew the leases of what runs here; end what is cancelled or not ours any more."""
-        begun, running = time.monotonic(), running_here()
+        running, self._kept = running_here(), False
         try:
             with no_fork:
-                asked, elsewhere = renew(running)
-                self._renewed, self._ours_until = begun, _ours_from(begun)
+                renewed = renew(running)
+                self._kept = renewed.kept
                 heartbeats.pulse(claiming.worker_name, "worker", self._doing.words(len(running)))
-            self._cancel(asked, running)
-            self._stop_if_still_running({run_id: running[run_id] for run_id in elsewhere})
+            self._cancel(renewed.asked, running)
+            self._stop_if_still_running(renewed.lost, running)
         except Error as error:
             event(logger, "leases_not_renewed", level=logging.WARNING, error=error)
             with no_fork:
@@ -156,33 +197,34 @@ class Keeper:
 
     # --- What must not go on ---------------------------------------------------------------------
 
-    def _cancel(self, asked: dict[UUID, Asked], running: dict[UUID, Any]) -> None:
+    def _cancel(self, asked: dict[Held, str], running: dict[Held, Any]) -> None:
         """Tell the jobs whose runs are cancelled; kill those that go on for the grace time."""
-        self._told = {run_id: told for run_id, told in self._told.items() if run_id in asked}
-        for run_id, (attempt, by) in asked.items():
-            request, since = self._told.get(run_id, (None, 0.0))
-            if request is not running[run_id]:
-                event(logger, "cancel_told", run=run_id, by=by)
-                self._told[run_id] = running[run_id], time.monotonic()
+        told, self._cancelled = self._cancelled, {}
+        for held, by in asked.items():
+            since = self._cancelled[held] = told.get(held, time.monotonic())
+            if held not in told:
+                event(logger, "cancel_told", run=held.run_id, by=by)
                 if stopping.can_stop_one(self._worker):
-                    stopping.tell(running[run_id])
+                    stopping.tell(running[held])
             elif time.monotonic() - since > settings.CANCEL_GRACE.total_seconds():
-                self._stop(request, stopping.stop_running, partial(self._end, run_id, attempt, by))
+                end = partial(self._end, held, by)
+                self._stop(running[held], stopping.stop_running, end)
 
-    def _end(self, run_id: UUID, attempt: int, by: str) -> None:
-        with no_fork:
-            finish(run_id, attempt, outcomes.cancelled(by))
+    def _end(self, held: Held, by: str) -> None:
+        end = partial(finish, held.run_id, held.attempt, outcomes.cancelled(by))
+        self._write(end, _lease())
 
-    def _stop_if_still_running(self, elsewhere: dict[UUID, Any]) -> None:
-        """Stop those that were not ours a second ago either.
+    def _stop_if_still_running(self, lost: list[Held], running: dict[Held, Any]) -> None:
+        """Stop those that were lost two seconds ago too.
 
-        An attempt that has just ended with a retry looks like one that was lost, until the child's
-        answer has reached this process.
+        An attempt that has just ended looks like one that was lost, until the child's answer has
+        reached this process.
         """
-        for run_id, request in elsewhere.items():
-            if self._suspects.get(run_id) is request:
-                self._stop(request, stopping.stop)
-        self._suspects = elsewhere
+        now, suspects = time.monotonic(), self._suspects
+        self._suspects = {held: suspects.get(held, now) for held in lost}
+        for held, since in self._suspects.items():
+            if now - since >= SUSPECT_FOR:
+                self._stop(running[held], stopping.stop)
 
     def _stop(
         self,
@@ -200,16 +242,21 @@ class Keeper:
         stopping.hand_back(others, "its worker had to end for another run's sake", stopping.OVERLAP)
         stopping.start_anew(self._worker, f"run {request.id} must end; this pool cannot stop one")
 
-    def _stop_all(self) -> None:
-        """Stop what this worker may not own any more: the ledger cannot be asked."""
-        running, stopped_at = list(running_here().values()), time.monotonic()
+    def _stop_late(self, late: dict[Held, Any]) -> None:
+        """Stop what this worker may not own any more, since its lease could not be renewed.
+
+        Either the ledger cannot be asked, or another transaction has locked the run's row.
+        """
+        for request in late.values():
+            request.ours_until = ours_from(time.monotonic())  # a stopped one is gone by then
         if stopping.can_stop_one(self._worker):
-            self._stopped = {(request.id, request.request_dict[ATTEMPT]) for request in running}
-            stopping.stop(running)
-        elif running:
-            stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")
-        # What is claimed from now on has a lease of its own.
-        self._ours_until = max(self._ours_until, _ours_from(stopped_at))
+            self._stopped.update(late)
+            stopping.stop(late.values())
+            return
+        others = [request for held, request in running_here().items() if held not in late]
+        moment = _lease() * STOP_BEFORE / 3
+        stopping.hand_back_within(moment, others, "its worker had to end for another run's sake")
+        stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")
 
     def _give_up(self) -> None:
         """Hand back what did not end within the grace time of a shutdown; then see to the end."""
@@ -233,6 +280,6 @@ class Keeper:
         os._exit(0)
 
 
-def _ours_from(renewed: float) -> float:
-    """Return until when (monotonic) that is ours whose leases were renewed, or begun, then."""
-    return renewed + settings.RUN_LEASE.total_seconds() * (1 - STOP_BEFORE)
+def _lease() -> float:
+    seconds: float = settings.RUN_LEASE.total_seconds()
+    return seconds

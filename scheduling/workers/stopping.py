@@ -9,24 +9,25 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from django.db import Error, connection, transaction
 
-from scheduling.broker.transport import ATTEMPT
 from scheduling.errors import RunCancelled
-from scheduling.execution import claiming
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
-from scheduling.models import Run, State
+from scheduling.models import Run
 from scheduling.runs.outcomes import handed_back
 from scheduling.runs.running import current
 from scheduling.workers.forking import no_fork
-from scheduling.workers.leases import active_requests
+from scheduling.workers.leases import active_requests, claimed_run, held_by
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,8 @@ def _running_in_the_ledger(requests: list[Any]) -> list[Any]:
 
 
 def _run_of(request: Any) -> Run | None:
-    return Run.objects.filter(
-        pk=request.id,
-        attempt=request.request_dict[ATTEMPT],
-        state=State.RUNNING,
-        worker=claiming.worker_name,
-    ).first()
+    held = held_by(request)
+    return held and claimed_run(held)
 
 
 # --- All of them ---------------------------------------------------------------------------------
@@ -119,12 +116,32 @@ def hand_back(requests: Iterable[Any], why: str, delay: timedelta = timedelta(0)
     """Make the runs of these hints, which nobody works on any more, wait again; return how many."""
     handed = 0
     for request in requests:
-        with no_fork:
+        with suppress(Error), brief_waits():  # what cannot be written now, its lease brings back
             run = _run_of(request)
             if run is not None:
                 outcome = handed_back(run.task, run.max_attempts, why, delay)
                 handed += finish(run.pk, run.attempt, outcome)
     return handed
+
+
+def hand_back_within(seconds: float, requests: list[Any], why: str) -> None:
+    """Likewise, for as long as there is time; then what is left has to wait for its lease."""
+    act = partial(hand_back, requests, why, OVERLAP)
+    helper = threading.Thread(target=act, name="hand back", daemon=True)
+    helper.start()
+    helper.join(seconds)
+
+
+@contextmanager
+def brief_waits() -> Iterator[None]:
+    """A transaction of the parent's, which waits for another's lock for a moment only.
+
+    Its threads keep the leases of all runs: one locked row must not hold them up.
+    """
+    with no_fork, transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '500ms'")
+        yield
 
 
 def start_anew(worker: Any, why: str) -> None:

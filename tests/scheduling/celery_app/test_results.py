@@ -96,7 +96,7 @@ def test_the_parent_is_told_of_an_end_that_only_it_has_seen(
 ) -> None:
     told: list[Any] = []
 
-    def reporter(*report: Any) -> bool:
+    def reporter(report: claiming.Told) -> bool:
         told.append(report)
         return True
 
@@ -105,6 +105,7 @@ def test_the_parent_is_told_of_an_end_that_only_it_has_seen(
     backend.mark_as_failure(
         str(made.pk), ValueError("killed"), request=request(str(made.pk), **{ATTEMPT: 4})
     )
-    ((task_id, attempt, status, *_),) = told
-    assert (task_id, attempt, status) == (str(made.pk), 4, states.FAILURE)
+    (report,) = told
+    assert (report.task_id, report.attempt) == (str(made.pk), 4)
+    assert report.status == states.FAILURE
     assert not TaskResult.objects.exists()

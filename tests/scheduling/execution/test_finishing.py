@@ -435,7 +435,8 @@ def test_a_lease_renewed_while_it_is_judged_is_not_taken_away(settings: Settings
         worker.commit()
     assert recover_lost_leases() == 0
     # And had it read the old lease just before the renewal:
-    assert not finish(made.pk, made.attempt, Outcome(State.SCHEDULED, "lost", lost=True))
+    old = made.lease_expires_at
+    assert not finish(made.pk, made.attempt, Outcome(State.SCHEDULED, "lost", lease=old))
     assert fresh(made).state == State.RUNNING
 
 

@@ -37,7 +37,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the lease thread is given to write."""
     told: list[Any] = []
 
-    def take(*report: Any) -> bool:
+    def take(report: claiming.Told) -> bool:
         told.append(report)
         return True
 
@@ -45,12 +45,15 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return told
 
 
+CHILD = 1  # its process id
+
+
 def request_of(task: Any) -> HintRequest:
     hint = json.loads(message(Hint(uuid7(), 1, task.name, "celery", 6, "{}")))
     with current_app.connection_for_read() as broker:
         channel: Any = broker.default_channel
         request = HintRequest(Message(hint, channel=channel), app=current_app, task=task)
-    request.on_accepted(1, 0.0)
+    request.on_accepted(CHILD, 0.0)
     return request
 
 
@@ -73,9 +76,9 @@ def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
     request = request_of(task)
     with django_assert_num_queries(0):
         request.on_failure(lost(error))
-    ((run_id, attempt, status, told, _),) = reported
-    assert (run_id, attempt, status) == (request.id, 1, "FAILURE")
-    assert told["exc_type"] == "WorkerLostError"
+    (told,) = reported
+    assert (told.task_id, told.attempt, told.claimant) == (request.id, 1, CHILD)
+    assert (told.status, told.error["exc_type"]) == ("FAILURE", "WorkerLostError")
 
 
 def test_a_job_without_memory_ends_no_worker(reported: list[Any]) -> None:
