@@ -3,7 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+from celery import current_app
 from celery.contrib.django.task import DjangoTask
+
+_discovery_begun = False
+
+
+def discover() -> None:
+    """Import every tasks.py, once; Celery runs the system checks then, and they come here again."""
+    global _discovery_begun
+    if not _discovery_begun:
+        _discovery_begun = True
+        current_app.loader.import_default_modules()
+        current_app.finalize(auto=True)
+
+
+def known_task(name: str) -> Any:
+    """Return the task of that name, or None where this process does not know it."""
+    if name not in current_app.tasks:
+        discover()
+    return current_app.tasks.get(name)
 
 
 class BaseJob(DjangoTask[..., Any]):

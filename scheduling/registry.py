@@ -3,35 +3,20 @@
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from json import JSONDecoder
 from typing import Any, TypeVar
 
 from celery import current_app
-from celery.exceptions import QueueNotFound
 from django.conf import settings
 from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps, loads
 
-from scheduling.base_job import BaseJob
+from scheduling.base_job import BaseJob, discover
 from scheduling.errors import EnqueueError
-from scheduling.models import Priority
 
 T = TypeVar("T")
 
-DEFAULT_QUEUE = "celery"
 PLAIN = JSONDecoder()  # kombu's `loads` makes one for each text, for the types that it adds
-
-_discovery_begun = False
-
-
-def _discover() -> None:
-    """Import every tasks.py, once; Celery runs the system checks then, and they come here again."""
-    global _discovery_begun
-    if not _discovery_begun:
-        _discovery_begun = True
-        current_app.loader.import_default_modules()
-        current_app.finalize(auto=True)
 
 
 def job_names() -> list[str]:
@@ -41,13 +26,13 @@ def job_names() -> list[str]:
 
 def known_names() -> list[str]:
     """Return the names that jobs of this project answer to: their own, and their aliases."""
-    _discover()
+    discover()
     return sorted(name for name in current_app.tasks if not name.startswith("celery."))
 
 
 def find_job(name: str) -> BaseJob | None:
     """Return the job of that name, or None where this process does not know it as one."""
-    _discover()
+    discover()
     task = current_app.tasks.get(name)
     return task if isinstance(task, BaseJob) else None
 
@@ -140,32 +125,6 @@ def _decode(label: str, text: str, kind: type[T], name: str) -> T:
     if not isinstance(value, kind):
         raise EnqueueError(f"{label} must be a JSON {name}: {text[:100]!r}")
     return value
-
-
-@lru_cache(maxsize=4096)
-def queue_of(name: str, queue: str | None = None) -> str:
-    """Return the queue that Celery's routes give to task `name`, or `queue` where one is asked for.
-
-    Raises:
-        EnqueueError: the queue is not one of CELERY_TASK_QUEUES and may not be made.
-    """
-    task: Any = current_app.tasks.get(name)
-    queue = queue or getattr(task, "queue", None)
-    options = {"queue": queue} if queue else {}
-    try:
-        route = current_app.amqp.router.route(options, name, (), {}, task)
-    except QueueNotFound as error:
-        raise EnqueueError(f"unknown queue {queue!r}: {error}") from None
-    found = route.get("queue")
-    return str(getattr(found, "name", found or current_app.conf.task_default_queue))
-
-
-@lru_cache(maxsize=4096)
-def priority_of(name: str, priority: int | None = None) -> Priority:
-    """Return the priority that is asked for, or else the task's own, as one of the steps."""
-    if priority is None:
-        priority = getattr(current_app.tasks.get(name), "priority", None)
-    return Priority.nearest(priority)
 
 
 def retries_by_itself(job: BaseJob) -> bool:

@@ -15,6 +15,7 @@ LAYERS = (
     ("postgres",),
     ("outgoing", "broker"),
     ("models",),
+    ("task_options",),
     ("registry", "heartbeats"),
     ("schedules",),
     ("runs",),

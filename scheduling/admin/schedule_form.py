@@ -9,8 +9,9 @@ from kombu.utils.json import loads
 from scheduling import clock, recurrence
 from scheduling.errors import EnqueueError
 from scheduling.models import Policy, Priority, Schedule
-from scheduling.registry import check_call, decode_error, get_job, job_names, queue_of
+from scheduling.registry import check_call, decode_error, get_job, job_names
 from scheduling.schedules.rules import rule_of
+from scheduling.task_options import DESTINATION, options_of
 
 RULES = ("crontab", "interval", "clocked", "solar")
 # A change of these can make a rule that never fires.
@@ -42,7 +43,8 @@ class ScheduleForm(forms.ModelForm[Schedule]):
         fields = (
             "name", "task", "enabled", "description",
             *RULES, "start_time", "expires", "one_off",
-            "args", "kwargs", "queue", "priority", "expire_seconds", "headers",
+            "args", "kwargs", "queue", "exchange", "routing_key", "priority", "expire_seconds",
+            "headers",
         )  # fmt: skip
         widgets: ClassVar[dict[str, forms.Widget]] = {
             "args": forms.Textarea(attrs={"rows": 2, "cols": 60, "spellcheck": "false"}),
@@ -61,6 +63,8 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             "args": "Arguments",
             "kwargs": "Keyword arguments",
             "queue": "Queue",
+            "exchange": "Exchange",
+            "routing_key": "Routing key",
             "expire_seconds": "Useless after (seconds)",
             "headers": "Message headers",
         }
@@ -78,7 +82,10 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             "one_off": "Run at the first time that the rule names, then never again.",
             "args": 'A JSON array, such as ["north", 3]. Checked against the task.',
             "kwargs": 'A JSON object, such as {"region": "north"}. Checked against the task.',
-            "queue": "Leave empty for the task's own queue.",
+            "queue": "Leave empty for the queue that CELERY_TASK_ROUTES, or the task, names.",
+            "exchange": "With a routing key: finds the queue that CELERY_TASK_QUEUES binds to it. "
+            "Seldom needed.",
+            "routing_key": "Counts with an exchange, or with a queue of a topic exchange.",
             "expire_seconds": "A run that has not started this long after it was due is dropped "
             "as expired. Empty: it always runs.",
             "headers": "A JSON object, sent with the message. Seldom needed.",
@@ -132,7 +139,8 @@ class ScheduleForm(forms.ModelForm[Schedule]):
         if data.get("expires") and data.get("expire_seconds") is not None:
             # django-celery-beat's own rule, said beside the field.
             self.add_error("expire_seconds", "Give this or “Not after”, not both.")
-        if data.keys() >= CALL and (data.get("enabled") or CALL & set(self.changed_data)):
+        changed = {*CALL, *DESTINATION} & set(self.changed_data)
+        if data.keys() >= CALL and (data.get("enabled") or changed):
             self._check_call(data)
         return data
 
@@ -150,11 +158,17 @@ class ScheduleForm(forms.ModelForm[Schedule]):
 
     def _check_call(self, data: dict[str, Any]) -> None:
         try:
-            check_call(data["task"], loads(data["args"]), loads(data["kwargs"]))
-            queue_of(data["task"], data.get("queue") or None)
+            call = loads(data["args"]), loads(data["kwargs"])
+            check_call(data["task"], *call)
         except EnqueueError as error:
-            field = "queue" if "queue" in str(error) else "args"
-            self.add_error(field, str(error))
+            self.add_error("args", str(error))
+            return
+        columns = {name: data.get(name) for name in ("queue", "exchange", "routing_key")}
+        asked = {name: value for name, value in columns.items() if value}
+        try:
+            options_of(data["task"], *call, asked)
+        except EnqueueError as error:
+            self.add_error(next(iter(asked), "queue"), str(error))
 
     def _check_rule(self) -> None:
         now, bare = clock.now(), copy.copy(self.instance)

@@ -28,6 +28,7 @@ from scheduling.admin.schedule_form import RULES, ScheduleForm
 from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
 from scheduling.errors import SchedulingError
 from scheduling.models import Policy, Run, Schedule
+from scheduling.schedules.deciding import where_it_goes
 from scheduling.schedules.rule_rows import hold
 from scheduling.schedules.rules import rule_of
 from scheduling.schedules.standing import plan_of, policy_of
@@ -80,7 +81,7 @@ class ScheduleAdmin(ScheduleActions):
     show_facets = admin.ShowFacets.NEVER
     paginator = BoundedPaginator
     autocomplete_fields = RULES
-    readonly_fields = ("next_times", "history")
+    readonly_fields = ("next_times", "history", "goes_to")
     fieldsets = (
         (None, {"fields": ("name", "task", "enabled", "description", "next_times", "history")}),
         (
@@ -94,7 +95,15 @@ class ScheduleAdmin(ScheduleActions):
         (
             "How it is sent",
             {
-                "fields": ("queue", "priority", "expire_seconds", "headers"),
+                "fields": (
+                    "goes_to",
+                    "queue",
+                    "exchange",
+                    "routing_key",
+                    "priority",
+                    "expire_seconds",
+                    "headers",
+                ),
                 "classes": ("collapse",),
             },
         ),
@@ -234,6 +243,12 @@ class ScheduleAdmin(ScheduleActions):
         if run is None:
             return "never ran"
         return format_html("{} {}", _outcome(run), moment(_moment_of(run)))
+
+    @admin.display(description="runs go to")
+    def goes_to(self, schedule: PeriodicTask) -> str:
+        if schedule.pk is None:
+            return "Shown once it is saved."
+        return where_it_goes(schedule)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """Write what the form changed and nothing else: beat may have written the row meanwhile."""

@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, transaction
 from psycopg.errors import NotNullViolation
 
+from scheduling.errors import EnqueueError
 from scheduling.execution.waiting import ask_to_end, cancel_waiting_of
 from scheduling.ids import uuid7_texts
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.postgres.prepared import run_prepared
-from scheduling.postgres.sql import arrays, lean_cursor
-from scheduling.registry import decode_error
+from scheduling.postgres.sql import arrays, is_away, lean_cursor
+from scheduling.registry import decode_call, decode_error
 from scheduling.runs.hints import Hint, Lane
 from scheduling.schedules.deciding import (
     CATCH_UP_STEP,
@@ -28,9 +29,11 @@ from scheduling.schedules.deciding import (
     Unfinished,
     decide,
     hold,
+    sent_to,
 )
 from scheduling.schedules.planning import BATCH_SETTINGS
 from scheduling.schedules.rules import RULE_COLUMNS, RULE_JOINS, with_fields
+from scheduling.task_options import CallOptions, routed_by_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +58,10 @@ def bounded(column: str) -> str:
 # read. What counts only under one condition is NULL without it, so that more plans are alike.
 # `alone` is what has the like of nobody: an offset of its own, or arguments too long for an array.
 SHAPE = """
-    next_due_at, alone, needs_plan, last_due_at, anchor_at, one_off, task, headers, queue, priority,
-    catch_up, catch_up_window, overlap, spread, deadline_after, expire_seconds, rule,
-    replaced_at, start_time, expires, calendar_id, excluded_day, crontab_id, interval_id,
-    clocked_id, solar_id
+    next_due_at, alone, needs_plan, last_due_at, anchor_at, one_off, task, headers, queue, exchange,
+    routing_key, priority, catch_up, catch_up_window, overlap, spread, deadline_after,
+    expire_seconds, rule, replaced_at, start_time, expires, calendar_id, excluded_day, crontab_id,
+    interval_id, clocked_id, solar_id
 """
 
 # Plans of one shape make one row. `low` spares the dead entries that an old snapshot keeps at the
@@ -74,7 +77,7 @@ plans AS (
         CASE WHEN y.spread <> interval '0'
             OR octet_length(t.args) + octet_length(t.kwargs) > 10000 THEN t.id END AS alone,
         p.next_due_at, p.needs_plan, t.one_off, t.task, COALESCE(t.headers, '') AS headers,
-        t.queue, t.priority, t.expire_seconds, t.start_time, t.expires,
+        t.queue, t.exchange, t.routing_key, t.priority, t.expire_seconds, t.start_time, t.expires,
         t.crontab_id, t.interval_id, t.clocked_id, t.solar_id,
         CASE WHEN p.needs_plan OR t.interval_id IS NOT NULL THEN p.anchor_at END AS anchor_at,
         CASE WHEN p.needs_plan THEN p.last_due_at END AS last_due_at,
@@ -92,8 +95,8 @@ shapes AS (
       FROM plans GROUP BY {SHAPE})
 SELECT t.ids, t.args, t.kwargs, statement_timestamp(), t.ids[1], t.next_due_at, t.needs_plan,
     t.last_due_at, t.anchor_at, t.one_off, t.task, t.args[1], t.kwargs[1], t.headers, t.queue,
-    t.priority, t.catch_up, t.catch_up_window, t.overlap, t.spread, t.deadline_after,
-    t.expire_seconds, t.rule, COALESCE(t.replaced_at, statement_timestamp()),
+    t.exchange, t.routing_key, t.priority, t.catch_up, t.catch_up_window, t.overlap, t.spread,
+    t.deadline_after, t.expire_seconds, t.rule, COALESCE(t.replaced_at, statement_timestamp()),
     {RULE_COLUMNS}
   FROM shapes t
   CROSS JOIN LATERAL (SELECT t.calendar_id, t.excluded_day) AS y
@@ -293,19 +296,64 @@ def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Un
     """
     shapes = with_fields(Due, [row[3:] for row in rows])
     unfinished = _unfinished_of(shapes, rows)
+    sent = _sent_by_arguments(shapes, rows) if routed_by_arguments() else {}
     for shape, (schedule_ids, args, kwargs, *_) in zip(shapes, rows, strict=True):
-        if len(schedule_ids) == 1:
+        if len(schedule_ids) == 1 and not sent:
             yield shape, schedule_ids, unfinished.get(shape.schedule_id, NONE_LEFT)
             continue
-        parts = defaultdict[tuple[str, Unfinished, int], list[tuple[int, str, str]]](list)
+        parts = defaultdict[tuple[Any, ...], list[tuple[int, str, str]]](list)
         for plan in zip(schedule_ids, args, kwargs, strict=True):
             there = unfinished.get(plan[0], NONE_LEFT)
             alone = plan[0] if there.all and shape.overlap == Overlap.REPLACE else 0
-            parts[decode_error(*plan[1:]), there, alone].append(plan)
-        for (_, there, _), plans in parts.items():
+            goes = sent.get((_destination(shape), *plan[1:]))
+            parts[decode_error(*plan[1:]), there, alone, goes].append(plan)
+        for (_, there, _, goes), plans in parts.items():
             first, first_args, first_kwargs = plans[0]
-            like = shape._replace(schedule_id=first, args=first_args, kwargs=first_kwargs)
+            like = shape._replace(
+                schedule_id=first, args=first_args, kwargs=first_kwargs, sent=goes
+            )
             yield like, [plan[0] for plan in plans], there
+
+
+def _destination(shape: Due) -> tuple[object, ...]:
+    return shape.task, shape.queue, shape.exchange, shape.routing_key, shape.priority
+
+
+def _sent_by_arguments(
+    shapes: Sequence[Due], rows: Sequence[tuple[Any, ...]]
+) -> dict[tuple[object, ...], CallOptions | str]:
+    """Ask a router that is a function once for each different call: where it goes, or why not.
+
+    The router may use this connection. If it spoils the transaction, every call is asked about
+    again in a savepoint of its own, so that one call's router does not stop the others.
+    """
+    calls = {
+        (_destination(shape), args, kwargs): shape
+        for shape, row in zip(shapes, rows, strict=True)
+        for args, kwargs in zip(row[1], row[2], strict=True)
+    }
+    try:
+        with transaction.atomic():
+            return {call: _sent(shape, *call[1:]) for call, shape in calls.items()}
+    except DatabaseError:
+        return {call: _sent_apart(shape, *call[1:]) for call, shape in calls.items()}
+
+
+def _sent(shape: Due, args: str, kwargs: str) -> CallOptions | str:
+    try:
+        return sent_to(shape, *decode_call(args, kwargs))
+    except EnqueueError as error:
+        return str(error)
+
+
+def _sent_apart(shape: Due, args: str, kwargs: str) -> CallOptions | str:
+    try:
+        with transaction.atomic():
+            return _sent(shape, args, kwargs)
+    except DatabaseError as error:
+        if is_away(error):
+            raise
+        return f"the router of task {shape.task} failed: {error}"
 
 
 def _may_be_queued(made: Runs, now: datetime, room: MutableMapping[Lane, int]) -> int:

@@ -22,9 +22,10 @@ from scheduling.errors import PermanentError, RunCancelled, SchedulingError
 from scheduling.models import State
 from scheduling.registry import encode, retries_by_itself
 from scheduling.runs.follow_ups import PARKED
-from scheduling.runs.options import instant_or_seconds, message_options
+from scheduling.runs.options import message_options
 from scheduling.runs.outcomes import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
 from scheduling.runs.running import Again, Claimed, Execution, current
+from scheduling.task_options import instant_or_length
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _once_more(
     execution: Execution, claimed: Claimed, again: Again, value: Any, traceback: str
 ) -> Outcome:
     """Return the outcome of a job that sent itself again."""
-    when = instant_or_seconds(again.eta)
+    when = instant_or_length(again.eta)
     delay = timedelta(seconds=max(again.countdown or 0, 0))
     has_failed, text = not isinstance(value, Ignore), None
     if has_failed:
@@ -116,7 +117,7 @@ def _once_more(
             queue=again.queue,
             priority=again.priority,
             follow_ups=again.follow_ups,
-            expires=instant_or_seconds(again.options.get("expires")),
+            expires=instant_or_length(again.options.get("expires")),
         ),
         result=execution.result,
     )

@@ -29,8 +29,8 @@ from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, Backfill, Origin, Priority, Run, State
 from scheduling.postgres.sql import arrays, lean_cursor
-from scheduling.registry import check_call, decode_error, queue_of
-from scheduling.schedules.deciding import options_with
+from scheduling.registry import check_call, decode_error
+from scheduling.schedules.deciding import options_with, sent_to
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rules import rule_of
 from scheduling.schedules.standing import plan_of, policy_of
@@ -283,7 +283,8 @@ def _columns(schedule: PeriodicTask) -> dict[str, Any]:
     args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
     if problem := decode_error(args, kwargs):
         raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
-    check_call(schedule.task, loads(args), loads(kwargs))
+    call = loads(args), loads(kwargs)
+    check_call(schedule.task, *call)
     return {
         "schedule_id": schedule.pk,
         "schedule_name": schedule.name,
@@ -292,7 +293,7 @@ def _columns(schedule: PeriodicTask) -> dict[str, Any]:
         "args": args,
         "kwargs": kwargs,
         "options": options_with(schedule.headers or ""),
-        "queue": queue_of(schedule.task, schedule.queue or None),
+        "queue": sent_to(schedule, *call).queue,
         "priority": Priority.LOW,
         "max_attempts": policy_of(schedule).max_attempts,
     }

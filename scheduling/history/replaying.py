@@ -2,7 +2,7 @@
 
 import logging
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -13,7 +13,9 @@ from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import FINAL, Run
 from scheduling.postgres.sql import arrays
+from scheduling.runs import options
 from scheduling.runs.repeats import CHORD, repeated
+from scheduling.task_options import own_expiry
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +25,13 @@ BATCH = 500
 REPLAY = """
 INSERT INTO scheduling_run
     (id, origin, schedule_id, schedule_name, task, args, kwargs, options, queue, priority, due_at,
-     run_at, max_attempts, unique_key, enqueued_by, replay_of, follow_ups)
+     run_at, expires_at, max_attempts, unique_key, enqueued_by, replay_of, follow_ups)
 SELECT new.id, 'replay', r.schedule_id, r.schedule_name, r.task, r.args, r.kwargs, r.options,
     r.queue, GREATEST(COALESCE(r.given_priority, r.priority), 6), r.due_at, statement_timestamp(),
-    r.max_attempts, r.unique_key, %(by)s, r.id, new.follow_ups
-  FROM unnest(%(new)s::uuid[], %(old)s::uuid[], %(follow_ups)s::text[]) AS new (id, of, follow_ups)
+    COALESCE(new.expires, statement_timestamp() + new.expires_in), r.max_attempts, r.unique_key,
+    %(by)s, r.id, new.follow_ups
+  FROM unnest(%(new)s::uuid[], %(old)s::uuid[], %(follow_ups)s::text[], %(expires)s::timestamptz[],
+              %(expires_in)s::interval[]) AS new (id, of, follow_ups, expires, expires_in)
   JOIN scheduling_run r ON r.id = new.of
  WHERE %(again)s
     OR NOT EXISTS (SELECT 1 FROM scheduling_run earlier WHERE earlier.replay_of = r.id)
@@ -102,15 +106,19 @@ def replay_all(
             chosen = wanted.filter(after).order_by("pk")[: min(batch, limit - tried)]
             # Locked, then looked at: who replays them at the same time is done by then.
             locked = chosen.select_for_update(no_key=True, of=("self",))
-            old = list(locked.values_list("pk", "follow_ups", "state"))
-            follow_ups = [repeated(text, state, sent_too=sent_too) for _, text, state in old]
-            ids = [run_id for run_id, *_ in old]
-            made += _insert(ids, [one.follow_ups for one in follow_ups], by=by, again=again)
-        tried += len(ids)
+            old = list(locked.values_list("pk", "follow_ups", "state", "task"))
+            follow_ups = [repeated(text, state, sent_too=sent_too) for _, text, state, _ in old]
+            expiries = {task: options.limit("expires", own_expiry(task)) for *_, task in old}
+            rows = [
+                (uuid7(), run_id, one.follow_ups, *expiries[task].values())
+                for (run_id, *_, task), one in zip(old, follow_ups, strict=True)
+            ]
+            made += _insert(rows, by=by, again=again)
+        tried += len(old)
         parts += sum(CHORD in one.left_out for one in follow_ups)
-        if len(ids) < batch:
+        if len(old) < batch:
             break
-        last = ids[-1]
+        last = old[-1][0]
     event(logger, "runs_replayed", runs=made, by=by)
     return Replayed(made, tried, parts)
 
@@ -123,11 +131,11 @@ def _has_been_replayed() -> Exists:
     return Exists(Run.objects.filter(replay_of=OuterRef("pk")))
 
 
-def _insert(ids: list[UUID], follow_ups: list[str], *, by: str, again: bool) -> int:
-    if not ids:
+def _insert(rows: list[tuple[Any, ...]], *, by: str, again: bool) -> int:
+    if not rows:
         return 0
-    rows = [(uuid7(), *one) for one in zip(ids, follow_ups, strict=True)]
-    columns = dict(zip(("new", "old", "follow_ups"), arrays(rows, 3), strict=True))
+    names = ("new", "old", "follow_ups", "expires", "expires_in")
+    columns = dict(zip(names, arrays(rows, len(names)), strict=True))
     with connection.cursor() as cursor:
         cursor.execute(REPLAY, {**columns, "by": by[:150], "again": again})
         ring_on_commit()

@@ -9,6 +9,7 @@ from scheduling.management import output
 from scheduling.models import Policy
 from scheduling.schedules import NextOccurrence
 from scheduling.schedules.auditing import Moved
+from scheduling.schedules.deciding import where_it_goes
 from scheduling.schedules.editing import LOOK_AHEAD, Edit
 from scheduling.schedules.planning import rule_version
 from scheduling.schedules.policies import POLICIES
@@ -118,6 +119,9 @@ def detail_lines(standing: Standing, now: datetime) -> Iterator[str]:
         ("last", _when(standing.last_due_at, now)),
         ("why not", will_not_run(standing, now)),
         ("queue", schedule.queue or ""),
+        ("exchange", schedule.exchange or ""),
+        ("routing key", schedule.routing_key or ""),
+        ("runs go to", where_it_goes(schedule)),
         ("priority", priority),
         ("description", schedule.description),
     )

@@ -1,5 +1,6 @@
 """How runs that no schedule plans come to be: rows, written in the caller's own transaction."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -22,14 +23,12 @@ from scheduling.registry import (
     decode_error,
     encode,
     get_job,
-    priority_of,
-    queue_of,
 )
 from scheduling.runs import follow_ups
 from scheduling.runs.options import (
     checked_key,
     checked_options,
-    instant_or_seconds,
+    destination,
     limit,
     message_options,
     no_options,
@@ -38,6 +37,12 @@ from scheduling.runs.options import (
 from scheduling.runs.repeats import repeated
 from scheduling.runs.running import run_id_of
 from scheduling.schedules.deciding import options_with
+from scheduling.task_options import (
+    asked_by,
+    instant_or_length,
+    own_expiry,
+    routed_by_arguments,
+)
 
 if TYPE_CHECKING:
     from celery import Task
@@ -122,8 +127,9 @@ def enqueue(
     job = get_job(task if isinstance(task, str) else task.name)
     check_arguments(job, args, kwargs)
     columns = checked_options(
-        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
-    )
+        job, (args, kwargs), at, after, priority, queue, deadline, expires, max_attempts,
+        enqueued_by,
+    )  # fmt: skip
     columns["follow_ups"] = follow_ups.asked_for(link, link_error)
     return insert_run(
         {**columns, "unique_key": checked_key(unique_key)}, encode(args), encode(kwargs)
@@ -153,23 +159,27 @@ def enqueue_many(
         How many runs were written.
     """
     job = get_job(task if isinstance(task, str) else task.name)
-    columns = checked_options(
-        job, at, after, priority, queue, deadline, expires, max_attempts, enqueued_by
-    )
-    columns["follow_ups"] = follow_ups.asked_for(link, link_error)
+
+    def columns_of(call: Call) -> dict[str, Any]:
+        return checked_options(
+            job, (call.args, call.kwargs), at, after, priority, queue, deadline, expires,
+            max_attempts, enqueued_by,
+        )  # fmt: skip
+
+    # Only a router that is a function can send one call elsewhere than another.
+    columns = None if routed_by_arguments() else columns_of(Call())
+    carried = follow_ups.asked_for(link, link_error)
     stream, count = iter(calls), 0
     with transaction.atomic(), connection.cursor() as cursor:
         while batch := list(islice(stream, BATCH)):
+            alike = defaultdict[tuple[Any, ...], list[tuple[UUID, str, str]]](list)
             for call in batch:
                 check_arguments(job, call.args, call.kwargs)
-            rows = [(call.id or uuid7(), encode(call.args), encode(call.kwargs)) for call in batch]
-            _insert_many(
-                cursor,
-                {
-                    **columns,
-                    **dict(zip(("ids", "args", "kwargs"), arrays(rows, 3), strict=True)),
-                },
-            )
+                row = call.id or uuid7(), encode(call.args), encode(call.kwargs)
+                alike[tuple((columns or columns_of(call)).items())].append(row)
+            for same, rows in alike.items():
+                texts = dict(zip(("ids", "args", "kwargs"), arrays(rows, 3), strict=True))
+                _insert_many(cursor, {**dict(same), "follow_ups": carried, **texts})
             count += len(batch)
         if count:
             ring_on_commit()
@@ -202,17 +212,11 @@ def enqueue_message(
         EnqueueError: an id that is no UUID; arguments, or follow-ups, that are not JSON.
     """
     sender = follow_ups.sender()
-    queue = options.get("queue")
-    expires = instant_or_seconds(options.get("expires"))
     columns = {
         **no_options(),
-        **start(
-            instant_or_seconds(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))
-        ),
-        **limit("expires", expires),
+        **start(instant_or_length(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))),
+        **destination(name, args or (), kwargs or {}, options),
         "task": name,
-        "queue": queue_of(name, str(getattr(queue, "name", queue)) if queue else None),
-        "priority": priority_of(name, options.get("priority")),
         "options": encode(message_options(options)),
         "follow_ups": follow_ups.carried_in(options),
         "failures": options.get("retries") or 0,
@@ -263,21 +267,21 @@ def run_now(schedule: PeriodicTask, *, by: str) -> Run:
     args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
     if problem := decode_error(args, kwargs):
         raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
-    check_call(schedule.task, loads(args), loads(kwargs))
+    call = loads(args), loads(kwargs)
+    check_call(schedule.task, *call)
     policy = getattr(schedule, "policy", None)
-    seconds = schedule.expire_seconds
-    expires = None if seconds is None else timedelta(seconds=seconds)
+    asked = asked_by(schedule)
+    if schedule.expire_seconds is not None:
+        asked["expires"] = schedule.expire_seconds
     columns = {
         **no_options(),
         **start(None, None),
         **limit("deadline", policy and policy.deadline_after),
-        **limit("expires", expires),
+        **destination(schedule.task, *call, asked),
         "schedule_id": schedule.pk,
         "schedule_name": schedule.name,
         "task": schedule.task,
         "options": options_with(schedule.headers or ""),
-        "queue": queue_of(schedule.task, schedule.queue or None),
-        "priority": priority_of(schedule.task, schedule.priority),
         "max_attempts": policy and policy.max_attempts,
         "enqueued_by": by,
     }
@@ -303,6 +307,7 @@ def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
     columns = {
         **no_options(),
         **start(None, None),
+        **limit("expires", own_expiry(old.task)),
         "follow_ups": again.follow_ups,
         "origin": Origin.REPLAY,
         "due_at": old.due_at,

@@ -4,7 +4,7 @@ Instants may be given, or durations that count from Postgres's clock; each becom
 of `enqueueing.INSERT`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +14,8 @@ from scheduling.base_job import BaseJob
 from scheduling.errors import EnqueueError
 from scheduling.models import Origin, Priority
 from scheduling.postgres.sql import clean
-from scheduling.registry import queue_of
 from scheduling.runs.running import current
+from scheduling.task_options import options_of
 
 LONGEST = timedelta(days=36_500)
 MOST = 32_767  # attempts
@@ -58,6 +58,7 @@ def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def checked_options(
     job: BaseJob,
+    call: tuple[Sequence[Any], Mapping[str, Any]],
     at: datetime | None,
     after: timedelta | None,
     priority: Priority | str | int | None,
@@ -71,17 +72,32 @@ def checked_options(
         raise EnqueueError(
             f"max_attempts must be a whole number from 1 to {MOST:,}, not {max_attempts!r}."
         )
+    asked = {
+        "queue": _checked("queue", queue, 200),
+        "priority": None if priority is None else _priority(priority),
+    }
+    found = destination(job.name, *call, {k: v for k, v in asked.items() if v is not None})
+    if expires is not None:
+        found |= limit("expires", expires)
     return {
         **no_options(),
         **start(at, after),
         **limit("deadline", deadline),
-        **limit("expires", expires),
+        **found,
         "task": job.name,
-        "queue": queue_of(job.name, _checked("queue", queue, 200)),
-        "priority": _priority(job.priority if priority is None else priority),
         "max_attempts": max_attempts,
         "enqueued_by": _checked("enqueued_by", enqueued_by or None, 150) or _asking_run(),
     }
+
+
+def destination(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the columns that say where a run goes and when it expires; see `task_options`."""
+    found = options_of(name, args, kwargs, asked)
+    return {
+        "queue": found.queue, "priority": found.priority, **limit("expires", found.expires)
+    }  # fmt: skip
 
 
 def no_options() -> dict[str, Any]:
@@ -131,20 +147,6 @@ def _aware(name: str, value: Any) -> datetime | None:
         raise EnqueueError(
             f"`{name}` must be between the years 1 and 9999 in UTC, not {value!r}."
         ) from None
-
-
-def instant_or_seconds(value: object) -> Any:
-    """Read a Celery eta or expires: ISO text, a datetime (naive: UTC), seconds, or None."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise EnqueueError(f"{value!r} is not an ISO 8601 time.") from None
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
-    if isinstance(value, int | float):
-        return timedelta(seconds=max(value, 0))  # what is over is over: Celery takes it as now
-    return value
 
 
 def _priority(value: Priority | str | int | None) -> Priority:

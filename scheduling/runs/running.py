@@ -11,10 +11,11 @@ from uuid import UUID
 from kombu.utils.json import loads
 
 from scheduling.base_job import BaseJob
-from scheduling.models import Priority, Run, State
-from scheduling.registry import attempts_allowed, encode, queue_of
+from scheduling.models import Run, State
+from scheduling.registry import attempts_allowed, encode
 from scheduling.runs.follow_ups import carried_in
 from scheduling.runs.stored_results import StoredResult
+from scheduling.task_options import DESTINATION, options_of
 
 
 class CurrentRun(NamedTuple):
@@ -126,8 +127,9 @@ class Execution:
         options: Mapping[str, Any],
     ) -> None:
         """Remember that this task sent itself again; `finish` makes it the next attempt."""
-        queue, priority = self.asked.get("queue"), self.asked.get("priority")
+        asked = {name: self.asked[name] for name in DESTINATION if self.asked.get(name) is not None}
         args, kwargs = list(args or ()), dict(kwargs or {})
+        found = options_of(task, args, kwargs, asked) if asked else None
         stored = self.claimed is not None and (args, kwargs) == self.arguments
         self.again = Again(
             task,
@@ -136,8 +138,8 @@ class Execution:
             countdown,
             eta,
             options,
-            queue=queue_of(task, str(getattr(queue, "name", queue))) if queue else None,
-            priority=None if priority is None else Priority.nearest(priority),
+            queue=found.queue if found and asked.keys() - {"priority"} else None,
+            priority=found.priority if found and "priority" in asked else None,
             follow_ups=carried_in(options) if self.in_body else None,
         )
 

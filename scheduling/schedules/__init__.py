@@ -19,8 +19,9 @@ from scheduling import clock, recurrence
 from scheduling.errors import ScheduleError
 from scheduling.logs import event
 from scheduling.models import ManagedBy, Policy, Priority, Schedule
-from scheduling.registry import check_call, encode, queue_of
+from scheduling.registry import check_call, encode
 from scheduling.schedules import policies
+from scheduling.schedules.deciding import refuse_without_queue
 from scheduling.schedules.planning import spread_offset
 from scheduling.schedules.policies import PolicyOptions, check_columns
 from scheduling.schedules.rule_rows import Cron, Every, Once, column_of, row_of
@@ -108,7 +109,6 @@ def add(
     """
     now = now or clock.now()
     check_call(task, args, kwargs or {})
-    queue_of(task, queue)  # refuses one that does not exist
     if Schedule.objects.filter(name=name).exists():
         raise _name_taken(name, _is_of_code(name))
     schedule = Schedule(
@@ -124,6 +124,7 @@ def add(
         one_off=isinstance(rule, Once),
     )
     check_columns(schedule)
+    refuse_without_queue(schedule)
     if name and not name.strip():
         raise ScheduleError(f"the name {name!r} is blank: give one that can be read.")
     columns = policies.checked(policy)

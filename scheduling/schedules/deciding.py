@@ -4,25 +4,30 @@ Pure: a due plan and how many of its runs are unfinished go in, rows to write co
 reads the one and writes the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 from uuid import UUID
 
+from django.db import DatabaseError
+from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps, loads
 
 from scheduling import recurrence
+from scheduling.errors import EnqueueError
 from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.postgres.sql import clean
-from scheduling.registry import DEFAULT_QUEUE, decode_error, priority_of, queue_of
+from scheduling.registry import decode_call
 from scheduling.schedules.planning import MOMENT, spread_offset
 from scheduling.schedules.rules import RuleFields, as_planned, build_rule
+from scheduling.task_options import CallOptions, asked_by, options_of
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
 COUNT_MAX = 2**31 - 1  # what the column holds
 CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick
+NO_QUEUE = "celery"  # in the row of what never runs
 CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
 
 
@@ -41,6 +46,8 @@ class Due(NamedTuple):
     kwargs: str
     headers: str
     queue: str | None
+    exchange: str | None
+    routing_key: str | None
     priority: int | None
     catch_up: str
     catch_up_window: timedelta | None
@@ -52,6 +59,8 @@ class Due(NamedTuple):
     rule: str
     replaced_at: datetime
     fields: RuleFields
+    # Where its runs go, or why they can go nowhere; None where nothing has asked yet.
+    sent: CallOptions | str | None = None
 
     @property
     def until(self) -> datetime:
@@ -114,8 +123,14 @@ def decide(
     """
     if plan.needs_plan and plan.next_due_at > plan.replaced_at:  # the first edit's, of several
         return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
-    if problem := decode_error(plan.args, plan.kwargs):
-        return _quarantined(plan, problem)
+    try:
+        args, kwargs = decode_call(plan.args, plan.kwargs)
+        sent = plan.sent or sent_to(plan, args, kwargs)
+    except EnqueueError as problem:
+        return _quarantined(plan, str(problem))
+    if isinstance(sent, str):
+        return _quarantined(plan, sent)
+    plan = plan._replace(sent=sent)
     if plan.needs_plan:
         plan = _before_the_edit(plan)
     try:
@@ -129,10 +144,47 @@ def decide(
     return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=done)
 
 
+def sent_to(
+    schedule: Due | PeriodicTask, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CallOptions:
+    """Return where the runs of a schedule go, and when they expire.
+
+    Raises:
+        EnqueueError: they can go nowhere.
+    """
+    return options_of(schedule.task, args, kwargs, asked_by(schedule))
+
+
+def refuse_without_queue(schedule: PeriodicTask) -> None:
+    """Raise EnqueueError if the schedule's runs can go to no queue.
+
+    Arguments that cannot be read are checked elsewhere.
+    """
+    try:
+        call = decode_call(schedule.args or "[]", schedule.kwargs or "{}")
+    except EnqueueError:
+        call = [], {}
+    sent_to(schedule, *call)
+
+
+def where_it_goes(schedule: PeriodicTask) -> str:
+    """Return in words where the schedule's runs go, and when they expire, or why they cannot."""
+    try:
+        sent = sent_to(schedule, *decode_call(schedule.args or "[]", schedule.kwargs or "{}"))
+    except (EnqueueError, DatabaseError) as error:
+        return f"nowhere: {error}"
+    own = sent.expires if schedule.expire_seconds is None else schedule.expire_seconds
+    seconds = own.total_seconds() if isinstance(own, timedelta) else own
+    words = f"queue {sent.queue}, priority {sent.priority.label}"
+    if isinstance(seconds, datetime):
+        return f"{words}; useless after {seconds:%Y-%m-%d %H:%M:%S} UTC"
+    return words if seconds is None else f"{words}; useless {seconds:,g} s after it was due"
+
+
 def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
     due, reason = plan.next_due_at, clean(problem)
     run = NewRun(
-        uuid7(), plan.schedule_id, plan.task, due, due, State.SKIPPED, reason, 0, DEFAULT_QUEUE,
+        uuid7(), plan.schedule_id, plan.task, due, due, State.SKIPPED, reason, 0, NO_QUEUE,
         Priority.MEDIUM, "{}", None, None,
     )  # fmt: skip
     return [run], Moved(plan.schedule_id, None, due, 1, reason, done=plan.one_off)
@@ -316,20 +368,22 @@ def _run(
 ) -> NewRun:
     """Return the row of the occurrence `due`; it expires by the last one that it stands for.
 
-    One on a day off is skipped.
+    The schedule's own expiry goes before that of its task. One on a day off is skipped.
     """
     if state == State.SCHEDULED and (why := _day_off(plan, due)):
         state, reason = State.SKIPPED, why
     offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
     deadline = None if plan.deadline_after is None else due + plan.deadline_after
     expires = plan.fields.expires and _later(plan.fields.expires, offset)
-    if plan.expire_seconds is not None:
-        seconds = timedelta(seconds=plan.expire_seconds)
-        expires = min(filter(None, (expires, (stands_for or due) + offset + seconds)))
+    sent = cast("CallOptions", plan.sent)  # `decide` has seen to it
+    own = sent.expires if plan.expire_seconds is None else timedelta(seconds=plan.expire_seconds)
+    if isinstance(own, timedelta):
+        own = _later((stands_for or due) + offset, own)
+    expires = min(filter(None, (expires, own)), default=None)
     return NewRun(
         uuid7(), plan.schedule_id, plan.task, due, due + offset, state, reason,
-        min(coalesced, COUNT_MAX), queue_of(plan.task, plan.queue or None),
-        priority_of(plan.task, plan.priority), options_with(plan.headers), deadline, expires,
+        min(coalesced, COUNT_MAX), sent.queue, sent.priority, options_with(plan.headers), deadline,
+        expires,
     )  # fmt: skip
 
 

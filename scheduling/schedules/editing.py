@@ -21,8 +21,9 @@ from scheduling.errors import ScheduleError
 from scheduling.logs import event
 from scheduling.models import Policy, Schedule
 from scheduling.recurrence import Difference, Rule
-from scheduling.registry import check_call, queue_of
+from scheduling.registry import check_call
 from scheduling.schedules import policies, refuse_if_code
+from scheduling.schedules.deciding import refuse_without_queue
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rule_rows import Cron, Every, Once, column_of, hold, is_length, row_of
 from scheduling.schedules.rules import build_rule, fields_of, rule_of, same_rule
@@ -182,8 +183,8 @@ def _edited(
         )
     if changed.keys() & CALL:
         check_call(edited.task, loads(edited.args or "[]"), loads(edited.kwargs or "{}"))
-    if changed.keys() & {"task", "queue"}:
-        queue_of(edited.task, edited.queue or None)  # refuses one that does not exist
+    if changed.keys() & (CALL | {"queue"}):
+        refuse_without_queue(edited)
     return edited, changed, treatment
 
 

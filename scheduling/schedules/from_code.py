@@ -27,12 +27,9 @@ from scheduling.schedules.rules import rule_of
 # What an entry of Celery's own format may have, and what is added to it.
 LENGTHS = ("catch_up_window", "spread", "deadline_after")
 KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
-OPTIONS = ("queue", "priority", "headers", "expires")
+OPTIONS = ("queue", "exchange", "routing_key", "priority", "headers", "expires")
 # Of a message, where a hint is none that an entry could shape: they make no difference here.
-OF_MESSAGES = (
-    "exchange", "routing_key", "serializer", "compression", "delivery_mode", "retry",
-    "retry_policy",
-)  # fmt: skip
+OF_MESSAGES = ("serializer", "compression", "delivery_mode", "retry", "retry_policy")
 RULES = ("crontab_id", "interval_id", "solar_id", "clocked_id")
 
 # Two machines may be deployed to at once: the second one sees what the first one wrote.
@@ -226,6 +223,8 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "args": encode(list(args)),
         "kwargs": encode(_mapping(f"{where} has the kwargs", entry.get("kwargs") or {})),
         "queue": options.get("queue"),
+        "exchange": getattr(exchange := options.get("exchange"), "name", exchange),
+        "routing_key": options.get("routing_key"),
         "priority": options.get("priority"),
         "headers": encode(_mapping(f"{where} has the headers", options.get("headers") or {})),
         "expire_seconds": _expire_seconds(name, options.get("expires")),

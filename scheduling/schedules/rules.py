@@ -1,6 +1,6 @@
 """From rows to rules that `recurrence` understands: django-celery-beat's, and calendars."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -117,13 +117,13 @@ def with_fields(kind: type[Row], rows: Sequence[tuple[Any, ...]]) -> list[Row]:
 
     The calendars' own tables are asked for those that any of the rows names.
     """
-    width: int = len(kind._fields) - 1  # type: ignore[attr-defined]
-    make = kind._make  # type: ignore[attr-defined]
+    width: int = kind._fields.index("fields")  # type: ignore[attr-defined]
+    make: Callable[..., Row] = kind
     calendars = days_off_by_id({row[-2] for row in rows if row[-2] is not None})
     if not calendars:
-        return [make((*row[:width], RuleFields._make(row[width:]))) for row in rows]
+        return [make(*row[:width], RuleFields._make(row[width:])) for row in rows]
     return [
-        make((*row[:width], RuleFields._make((*row[width:-2], calendars.get(row[-2]), row[-1]))))
+        make(*row[:width], RuleFields._make((*row[width:-2], calendars.get(row[-2]), row[-1])))
         for row in rows
     ]
 

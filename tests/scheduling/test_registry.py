@@ -17,7 +17,6 @@ from scheduling.registry import (
     find_job,
     get_job,
     job_names,
-    queue_of,
 )
 from tests.jobs.tasks import add, autoretry
 from tests.scheduling.ledger import ADD
@@ -101,20 +100,6 @@ class TestEncoding:
         assert decode_error("5", "{}") == "args must be a JSON array: '5'"
         assert decode_error("[]", "null") == "kwargs must be a JSON object: 'null'"
         assert decode_error("[1]", '{"a": 1}') == ""
-
-
-class TestQueues:
-    def test_the_default_queue_is_celerys(self) -> None:
-        assert queue_of(ADD) == current_app.conf.task_default_queue == "celery"
-
-    def test_one_that_is_asked_for_goes_first(self) -> None:
-        assert queue_of(ADD, "reports") == "reports"
-
-    def test_a_task_that_names_its_queue_goes_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # As by @shared_task(queue="mails"), which Celery honours, and warns of.
-        monkeypatch.setattr(current_app.tasks[seven.name], "queue", "mails", raising=False)
-        queue_of.cache_clear()
-        assert queue_of(seven.name) == "mails"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Periodic
 from scheduling import clock
 from scheduling.beat import firing
 from scheduling.models import Origin, Plan, Policy, Priority, Run, State
-from scheduling.registry import queue_of
 from scheduling.runs.hints import Lane
 from scheduling.schedules import last_runs, planning
 from scheduling.schedules.deciding import (
@@ -57,7 +56,8 @@ def due(next_due_at: datetime, fields: RuleFields = HOURLY, **columns: Any) -> D
         "now": NOON + timedelta(milliseconds=500), "schedule_id": 7, "next_due_at": next_due_at,
         "needs_plan": False, "last_due_at": None, "anchor_at": None,
         "one_off": False, "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
-        "priority": None, "catch_up": "latest", "catch_up_window": None, "overlap": "allow",
+        "exchange": None, "routing_key": None, "priority": None, "catch_up": "latest",
+        "catch_up_window": None, "overlap": "allow",
         "spread": timedelta(0), "deadline_after": None, "expire_seconds": None, "rule": "",
         "replaced_at": LONG_AGO, "fields": fields,
     }  # fmt: skip
@@ -371,7 +371,7 @@ class TestQuarantine:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(current_app.amqp.queues, "create_missing", False)
-        queue_of.cache_clear()
+        monkeypatch.setattr(current_app.amqp, "router", current_app.amqp.Router())
         (only,), moved = decide(due(NOON, queue="no-such-queue"), NONE_LEFT)
         assert only.state == State.SKIPPED
         assert "no-such-queue" in moved.error

@@ -378,7 +378,8 @@ def due(next_due_at: datetime, now: datetime, fields: RuleFields = DAILY, **colu
     values: dict[str, Any] = {
         "now": now, "schedule_id": 7, "next_due_at": next_due_at, "needs_plan": False,
         "last_due_at": None, "anchor_at": None, "one_off": False,
-        "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None, "priority": None,
+        "task": "t", "args": "[]", "kwargs": "{}", "headers": "", "queue": None,
+        "exchange": None, "routing_key": None, "priority": None,
         "catch_up": "latest", "catch_up_window": None, "overlap": "allow", "spread": timedelta(0),
         "deadline_after": None, "expire_seconds": None, "rule": "",
         "replaced_at": LONG_AGO, "fields": fields,
