@@ -228,8 +228,11 @@ ALERT_AFTER_FAILURES = env.int("ALERT_AFTER_FAILURES", default=3)
 ALERT_QUIET = timedelta(days=env.float("ALERT_QUIET_DAYS", default=7))
 # Whether webhooks may go to private addresses, and without TLS: for development only.
 ALERT_ALLOW_PRIVATE = env.bool("ALERT_ALLOW_PRIVATE", default=False)
-# Whether workers run messages that have no row in the ledger (plain `.delay()`).
-ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=True)
+# Tasks (names, or patterns such as `reports.*`) whose calls stay Celery's plain messages. Those of
+# all others are rows in the ledger.
+UNTRACKED_TASKS = env.list("UNTRACKED_TASKS", default=[])
+# Whether workers run plain messages of other tasks, which anybody who can write to Redis can send.
+ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=DEBUG)
 
 
 # --- Logs -----------------------------------------------------------------------------------------

@@ -10,15 +10,12 @@ from typing import Any
 from kombu.transport import redis, virtual
 from redis import Connection
 
-from scheduling.broker import intake
+from scheduling.broker import gate, intake
 from scheduling.broker.address import connection_options, without_password
+from scheduling.broker.gate import ATTEMPT as ATTEMPT
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
-
-
-# The header of a hint that names the attempt it may start; its presence makes a message a hint.
-ATTEMPT = "run_attempt"
 
 
 class QoS(redis.QoS):
@@ -166,6 +163,12 @@ class Transport(redis.Transport):
         if "://" in (client.hostname or ""):
             client.hostname, username, password = without_password(client.hostname)
             client.userid, client.password = username or client.userid, password or client.password
+
+    def _deliver(self, message: Any, queue: Any) -> None:
+        """Hand a message on; a worker's gate judges what comes from its queues of tasks."""
+        judged = gate.judge(message) if gate.judges(queue) else message
+        if judged is not None:
+            super()._deliver(judged, queue)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the loop read what Redis answers; kombu adds all connections in each round."""

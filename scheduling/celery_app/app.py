@@ -1,4 +1,4 @@
-"""The Celery app class: nothing for a later time leaves for the broker."""
+"""The Celery app class: a call of a task is a row in the ledger, and no message."""
 
 from datetime import datetime
 from typing import Any
@@ -9,6 +9,7 @@ from celery.signals import worker_process_init
 
 # `celery control` knows its command by this.
 from scheduling.celery_app import load_limits as load_limits
+from scheduling.celery_app import sending
 from scheduling.errors import EnqueueError
 from scheduling.ids import give_celery_sorted_ids
 
@@ -30,7 +31,7 @@ def forget_lost_connection(**_: Any) -> None:
 
 
 class App(Celery):
-    """A Celery app whose tasks are Jobs and whose countdowns and ETAs are rows in the ledger."""
+    """A Celery app whose tasks are Jobs, and whose calls of them are rows in the ledger."""
 
     task_cls = "scheduling.jobs:Job"
     control_cls = "scheduling.celery_app.control:Control"
@@ -61,13 +62,13 @@ class App(Celery):
         eta: datetime | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
-        """Send a plain message, or write a run (see Celery's for the options).
+        """Write a run, in the caller's own transaction (see Celery's for the options).
 
-        With `countdown` or `eta`, and for whatever the end of a run sets off, it is a run. A task
-        that sends itself again under its own id (`retry`) sends nothing: what it wants is
-        remembered, and becomes the run's next attempt when this one is finished.
+        Only what UNTRACKED_TASKS names, and has no delay, is a plain message. A task that sends
+        itself again under its own id (`retry`) sends nothing: what it wants is remembered, and
+        becomes the run's next attempt when this one is finished.
         """
-        from scheduling.runs.enqueueing import enqueue_message
+        sending.set_up()
         from scheduling.runs.follow_ups import sender
         from scheduling.runs.running import current
 
@@ -82,19 +83,23 @@ class App(Celery):
                 return super().send_task(name, args, kwargs, countdown, eta, **options)
             running.ask_again(name, args, kwargs, countdown, eta, options)
             return self._promise(options)
-        if sender() is None and countdown is None and eta is None:
+        now = sender() is None and countdown is None and eta is None
+        if now and sending.stays_plain(name, options):
             return super().send_task(name, args, kwargs, **options)
         options = self._with_family({**self._declared(name, options), **options})
-        run = enqueue_message(self, name, args, kwargs, countdown, eta, options)
-        promised = self._promise({**options, "task_id": str(run.id)})
+        run_id = sending.write_run(self, name, args, kwargs, countdown, eta, options)
+        promised = self._promise({**options, "task_id": str(run_id)})
         parent = self.current_worker_task
         if parent and sender() is None and options.get("add_to_parent", True):
             parent.add_trail(promised)
         return promised
 
     def _promise(self, options: dict[str, Any]) -> AsyncResult[Any]:
-        result_class = options.get("result_cls") or self.AsyncResult
-        return result_class(options["task_id"])
+        promised: AsyncResult[Any] = (options.get("result_cls") or self.AsyncResult)(
+            options["task_id"]
+        )
+        promised.ignored = options.get("ignore_result")  # type: ignore[assignment]
+        return promised
 
     def _declared(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """Return what the task itself says of its execution, where Celery would not have asked."""
@@ -115,6 +120,9 @@ class App(Celery):
             root_id, parent_id = sending.root_id, str(sending.id)
         elif parent:
             root_id, parent_id = parent.request.root_id or parent.request.id, parent.request.id
+            if self.conf.task_inherit_parent_priority:
+                inherited = (parent.request.delivery_info or {}).get("priority")
+                options = {"priority": inherited, **options}
         else:
             return options
         return {

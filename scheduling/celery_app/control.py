@@ -4,11 +4,10 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-import django
 from celery.app.control import Control as CeleryControl
 from celery.utils.functional import maybe_list
-from django.apps import apps
 
+from scheduling.celery_app.sending import set_up
 from scheduling.errors import EnqueueError, HeldError, SchedulingError
 
 BY = "revoke"
@@ -32,17 +31,12 @@ class Control(CeleryControl):
         return super().broadcast(command, arguments, *args, **kwargs)
 
 
-def _set_up() -> None:
-    if not apps.ready:
-        django.setup()  # the command `celery control` does not
-
-
 def _stamped(headers: Any) -> list[UUID]:
     """Return the unfinished runs with one of these stamps: {name: stamp or stamps}, or name=stamp.
 
     It reads the options of all unfinished runs.
     """
-    _set_up()
+    set_up()
     from scheduling.models import UNFINISHED, Run
     from scheduling.runs.options import read_options
 
@@ -60,7 +54,7 @@ def _stamped(headers: Any) -> list[UUID]:
 
 
 def _revoke(task_ids: Any, *, terminate: bool) -> None:
-    _set_up()
+    set_up()
     from scheduling.execution import waiting
     from scheduling.runs.running import run_id_of
 

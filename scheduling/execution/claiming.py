@@ -118,9 +118,6 @@ def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, 
 def _run_untracked(
     job: BaseJob, tracer: Tracer, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]
 ) -> Any:
-    if not settings.ACCEPT_UNTRACKED:
-        event(logger, "untracked_refused", level=logging.WARNING, task=job.name, id=task_id)
-        return NOTHING_DONE
     execution = Execution(task_id, job)
     drop_unclean(tried_again=False)
     returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)

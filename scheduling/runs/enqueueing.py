@@ -16,6 +16,7 @@ from scheduling.broker.doorbell import ring_on_commit
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run
+from scheduling.postgres.prepared import run_alone
 from scheduling.postgres.sql import arrays
 from scheduling.registry import (
     check_arguments,
@@ -26,6 +27,7 @@ from scheduling.registry import (
 )
 from scheduling.runs import follow_ups
 from scheduling.runs.options import (
+    checked,
     checked_key,
     checked_options,
     destination,
@@ -74,6 +76,21 @@ SELECT call.id, call.args, call.kwargs, %(origin)s, %(schedule_id)s, %(schedule_
   FROM unnest(%(ids)s::uuid[], %(args)s::text[], %(kwargs)s::text[]) AS call (id, args, kwargs),
        (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval))
          AS start (at)
+"""
+
+
+# The same for one run with an id of its own and no unique key, planned once by each connection.
+INSERT_ONE = """
+INSERT INTO scheduling_run
+    (id, args, kwargs, origin, task, options, queue, priority, due_at, run_at, expires_at,
+     failures, enqueued_by, follows, follow_ups)
+SELECT %(id)s::uuid, %(args)s::text, %(kwargs)s::text, %(origin)s::text, %(task)s::text,
+     %(options)s::text, %(queue)s::text, %(priority)s::smallint, start.at, start.at,
+     COALESCE(%(expires)s::timestamptz, statement_timestamp() + %(expires_in)s::interval),
+     %(failures)s::int, %(enqueued_by)s::text, %(follows)s::uuid, %(follow_ups)s::text
+  FROM (SELECT COALESCE(%(at)s::timestamptz, statement_timestamp() + %(after)s::interval))
+         AS start (at)
+ON CONFLICT DO NOTHING RETURNING id
 """
 
 
@@ -201,8 +218,8 @@ def enqueue_message(
     countdown: float | None,
     eta: datetime | str | None,
     options: Mapping[str, Any],
-) -> Run:
-    """Write the run that stands for a Celery call with a countdown or an ETA.
+) -> UUID:
+    """Write the run that stands for a call of Celery's; return its id.
 
     Takes what `Celery.send_task` takes; the task need not be known to this process. What it sets
     off (links, a chain, a chord) goes into its row. A call that the end of a run makes is a
@@ -216,23 +233,34 @@ def enqueue_message(
         **no_options(),
         **start(instant_or_length(eta), None if eta else timedelta(seconds=max(countdown or 0, 0))),
         **destination(name, args or (), kwargs or {}, options),
-        "task": name,
+        "id": _as_uuid(options["task_id"]) if options.get("task_id") else uuid7(),
+        "args": encode(list(args or ())),
+        "kwargs": encode(dict(kwargs or {})),
+        "task": checked("task", name, 200),
         "options": encode(message_options(options)),
         "follow_ups": follow_ups.carried_in(options),
         "failures": options.get("retries") or 0,
     }
-    if sender is not None:
-        columns |= {
-            "origin": Origin.FOLLOW_UP, "follows": sender.id, "enqueued_by": f"run {sender.id}"
-        }  # fmt: skip
-    texts, run_id = (encode(list(args or ())), encode(dict(kwargs or {}))), options.get("task_id")
     if sender is None:
-        return insert_run(columns, *texts, run_id)
+        return _insert_one(columns)
+    columns |= {
+        "origin": Origin.FOLLOW_UP, "follows": sender.id, "enqueued_by": f"run {sender.id}"
+    }  # fmt: skip
     try:
         with transaction.atomic():  # one that is refused must not spoil the end of its run
-            return insert_run(columns, *texts, run_id)
+            return _insert_one(columns)
     except RunExistsError:
-        return _go_on_with(_as_uuid(str(run_id)), columns, *texts)
+        return _go_on_with(columns)
+
+
+def _insert_one(columns: Mapping[str, Any]) -> UUID:
+    """Insert one run and ring on commit; in one round trip, where no transaction is open."""
+    connection.validate_no_broken_transaction()
+    if not run_alone(INSERT_ONE, columns):
+        raise RunExistsError(columns["id"])
+    ring_on_commit()
+    run_id: UUID = columns["id"]
+    return run_id
 
 
 GO_ON = """
@@ -242,16 +270,17 @@ UPDATE scheduling_run SET reason = '', task = %(task)s, args = %(args)s, kwargs 
     expires_at = COALESCE(%(expires)s::timestamptz,
                           statement_timestamp() + %(expires_in)s::interval)
  WHERE id = %(id)s AND state = 'scheduled' AND run_at = %(parked)s
-RETURNING *
 """
 
 
-def _go_on_with(run_id: UUID, columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
+def _go_on_with(columns: Mapping[str, Any]) -> UUID:
     """Let the run that replaced itself go on, as the last part of what it replaced itself with."""
-    texts = {"id": run_id, "args": args, "kwargs": kwargs, "parked": follow_ups.PARKED}
-    for run in Run.objects.raw(GO_ON, {**columns, **texts}):
-        ring_on_commit()
-        return _with_created(run, created=False)
+    run_id: UUID = columns["id"]
+    with connection.cursor() as cursor:
+        cursor.execute(GO_ON, {**columns, "parked": follow_ups.PARKED})
+        if cursor.rowcount:
+            ring_on_commit()
+            return run_id
     state = Run.objects.filter(pk=run_id).values_list("state", flat=True).first()
     if state in FINAL:
         raise follow_ups.FollowUpCancelledError(f"run {run_id} is {state} already.")
@@ -332,13 +361,11 @@ def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
     return run
 
 
-def insert_run(
-    columns: Mapping[str, Any], args: str, kwargs: str, run_id: str | UUID | None = None
-) -> Run:
+def insert_run(columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
     """Insert one run and ring on commit; return it, or the unfinished one with its unique key."""
     parameters = {
         **columns,
-        "ids": [_as_uuid(run_id) if run_id else uuid7()],
+        "ids": [uuid7()],
         "args": [args],
         "kwargs": [kwargs],
     }
@@ -349,7 +376,7 @@ def insert_run(
             return _with_created(rows[0], created=True)
         key = columns["unique_key"]
         if key is None:
-            raise RunExistsError(run_id)
+            raise RunExistsError(parameters["ids"][0])
         found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
         if found is not None:
             return _with_created(found, created=False)
@@ -358,7 +385,10 @@ def insert_run(
 def _as_uuid(value: str | UUID) -> UUID:
     run_id = run_id_of(value)
     if run_id is None:
-        raise EnqueueError(f"task id {value!r} is not a UUID, which a run's id must be.")
+        raise EnqueueError(
+            f"task id {value!r} is not a UUID, which a run's id must be: give a UUID, or none, or"
+            f" name the task in UNTRACKED_TASKS."
+        )
     return run_id
 
 

@@ -73,7 +73,7 @@ def checked_options(
             f"max_attempts must be a whole number from 1 to {MOST:,}, not {max_attempts!r}."
         )
     asked = {
-        "queue": _checked("queue", queue, 200),
+        "queue": checked("queue", queue, 200),
         "priority": None if priority is None else _priority(priority),
     }
     found = destination(job.name, *call, {k: v for k, v in asked.items() if v is not None})
@@ -86,7 +86,7 @@ def checked_options(
         **found,
         "task": job.name,
         "max_attempts": max_attempts,
-        "enqueued_by": _checked("enqueued_by", enqueued_by or None, 150) or _asking_run(),
+        "enqueued_by": checked("enqueued_by", enqueued_by or None, 150) or _asking_run(),
     }
 
 
@@ -162,10 +162,10 @@ def _priority(value: Priority | str | int | None) -> Priority:
 
 
 def checked_key(key: str | None) -> str | None:
-    return _checked("unique_key", key, 255)
+    return checked("unique_key", key, 255)
 
 
-def _checked(name: str, text: str | None, longest: int) -> str | None:
+def checked(name: str, text: str | None, longest: int) -> str | None:
     """Return a text that Postgres takes, or None."""
     if text is None:
         return None

@@ -18,7 +18,8 @@ from celery.utils.functional import noop
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker import gate
+from scheduling.broker.gate import ATTEMPT
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
@@ -101,6 +102,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        gate.open_in(worker.app)
         share_memory()
         claiming.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
 

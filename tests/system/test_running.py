@@ -15,6 +15,7 @@ from django_celery_beat.models import (
     IntervalSchedule,
     PeriodicTask,
 )
+from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.execution.waiting import cancel
@@ -204,14 +205,42 @@ def test_time_limits_are_recorded_as_such(system: System, tmp_path: Path) -> Non
             AsyncResult(str(run.id)).get(timeout=1)
 
 
-def test_a_retry_of_a_plain_message_becomes_a_run(system: System, evidence: Path) -> None:
+def test_a_retry_of_a_plain_message_becomes_a_run(
+    system: System, evidence: Path, settings: Settings
+) -> None:
+    settings.UNTRACKED_TASKS = [tasks.retry_in_transaction.name]
     system.beat()
-    system.ready_worker()
+    system.ready_worker(UNTRACKED_TASKS=tasks.retry_in_transaction.name)
     result = tasks.retry_in_transaction.delay(str(evidence), 2)
     assert result.get(timeout=20) == "done"
     run = Run.objects.get(pk=result.id)
     assert (run.origin, run.state, run.failures) == (Origin.ADHOC, State.SUCCEEDED, 2)
     assert evidence.read_text().split("\n")[:3] == ["retries 0", "retries 1", "retries 2"]
+
+
+def test_a_plain_message_starts_nothing_that_is_not_named(
+    system: System, evidence: Path, settings: Settings
+) -> None:
+    allowed, refused = tasks.write, tasks.sleep
+    worker = system.ready_worker(1, UNTRACKED_TASKS=allowed.name)
+    settings.UNTRACKED_TASKS = [allowed.name, refused.name]  # what this sender thinks
+    for number in range(3):
+        refused.delay(str(evidence), number)
+    allowed.delay(str(evidence), "allowed")
+    wait_for(lambda: evidence.read_text() == "allowed\n", timeout=20)
+    system.beat()
+    settings.UNTRACKED_TASKS = []
+    refused.delay(str(evidence), 0)
+    wait_for(lambda: Run.objects.get().state == State.SUCCEEDED, timeout=20)
+    said = [line.rsplit(" ", 1)[0] for line in evidence.read_text().splitlines()]
+    assert said == ["allowed", "start 1", "end 1"]
+    assert worker.log.read_text().count("untracked_refused") == 1
+
+
+def test_celerys_own_command_to_call_a_task_writes_a_run(system: System) -> None:
+    call = system.start("call", "celery", "-A", "config", "call", "elsewhere.task", "-a", "[1]")
+    assert call.process.wait(30) == 0
+    assert call.log.read_text().strip() == str(Run.objects.get().pk)
 
 
 def test_a_run_of_an_unknown_task_waits_until_a_worker_knows_it(

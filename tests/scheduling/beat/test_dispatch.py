@@ -222,7 +222,7 @@ class TestResend:
     def test_in_a_list_full_of_plain_messages_age_is_the_judge(
         self, broker: Broker, redis_client: redis.Redis, settings: Settings
     ) -> None:
-        settings.QUEUE_WINDOW = 2
+        settings.QUEUE_WINDOW, settings.UNTRACKED_TASKS = 2, [add.name]
         made = run(State.QUEUED)
         for _ in range(5):
             add.apply_async((1, 2))

@@ -8,6 +8,7 @@ import pytest
 import redis
 from celery import current_app
 from kombu import Queue
+from pytest_django import Settings
 
 from scheduling.ids import uuid7
 from scheduling.runs.hints import Broker, Hint, Lane
@@ -66,6 +67,10 @@ class TestAHint:
 
 
 class TestAPlainMessage:
+    @pytest.fixture(autouse=True)
+    def untracked(self, settings: Settings) -> None:
+        settings.UNTRACKED_TASKS = [add.name]
+
     def test_it_is_kept_until_it_is_acknowledged(
         self, consumer: Any, redis_client: redis.Redis
     ) -> None:

@@ -19,7 +19,6 @@ from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from django.db import connection, connections, transaction
 from django_celery_results.models import TaskResult
 from psycopg.pq import TransactionStatus
-from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.beat import firing
@@ -781,11 +780,6 @@ class TestPlainMessages:
         Run.objects.update(run_at=clock.now())
         hint(made)
         assert fresh(made).state == State.FAILED
-
-    def test_they_can_be_refused(self, settings: Settings, signalled: list[str]) -> None:
-        settings.ACCEPT_UNTRACKED = False
-        assert deliver(tasks.add.name, str(uuid7()), args=(1, 2)) == NOTHING_DONE
-        assert signalled == []
 
     def test_a_database_that_restarts_costs_at_most_one_of_them(self, other_database: Any) -> None:
         deliver(ask_another_database.name, str(uuid7()))

@@ -11,6 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.result import AsyncResult
 from django.db import transaction
 from django_celery_results.models import TaskResult
+from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.execution.finishing import finish, record_progress
@@ -438,8 +439,9 @@ class TestPlainMessages:
         assert client.dbsize() == 0
 
     def test_a_part_of_a_plain_chord_that_retries_is_counted_when_it_ends(
-        self, client: redis.Redis
+        self, client: redis.Redis, settings: Settings
     ) -> None:
+        settings.UNTRACKED_TASKS = [again_with.name, plus.name, total.name]
         body = total.s()
         promised = chord([again_with.s({"countdown": 0}), plus.s(1, 1)], body).apply_async()
         first, second = (value_in(client) for _ in range(2))

@@ -8,6 +8,7 @@ import pytest
 import redis
 from celery import current_app
 from kombu import Queue
+from pytest_django import Settings
 
 from scheduling.broker.transport import ATTEMPT
 from scheduling.ids import uuid7
@@ -41,8 +42,9 @@ def structure(payload: str | bytes) -> dict[str, Any]:
 class TestTheFormat:
     @pytest.mark.parametrize("priority", list(Priority))
     def test_a_hint_is_what_apply_async_puts_into_redis_but_for_ids_arguments_and_attempt(
-        self, redis_client: redis.Redis, priority: Priority
+        self, redis_client: redis.Redis, settings: Settings, priority: Priority
     ) -> None:
+        settings.UNTRACKED_TASKS = [ADD]
         add.apply_async(
             (1, 2), queue="mails", priority=priority.value, time_limit=9, soft_time_limit=7
         )
@@ -148,7 +150,10 @@ class TestTheBroker:
             monkeypatch.setattr("scheduling.runs.hints.PIECE", piece)
             assert broker.ids_in(Lane("celery", 6)) == {one.id for one in hints}
 
-    def test_it_finds_ids_in_a_list_beside_plain_messages(self, broker: Broker) -> None:
+    def test_it_finds_ids_in_a_list_beside_plain_messages(
+        self, broker: Broker, settings: Settings
+    ) -> None:
+        settings.UNTRACKED_TASKS = [ADD]
         plain = add.apply_async((1, 2))
         ours = hint()
         broker.push([ours])

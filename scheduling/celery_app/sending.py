@@ -1,0 +1,140 @@
+"""What becomes of a call of Celery's (`delay`, `apply_async`, `send_task`): a run.
+
+The row is written on the caller's own connection, and so in the caller's own transaction. Celery's
+signals are sent as for a message, so that what adds headers to messages adds them to runs.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import django
+from celery import signals
+from celery.exceptions import AlwaysEagerIgnored
+from celery.utils.functional import maybe_list
+from celery.utils.saferepr import saferepr
+from django.apps import apps
+from django.db import transaction
+
+from scheduling.broker.untracked import all_untracked, is_untracked
+from scheduling.ids import uuid7
+from scheduling.logs import event
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+# Options of a call that `as_task_v2` knows by the same names.
+AS_MESSAGE = ("group_id", "group_index", "expires", "retries", "chord", "time_limit",
+              "soft_time_limit", "root_id", "parent_id", "shadow", "chain", "ignore_result",
+              "stamped_headers", "replaced_task_nesting")  # fmt: skip
+CARRIED = ("link", "link_error", "chain", "chord")
+
+
+def set_up() -> None:
+    """Load the models, which the commands `celery call` and `celery control` do not."""
+    if not apps.models_ready:
+        django.setup()
+
+
+def stays_plain(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a call goes to the broker as a plain message, as Celery would send it.
+
+    UNTRACKED_TASKS must name all that the message would set off, too: a worker starts nothing
+    else for a plain message.
+    """
+    return is_untracked(name) and all_untracked([options.get(what) for what in CARRIED])
+
+
+def write_run(
+    app: "Celery",
+    name: str,
+    args: Any,
+    kwargs: Any,
+    countdown: float | None,
+    eta: datetime | str | None,
+    options: dict[str, Any],
+) -> UUID:
+    """Write the run that stands for a call; return its id.
+
+    Raises:
+        EnqueueError: see `enqueue_message`.
+    """
+    from scheduling.runs.enqueueing import enqueue_message
+
+    if app.conf.task_always_eager:
+        said = "task_always_eager has no effect on send_task"
+        warnings.warn(AlwaysEagerIgnored(said), stacklevel=3)
+    heard = signals.before_task_publish.receivers or signals.after_task_publish.receivers
+    write = _write_with_signals if heard else enqueue_message
+    run_id = write(app, name, args, kwargs, countdown, eta, options)
+    if app.conf.task_send_sent_event:
+        transaction.on_commit(partial(_send_event, app, name, args, kwargs, run_id, options))
+    return run_id
+
+
+def _write_with_signals(
+    app: "Celery",
+    name: str,
+    args: Any,
+    kwargs: Any,
+    countdown: float | None,
+    eta: datetime | str | None,
+    options: dict[str, Any],
+) -> UUID:
+    """Write a run between Celery's two signals of a message that is published.
+
+    A receiver may change the arguments, and add headers: the run has them.
+    """
+    from scheduling.runs.enqueueing import enqueue_message
+    from scheduling.task_options import options_of
+
+    run_id = str(options.get("task_id") or uuid7())
+    as_task_v2: Any = app.amqp.as_task_v2
+    message = as_task_v2(
+        run_id, name, list(args or ()), dict(kwargs or {}), countdown, eta,
+        callbacks=maybe_list(options.get("link")), errbacks=maybe_list(options.get("link_error")),
+        **{known: options.get(known) for known in AS_MESSAGE},
+        **{stamp: options.get(stamp) for stamp in options.get("stamped_headers") or ()},
+    )  # fmt: skip
+    own = set(message.headers)
+    message.headers.update(options.get("headers") or {})
+    queue = options_of(name, args or (), kwargs or {}, options).queue
+    where = {"exchange": "", "routing_key": queue}
+    signals.before_task_publish.send(
+        sender=name, body=message.body, headers=message.headers, properties=message.properties,
+        declare=[], retry_policy={}, **where,
+    )  # fmt: skip
+    args, kwargs, _ = message.body
+    headers = {header: value for header, value in message.headers.items() if header not in own}
+    written = {**options, "task_id": run_id, "headers": headers}
+    enqueued = enqueue_message(app, name, args, kwargs, countdown, eta, written)
+    signals.after_task_publish.send(
+        sender=name, body=message.body, headers=message.headers, **where
+    )
+    return enqueued
+
+
+def _send_event(
+    app: "Celery", name: str, args: Any, kwargs: Any, run_id: UUID, options: Mapping[str, Any]
+) -> None:
+    """Send Celery's event `task-sent`, where `task_send_sent_event` asks for it; never raises."""
+    from scheduling.task_options import options_of
+
+    queue = options_of(name, args or (), kwargs or {}, options).queue
+    sent = {
+        "uuid": str(run_id), "name": name, "args": saferepr(args or ()), "queue": queue,
+        "kwargs": saferepr(kwargs or {}), "retries": options.get("retries") or 0,
+        "root_id": options.get("root_id") or str(run_id), "parent_id": options.get("parent_id"),
+        "eta": None, "expires": None, "exchange": "", "routing_key": queue,
+    }  # fmt: skip
+    try:
+        with app.producer_or_acquire() as producer:
+            app.events.Dispatcher(enabled=False).publish("task-sent", sent, producer, retry=False)
+    except Exception as error:
+        event(logger, "task_sent_not_told", level=logging.WARNING, run=run_id, error=error)
