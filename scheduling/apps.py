@@ -3,8 +3,9 @@ from typing import Any, TextIO
 
 from django.apps import AppConfig
 from django.core.management import CommandError
+from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.signals import connection_created
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 
 class SchedulingConfig(AppConfig):
@@ -18,18 +19,50 @@ class SchedulingConfig(AppConfig):
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
         connection_created.connect(connections.note_settings)
+        pre_migrate.connect(refuse_what_will_fail, sender=self)
         post_migrate.connect(sync_code_schedules, sender=self)
 
 
-def sync_code_schedules(*, verbosity: int = 1, stdout: TextIO | None = None, **_: Any) -> None:
-    """After every `migrate`: write the schedules of CELERY_BEAT_SCHEDULE; print what changed."""
-    from scheduling.errors import ScheduleError
-    from scheduling.schedules.from_code import sync
+def refuse_what_will_fail(*, using: str, plan: Any = (), **_: Any) -> None:
+    """Before `migrate` changes anything: refuse a database that cannot hold the ledger."""
+    from scheduling.errors import SchedulingError
+    from scheduling.postgres import rights
 
+    own = [migration for migration, backwards in plan if migration.app_label == "scheduling"]
+    if own and using == DEFAULT_DB_ALIAS:
+        try:
+            rights.check()
+        except SchedulingError as error:
+            raise CommandError(str(error)) from error
+
+
+def sync_code_schedules(
+    *, using: str, verbosity: int = 1, stdout: TextIO | None = None, **_: Any
+) -> None:
+    """After every `migrate`: write the schedules that code has; print what changed.
+
+    Nothing that is wrong with them ends `migrate`, whose other work is done by then.
+    """
+    from scheduling.errors import ScheduleError
+    from scheduling.postgres import rights
+    from scheduling.schedules import from_code
+
+    if using != DEFAULT_DB_ALIAS:
+        return
+    out = stdout or sys.stdout
+    if missing := rights.missing_for_code():
+        if verbosity:
+            out.write(f"The schedules that code has are not written yet: {missing}\n")
+        return
     try:
-        lines = sync()
+        done = from_code.sync()
     except ScheduleError as error:
-        raise CommandError(str(error)) from error
-    if lines and verbosity:
-        text = "\n  ".join(["Schedules of CELERY_BEAT_SCHEDULE:", *lines])
-        (stdout or sys.stdout).write(f"{text}\n")
+        sys.stderr.write(
+            f"The schedules that code has were not written: {error} Mend that, then run"
+            " `manage.py schedule sync`.\n"
+        )
+        return
+    if done and verbosity:
+        lines = ["Schedules of CELERY_BEAT_SCHEDULE:", *done.lines, *done.left]
+        text = "\n  ".join(lines) + "\n"
+        out.write(text + (f"{from_code.HOW_TO_TAKE_OVER}\n" if done.left else ""))

@@ -12,11 +12,12 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
 from scheduling.base_job import BaseJob
+from scheduling.errors import ScheduleError
 from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
-from scheduling.schedules import auditing
+from scheduling.schedules import auditing, code_entries, from_code
 from scheduling.schedules.planning import rule_version
 
 EXPECTED = {
@@ -67,6 +68,46 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
         )
         for name in job_names()
         if not isinstance(current_app.tasks[name], BaseJob)
+    ]
+
+
+@register()
+def check_code_schedules(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """An entry of the code's schedules that cannot be read would keep all of them unwritten."""
+    found: list[CheckMessage] = [
+        Error(problem, hint="No schedule of code is written before that.", id="scheduling.E004")
+        for problem in code_entries.problems()
+    ]
+    if not found and (shadowed := code_entries.shadowed()):
+        found.append(
+            checks.Warning(
+                f"CELERY_BEAT_SCHEDULE has {', '.join(map(repr, shadowed))}, which Celery does not"
+                " read: code sets app.conf.beat_schedule, which replaces that setting.",
+                hint="Let the code add to it: app.conf.beat_schedule |= {...}.",
+                id="scheduling.W003",
+            )
+        )
+    return found
+
+
+@register(Tags.database)
+def check_code_schedules_are_followed(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Users' schedules that have the name of an entry and say something else."""
+    try:
+        if not databases or "default" not in databases:
+            return []
+        left = from_code.compare().left
+    except (DatabaseError, ScheduleError):  # not migrated yet; the other check names a bad entry
+        return []
+    return [
+        checks.Warning(
+            f"A user's schedule differs from the code's of the same name: {line[2:]}.",
+            hint="`manage.py schedule sync --take-over NAME` makes it the code's.",
+            id="scheduling.W004",
+        )
+        for line in left
     ]
 
 

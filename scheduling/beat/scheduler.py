@@ -13,7 +13,7 @@ from typing import Any
 import redis
 from celery import beat
 from django.conf import settings
-from django.db import connection
+from django.db import Error, connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import heartbeats
@@ -28,7 +28,7 @@ from scheduling.models import Priority
 from scheduling.postgres import silence
 from scheduling.postgres.sql import going_on, is_away, was_ended
 from scheduling.runs.hints import Broker, Lane
-from scheduling.schedules import last_runs, planning
+from scheduling.schedules import from_code, last_runs, planning
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,22 @@ class Scheduler(beat.Scheduler):
         self._lanes = [Lane(default_queue, Priority.MEDIUM)]
 
     def setup_schedule(self) -> None:
-        """Schedules are rows; those of CELERY_BEAT_SCHEDULE are written there after `migrate`."""
+        """Schedules are rows; those that code has are written there after `migrate`."""
         silence.waits.watch(seconds=SILENT_AFTER)
         self._ledger.heard()
+        self._compare_with_code()
+
+    def _compare_with_code(self) -> None:
+        """Warn if the ledger does not hold what this beat's code says of its schedules."""
+        try:
+            with silence.waits, going_on(logger, "code_schedules_differ"):
+                done = from_code.compare()
+                lines = [*done.lines, *done.left]
+                if lines:
+                    event(logger, "code_schedules_differ", level=logging.WARNING, count=len(lines),
+                          first=lines[0], advice="manage.py schedule sync")  # fmt: skip
+        except Error:  # the first tick tells of a database that is away
+            connection.close()
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Do all that is due, then sleep until the next instant, a ring, or a second has passed.

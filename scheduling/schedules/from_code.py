@@ -1,312 +1,318 @@
-"""Schedules that live in code: CELERY_BEAT_SCHEDULE, in Celery's own format, written to the ledger.
+"""Schedules that live in code, written to the ledger.
 
-`migrate` calls `sync` at its end. A schedule that code made is code's: it follows the setting, and
-goes when its entry goes. A row that a user made is never touched.
+`migrate` calls `sync` at its end. A schedule that code made is code's: it follows its entry, and
+goes when the entry goes. A user's schedule of the same name becomes code's if it says what the
+entry says, as the rows do that django-celery-beat's own scheduler has written. Any other one is
+left as it is and listed, until a user asks for it to be taken over.
 """
 
 import copy
-import math
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from celery import current_app, schedules
-from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django_celery_beat.models import PeriodicTask, SolarSchedule
+from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
-from scheduling.errors import EnqueueError, ScheduleError
+from scheduling.errors import ScheduleError
 from scheduling.models import ManagedBy, Policy
-from scheduling.postgres.sql import clean
-from scheduling.registry import encode
-from scheduling.schedules import policies
-from scheduling.schedules.rule_rows import Cron, Every, row_of
-from scheduling.schedules.rules import rule_of
+from scheduling.schedules import code_entries, policies
+from scheduling.schedules.code_entries import Entry
+from scheduling.schedules.rule_rows import Every, column_of, is_length, row_of, rule_of_row
+from scheduling.schedules.rules import build_rule, fields_of, rule_of
 
-# What an entry of Celery's own format may have, and what is added to it.
-LENGTHS = ("catch_up_window", "spread", "deadline_after")
-KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
-OPTIONS = ("queue", "exchange", "routing_key", "priority", "headers", "expires")
-# Of a message, where a hint is none that an entry could shape: they make no difference here.
-OF_MESSAGES = ("serializer", "compression", "delivery_mode", "retry", "retry_policy")
-RULES = ("crontab_id", "interval_id", "solar_id", "clocked_id")
+RULES = ("crontab", "interval", "solar", "clocked")
+TRIES = 3
+HOW_TO_TAKE_OVER = (
+    "A schedule marked ! stays as it is: it belongs to a user, and differs from the code's of the"
+    " same name. `manage.py schedule sync --take-over NAME` makes it the code's, --take-over-all"
+    " makes all of them; with --dry-run they only say what would change."
+)
 
 # Two machines may be deployed to at once: the second one sees what the first one wrote.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_code_schedules'))"
 
-# What code's schedules follow is locked before any of their plans: whoever edits a rule or a
-# calendar has locked that first, and may wait for plans.
+# What code's schedules follow is locked before any of their plans: a transaction that edits a rule
+# or a calendar has locked that first, and may wait for plans.
 HOLD = """
 SELECT scheduling_hold_rules(array_agg(DISTINCT t.crontab_id), array_agg(DISTINCT t.interval_id),
                              array_agg(DISTINCT t.clocked_id), array_agg(DISTINCT t.solar_id)),
     scheduling_hold_calendars(array_agg(DISTINCT y.calendar_id))
-  FROM scheduling_policy y JOIN django_celery_beat_periodictask t ON t.id = y.schedule_id
- WHERE y.managed_by = 'code'
+  FROM django_celery_beat_periodictask t LEFT JOIN scheduling_policy y ON y.schedule_id = t.id
+ WHERE y.managed_by = 'code' OR t.name = ANY(%s)
 """
 
 
-def sync() -> list[str]:
-    """Make the ledger's code-managed schedules what CELERY_BEAT_SCHEDULE says.
+@dataclass(frozen=True)
+class Step:
+    """What has to be done for one name, for the ledger to be what code says.
+
+    `columns`, `rule` and `policy` are what changes, with what is and what is wanted.
+    """
+
+    name: str
+    entry: Entry | None = None
+    found: PeriodicTask | None = None
+    columns: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    rule: tuple[str, str] | None = None
+    policy: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    adopts: bool = False  # a user's schedule becomes code's
+    left: bool = False  # a user's schedule stays, which differs
+
+    @property
+    def line(self) -> str:
+        """The step for people: `+ name: rule`, `~ name: what: old -> new; ...`, `- name`.
+
+        With `=`, a user's schedule has become code's; with `!`, a user's stays, which differs.
+        """
+        if self.entry is None:
+            return f"- {self.name}"
+        if self.found is None:
+            return f"+ {self.name}: {(self.rule or ('', ''))[1]}"
+        pairs: dict[str, tuple[Any, Any]] = {"rule": self.rule} if self.rule else {}
+        pairs.update(self.columns)
+        pairs.update({f"policy {name}": pair for name, pair in self.policy.items()})
+        words = [f"{what}: {_text(old)} -> {_text(new)}" for what, (old, new) in pairs.items()]
+        if self.left:
+            return f"! {self.name}: {'; '.join(words)}"
+        if self.adopts:
+            return f"= {self.name}: {'; '.join(['now belongs to code', *words])}"
+        return f"~ {self.name}: {'; '.join(words)}"
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was changed, and which schedules of users were left as they are: a line for each."""
+
+    lines: list[str]
+    left: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.lines or self.left)
+
+
+def sync(take_over: Collection[str] = (), *, everything: bool = False) -> Synced:
+    """Make the ledger's code-managed schedules what code says.
 
     An entry's `policy` says how it is treated: a policy that it does not name has its default, and
     a pause, which belongs to operators, stays.
 
-    Returns:
-        One line for each change: `+ name: rule`, `~ name: what: old -> new; ...`, `- name`.
+    Args:
+        take_over: names of users' schedules that become code's, whatever they say.
+        everything: take over every schedule that an entry has the name of.
 
     Raises:
-        ScheduleError: an entry has the name of a user's schedule, cannot be read, or never fires.
+        ScheduleError: an entry cannot be read or never fires, or `take_over` names no entry.
             Nothing is changed then.
     """
-    entries = {**_of_celery(), **settings.CELERY_BEAT_SCHEDULE}
-    for name in entries:
-        if not isinstance(name, str) or clean(name) != name:
-            raise ScheduleError(f"CELERY_BEAT_SCHEDULE has the name {name!r}: give a text.")
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute(ONE_AT_A_TIME)
-            cursor.execute(HOLD)
-        lines = [line for name, entry in sorted(entries.items()) if (line := _write(name, entry))]
-        return lines + _prune(set(entries))
+    entries = _entries(take_over)
+    for last in (*[False] * (TRIES - 1), True):
+        try:
+            with transaction.atomic():
+                return _sync(entries, take_over, everything)
+        except IntegrityError:  # a user has taken a name at this very moment
+            if last:
+                raise
+    raise AssertionError
 
 
-def _of_celery() -> dict[str, Mapping[str, Any]]:
-    """Return the entry that Celery's own beat would add: results are kept for `result_expires`."""
-    if not current_app.conf.result_expires:
-        return {}
-    return {
-        "celery.backend_cleanup": {
-            "task": "celery.backend_cleanup",
-            "schedule": schedules.crontab("0", "4", "*"),
-            "options": {"expires": 12 * 3600},
-        }
-    }
+def compare(take_over: Collection[str] = (), *, everything: bool = False) -> Synced:
+    """Return what `sync` would do; nothing is written and no row is locked.
+
+    Raises:
+        ScheduleError: as `sync`.
+    """
+    entries = _entries(take_over)
+    return _said(_steps(entries, take_over, everything, clock.now()))
 
 
-def _write(name: str, entry: Mapping[str, Any]) -> str | None:
-    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
-    entry = _mapping(f"{where} is", entry)
-    try:
-        wanted = _columns(name, entry)
-    except (recurrence.RecurrenceError, EnqueueError) as error:
-        raise ScheduleError(f"{where}: {error}") from None
-    policy = _policy(name, entry.get("policy") or {})
-    found = PeriodicTask.objects.select_for_update().filter(name=name).first()
-    if found is None:
-        return _add(PeriodicTask(name=name, **wanted), policy)
-    treated = Policy.objects.filter(schedule=found, managed_by=ManagedBy.CODE).first()
-    if treated is None:
-        raise _clash(name, f" (id {found.pk})")
-    changed = {field: value for field, value in wanted.items() if getattr(found, field) != value}
-    treatment = policies.differences(treated, policy)
-    if not changed and not treatment:
-        return None
-    edited = copy.copy(found)
-    for field, value in changed.items():
-        setattr(edited, field, value)
-    _check(edited, policy)
-    if treatment:
-        policies.write(found, {column: policy[column] for column in treatment})
-    if changed:
-        PeriodicTask.objects.filter(pk=found.pk).update(**changed)
-    differences = {
-        field: (getattr(found, field), value)
-        for field, value in sorted(changed.items())
-        if field not in RULES
-    }
-    if changed.keys() & set(RULES):
-        differences = {"rule": (_rule_text(found), _rule_text(edited)), **differences}
-    differences |= {f"policy {column}": pair for column, pair in sorted(treatment.items())}
-    words = (f"{what}: {_text(old)} -> {_text(new)}" for what, (old, new) in differences.items())
-    return f"~ {name}: {'; '.join(words)}"
+def _entries(take_over: Collection[str]) -> dict[str, Entry]:
+    entries = code_entries.entries()
+    for name in take_over:
+        if name not in entries:
+            raise ScheduleError(f"code has no schedule {name!r}: {policies.near(name, entries)}")
+    return entries
 
 
-def _add(schedule: PeriodicTask, policy: Mapping[str, Any]) -> str:
-    _check(schedule, policy)
-    try:
-        schedule.save()
-    except IntegrityError:  # a user has made it at this very moment
-        raise _clash(schedule.name) from None
-    policies.write(schedule, {**policy, "managed_by": ManagedBy.CODE})
-    return f"+ {schedule.name}: {_rule_text(schedule)}"
+def _sync(entries: dict[str, Entry], take_over: Collection[str], everything: bool) -> Synced:
+    with connection.cursor() as cursor:
+        cursor.execute(ONE_AT_A_TIME)
+        cursor.execute(HOLD, [list(entries)])
+    now = clock.now()
+    steps = list(_steps(entries, take_over, everything, now, lock=True))
+    for step in steps:
+        _apply(step, now)
+    return _said(steps)
 
 
-def _clash(name: str, which: str = "") -> ScheduleError:
-    return ScheduleError(
-        f"CELERY_BEAT_SCHEDULE has an entry {name!r}, and so has a user's schedule{which}:"
-        " rename one of them."
+def _said(steps: Iterable[Step]) -> Synced:
+    steps = list(steps)
+    return Synced(
+        [step.line for step in steps if not step.left],
+        [step.line for step in steps if step.left],
     )
 
 
-def _check(schedule: PeriodicTask, policy: Mapping[str, Any]) -> None:
-    """Refuse columns that cannot be kept, and a rule that never fires."""
-    now, treated = clock.now(), copy.copy(schedule)
-    treated.policy = Policy(**policy)
-    try:
-        policies.check_columns(schedule)
-        recurrence.check(rule_of(treated, anchor=now), now)
-    except (ScheduleError, recurrence.RecurrenceError) as error:
-        raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{schedule.name!r}]: {error}") from None
+# --- What has to be done -------------------------------------------------------------------------
 
 
-def _rule_text(schedule: PeriodicTask) -> str:
+def _steps(
+    entries: dict[str, Entry],
+    take_over: Collection[str],
+    everything: bool,
+    now: datetime,
+    *,
+    lock: bool = False,
+) -> Iterable[Step]:
+    rows = PeriodicTask.objects.select_related(*RULES).order_by("pk")
+    if lock:
+        rows = rows.select_for_update(of=("self",))
+    found = {row.name: row for row in rows.filter(name__in=list(entries))}
+    treated = Policy.objects.select_related("calendar").filter(schedule__in=found.values())
+    policy_by_id = {policy.pk: policy for policy in treated}
+    for name, entry in entries.items():
+        row = found.get(name)
+        policy = policy_by_id.get(row.pk) if row else None
+        step = _step(entry, row, policy, everything or name in take_over, now)
+        if step is not None:
+            yield step
+    of_code = PeriodicTask.objects.filter(policy__managed_by=ManagedBy.CODE)
+    for row in of_code.exclude(name__in=list(entries)).order_by("name"):
+        yield Step(row.name, found=row)
+
+
+def _step(
+    entry: Entry, row: PeriodicTask | None, policy: Policy | None, take_over: bool, now: datetime
+) -> Step | None:
+    asked = code_entries.policy_of(entry)
+    if asked["calendar"] is not None:
+        _check_with_calendar(entry, asked, now)
+    if row is None:
+        return Step(entry.name, entry, rule=("", _described(entry, now)))
+    of_code = policy is not None and policy.managed_by == ManagedBy.CODE
+    columns = {
+        column: (getattr(row, column), value)
+        for column, value in sorted(entry.columns.items())
+        if getattr(row, column) != value
+    }
+    rule = None if _is_rule(row, entry, now) else (_rule_text(row, now), _described(entry, now))
+    treatment = policies.differences(policy or Policy(), asked)
+    step = Step(
+        entry.name, entry, row, columns, rule, dict(sorted(treatment.items())), adopts=not of_code
+    )
+    if of_code:
+        return step if columns or rule or treatment else None
+    if take_over or (not treatment and _says_the_same(row, entry, step)):
+        return step
+    return Step(step.name, entry, row, columns, rule, step.policy, left=True)
+
+
+def _says_the_same(row: PeriodicTask, entry: Entry, step: Step) -> bool:
+    """Return whether a user's row is what the entry says, or what was once written of it.
+
+    django-celery-beat's own scheduler writes the row of each entry anew whenever it starts. Where
+    it keeps less than the entry says, the row is code's all the same.
+    """
+    if step.rule and not _is_beat_rule(row, entry):
+        return False
+    return all(
+        column in entry.beat_columns and (value or None) == (entry.beat_columns[column] or None)
+        for column, (value, _) in step.columns.items()
+    )
+
+
+def _is_beat_rule(row: PeriodicTask, entry: Entry) -> bool:
+    rule = row.crontab if "minute" in entry.beat_rule else row.interval
+    if not entry.beat_rule or rule is None:
+        return False
+    return all(str(getattr(rule, name)) == text for name, text in entry.beat_rule.items())
+
+
+def _is_rule(row: PeriodicTask, entry: Entry, now: datetime) -> bool:
+    """Return whether the row's rule means what the entry's does, whichever rule's row it has."""
+    if isinstance(entry.rule, Every):
+        return row.interval is not None and is_length(row.interval, entry.rule.step)
+    bare = {"start_time": None, "expires": None, "days_off": None, "excluded_day": None}
     try:
-        return recurrence.describe(rule_of(schedule, anchor=clock.now()))
+        return build_rule(fields_of(row)._replace(**bare), now) == rule_of_row(entry.rule, now)
     except recurrence.RecurrenceError:
-        return str(schedule.scheduler or "none")
+        return False
+
+
+def _described(entry: Entry, now: datetime) -> str:
+    return recurrence.describe(rule_of_row(entry.rule, now))
+
+
+def _rule_text(row: PeriodicTask, now: datetime) -> str:
+    try:
+        return recurrence.describe(rule_of(row, anchor=now))
+    except recurrence.RecurrenceError:
+        return str(row.scheduler or "none") if any(getattr(row, name) for name in RULES) else "none"
 
 
 def _text(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _prune(names: set[str]) -> list[str]:
-    gone = PeriodicTask.objects.filter(policy__managed_by=ManagedBy.CODE).exclude(name__in=names)
-    lines = [f"- {name}" for name in gone.order_by("name").values_list("name", flat=True)]
-    gone.delete()
-    return lines
-
-
-def _policy(name: str, options: Any) -> dict[str, Any]:
-    """Return all columns of the policy that an entry asks for."""
-    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
-    if not isinstance(options, Mapping):
-        raise ScheduleError(f"{where} has the policy {options!r}: give a dict.")
+def _check_with_calendar(entry: Entry, policy: Mapping[str, Any], now: datetime) -> None:
+    """Refuse a rule that never fires on the days that the calendar leaves."""
+    schedule = PeriodicTask(name=entry.name)
+    _set(schedule, entry, now)
+    schedule.policy = Policy(**policy)
     try:
-        asked = {key: _length(value) if key in LENGTHS else value for key, value in options.items()}
-        columns = policies.checked(asked)
-    except ScheduleError as error:
-        raise ScheduleError(f"{where}, policy: {error}") from None
-    default = Policy()
-    return {column: getattr(default, column) for column in policies.POLICIES} | columns
+        recurrence.check(rule_of(schedule, anchor=now), now)
+    except recurrence.RecurrenceError as error:
+        raise ScheduleError(f"{entry.where}: {error}") from None
 
 
-def _length(value: Any) -> Any:
-    """Return seconds as a timedelta; what is none is refused where the column is checked."""
-    if isinstance(value, int | float):
-        try:
-            return timedelta(seconds=value)
-        except (OverflowError, ValueError):
-            raise ScheduleError(f"{value!r} is not a length of time.") from None
-    return value
+# --- Doing it ------------------------------------------------------------------------------------
 
 
-def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    for key in entry:
-        if key not in KEYS:
-            raise ScheduleError(
-                f"CELERY_BEAT_SCHEDULE[{name!r}] has {key!r}, which is none of {', '.join(KEYS)}."
-            )
-    where = f"CELERY_BEAT_SCHEDULE[{name!r}]"
-    options = _mapping(f"{where} has the options", entry.get("options") or {})
-    for option in options:
-        if option not in (*OPTIONS, *OF_MESSAGES):
-            raise ScheduleError(
-                f"{where} has the option {option!r}, which is none of {', '.join(OPTIONS)}: what is"
-                " the same for all runs of a task is the task's to say."
-            )
-    args = entry.get("args") or ()
-    if not isinstance(args, list | tuple):
-        raise ScheduleError(f"{where} has the args {args!r}: give a list.")
-    if entry.get("relative"):
-        raise ScheduleError(f"{where} is relative to the clock: give a crontab for that.")
-    try:
-        task = entry["task"]
-        rule = _rule(name, entry["schedule"])
-    except KeyError as missing:
-        raise ScheduleError(f"{where} has no {missing}.") from None
-    return {
-        **dict.fromkeys(RULES),
-        **rule,
-        "task": task,
-        "args": encode(list(args)),
-        "kwargs": encode(_mapping(f"{where} has the kwargs", entry.get("kwargs") or {})),
-        "queue": options.get("queue"),
-        "exchange": getattr(exchange := options.get("exchange"), "name", exchange),
-        "routing_key": options.get("routing_key"),
-        "priority": options.get("priority"),
-        "headers": encode(_mapping(f"{where} has the headers", options.get("headers") or {})),
-        "expire_seconds": _expire_seconds(name, options.get("expires")),
-    }
+def _set(schedule: PeriodicTask, entry: Entry, now: datetime) -> None:
+    for column, value in entry.columns.items():
+        setattr(schedule, column, value)
+    for column in RULES:
+        setattr(schedule, column, None)
+    setattr(schedule, column_of(entry.rule), row_of(entry.rule, now))
 
 
-def _mapping(has: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ScheduleError(f"{has} {value!r}: give a dict.")
-    return dict(value)
-
-
-def _expire_seconds(name: str, expires: Any) -> int | None:
-    if isinstance(expires, timedelta):
-        expires = expires.total_seconds()
-    if expires is None:
-        return None
-    if isinstance(expires, int | float) and math.isfinite(expires):
-        return math.ceil(expires)
-    raise ScheduleError(
-        f"CELERY_BEAT_SCHEDULE[{name!r}] has the option expires={expires!r}: give seconds."
-    )
-
-
-def _rule(name: str, schedule: Any) -> dict[str, int]:
-    """Return the rule's row, made where there is none yet, as a column of PeriodicTask."""
-    if isinstance(schedule, schedules.BaseSchedule):
-        _check_is_celerys(name, schedule)
-    if isinstance(schedule, schedules.crontab):
-        return {"crontab_id": _crontab(schedule).pk}
-    if isinstance(schedule, schedules.solar):
-        return {"solar_id": _saved(SolarSchedule.from_schedule(schedule)).pk}
-    if isinstance(schedule, schedules.schedule):
-        schedule = schedule.run_every  # type: ignore[attr-defined]
-    if isinstance(schedule, int | float | timedelta):
-        try:
-            return {"interval_id": _saved(row_of(Every(_length(schedule)), clock.now())).pk}
-        except ScheduleError as error:
-            raise ScheduleError(f"CELERY_BEAT_SCHEDULE[{name!r}]: {error}") from None
-    raise ScheduleError(
-        f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}: give a crontab, a "
-        f"timedelta, a number of seconds or a solar event."
-    )
-
-
-def _check_is_celerys(name: str, schedule: Any) -> None:
-    """Refuse what says by code of its own when it is due: a row cannot keep that."""
-    kinds = (schedules.crontab, schedules.solar, schedules.schedule)
-    if type(schedule) not in kinds:
-        what = f"one of class {type(schedule).__name__}"
-    elif schedule.nowfun is not None:
-        what = "a clock of its own (nowfun)"
-    elif getattr(schedule, "relative", False):
-        what = "one that is relative to the clock"
-    else:
+def _apply(step: Step, now: datetime) -> None:
+    if step.left:
         return
-    raise ScheduleError(
-        f"CELERY_BEAT_SCHEDULE[{name!r}] has the schedule {schedule!r}, {what}: give a crontab, "
-        f"a timedelta, a number of seconds or a solar event."
-    )
+    if step.entry is None:
+        if step.found is not None:
+            step.found.delete()
+        return
+    policy = code_entries.policy_of(step.entry)
+    if step.found is None:
+        schedule = PeriodicTask(name=step.name)
+        _set(schedule, step.entry, now)
+        _save_rule(schedule)
+        # Not save(): its own look for the name would refuse it as a form does.
+        PeriodicTask.objects.bulk_create([schedule])
+        policies.write(schedule, {**policy, "managed_by": ManagedBy.CODE})
+        return
+    treatment = {column: policy[column] for column in step.policy}
+    if step.adopts:
+        treatment["managed_by"] = ManagedBy.CODE
+    if treatment:
+        policies.write(step.found, treatment)
+    changed = {column: value for column, (_, value) in step.columns.items()}
+    if step.rule is not None:
+        edited = copy.copy(step.found)
+        _set(edited, step.entry, now)
+        _save_rule(edited)
+        changed |= {column: getattr(edited, column) for column in RULES}
+    if changed:
+        PeriodicTask.objects.filter(pk=step.found.pk).update(**changed)
 
 
-def _crontab(schedule: Any) -> Any:
-    fields = (
-        schedule._orig_minute,
-        schedule._orig_hour,
-        schedule._orig_day_of_month,
-        schedule._orig_month_of_year,
-        schedule._orig_day_of_week,
-    )
-    expression = " ".join(map(_field, fields))
-    return _saved(row_of(Cron(expression, str(current_app.timezone)), clock.now()))
-
-
-def _field(value: Any) -> str:
-    """Return one field of a crontab, which Celery takes as text, a number or a list of numbers."""
-    if isinstance(value, str | int):
-        return str(value).replace(" ", "")
-    return ",".join(map(str, sorted(value)))
-
-
-def _saved(row: Any) -> Any:
-    if row.pk is None:
-        row.save()
-    return row
+def _save_rule(schedule: PeriodicTask) -> None:
+    """Save the rule's row where it is new, and name it in the schedule's own column."""
+    for column in RULES:
+        row = getattr(schedule, column)
+        if row is not None and row.pk is None:
+            row.save()
+            setattr(schedule, column, row)

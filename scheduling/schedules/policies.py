@@ -41,7 +41,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in options:
         if name not in POLICIES:
-            raise ScheduleError(f"{name!r} is no policy: {_near(name, POLICIES)}")
+            raise ScheduleError(f"{name!r} is no policy: {near(name, POLICIES)}")
     columns = dict(options)
     if columns.get("calendar") is not None:
         columns["calendar"] = _calendar(columns["calendar"])
@@ -87,7 +87,8 @@ def _calendar(name: str) -> Calendar:
         raise ScheduleError(f"calendar: {error}") from None
 
 
-def _near(name: str, names: Any) -> str:
+def near(name: str, names: Any) -> str:
+    """Return which of the names may have been meant, for a message."""
     known = list(names)
     near = " or ".join(map(repr, difflib.get_close_matches(name, known, n=3)))
     return f"did you mean {near}?" if near else f"there are {', '.join(known[:20]) or 'none'}."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.db import connection, models
@@ -10,10 +11,12 @@ from django_celery_beat.models import (
     CrontabSchedule,
     IntervalSchedule,
     PeriodicTask,
+    SolarSchedule,
 )
 
 from scheduling import recurrence
 from scheduling.errors import ScheduleError
+from scheduling.recurrence import Rule
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 PERIODS = (
@@ -24,6 +27,7 @@ PERIODS = (
     (IntervalSchedule.MICROSECONDS, timedelta(microseconds=1)),
 )
 MOST_PERIODS = 2**31 - 1
+DEGREE = Decimal("0.000001")  # what the columns of a place keep
 
 HOLD = """
 SELECT scheduling_hold_rules(%s::integer[], %s::integer[], %s::integer[], %s::integer[]),
@@ -53,12 +57,37 @@ class Once:
     at: datetime
 
 
-def column_of(rule: Cron | Every | Once) -> str:
+@dataclass(frozen=True)
+class Solar:
+    """At an event of the sun, at a place in degrees."""
+
+    event: str
+    latitude: float
+    longitude: float
+
+
+def column_of(rule: Cron | Every | Once | Solar) -> str:
     """Return which of a schedule's columns names the row of such a rule."""
-    return {Cron: "crontab", Every: "interval", Once: "clocked"}[type(rule)]
+    return {Cron: "crontab", Every: "interval", Once: "clocked", Solar: "solar"}[type(rule)]
 
 
-def row_of(rule: Cron | Every | Once, now: datetime) -> models.Model:
+def rule_of_row(rule: Cron | Every | Solar, anchor: datetime) -> Rule:
+    """Return the rule that the row of `rule` will have; an interval counts from `anchor`.
+
+    Raises:
+        RecurrenceError, ScheduleError: as `row_of` does.
+    """
+    if isinstance(rule, Cron):
+        _cron_fields(rule)
+        return recurrence.cron(rule.expression, rule.timezone)
+    if isinstance(rule, Every):
+        _period(rule.step)
+        return recurrence.every(rule.step, anchor)
+    place = _place(rule)
+    return recurrence.solar(rule.event, place["latitude"], place["longitude"])
+
+
+def row_of(rule: Cron | Every | Once | Solar, now: datetime) -> models.Model:
     """Return the equal row that exists, or a new one that is not saved yet.
 
     Raises:
@@ -69,28 +98,45 @@ def row_of(rule: Cron | Every | Once, now: datetime) -> models.Model:
         return _crontab(rule)
     if isinstance(rule, Every):
         return _interval(rule.step)
+    if isinstance(rule, Solar):
+        return _equal_or_new(SolarSchedule, event=rule.event, **_place(rule))
     if rule.at <= now:
         raise ScheduleError(f"{rule.at.isoformat()} is in the past: give an instant to come.")
     return _equal_or_new(ClockedSchedule, clocked_time=rule.at.astimezone(UTC))
 
 
 def _crontab(rule: Cron) -> models.Model:
+    return _equal_or_new(CrontabSchedule, **_cron_fields(rule))
+
+
+def _cron_fields(rule: Cron) -> dict[str, Any]:
     read = recurrence.cron(rule.expression, rule.timezone)
     fields = dict(zip(CRON_FIELDS, read.expression.split(), strict=True))
     for field, text in fields.items():
         if len(text) > (longest := CrontabSchedule._meta.get_field(field).max_length or 0):
             raise ScheduleError(f"the {field} {text!r} is longer than {longest} characters.")
-    return _equal_or_new(CrontabSchedule, **fields, timezone=read.tz)
+    return {**fields, "timezone": read.tz}
+
+
+def _place(rule: Solar) -> dict[str, Any]:
+    """Return a place as its columns keep it."""
+    degrees = {"latitude": rule.latitude, "longitude": rule.longitude}
+    return {name: Decimal(str(value)).quantize(DEGREE) for name, value in degrees.items()}
 
 
 def _interval(step: timedelta) -> models.Model:
-    """Return the row with the largest period that measures `step` exactly."""
+    every, period = _period(step)
+    return _equal_or_new(IntervalSchedule, every=every, period=period)
+
+
+def _period(step: timedelta) -> tuple[int, str]:
+    """Return `step` in the largest period that measures it exactly."""
     if step <= timedelta(0):
         raise ScheduleError(f"an interval must be longer than nothing, not {step}.")
     period, unit = next((period, unit) for period, unit in PERIODS if not step % unit)
     if step // unit > MOST_PERIODS:
         raise ScheduleError(f"an interval of {step} is too long to keep exactly: shorten it.")
-    return _equal_or_new(IntervalSchedule, every=step // unit, period=period)
+    return step // unit, period
 
 
 def hold(schedule: PeriodicTask, calendar_id: int | None) -> None:

@@ -39,7 +39,7 @@ class Command(LedgerCommand):
         resume = self.add_action(actions, "resume", self.resume, "end a pause")
         remove = self.add_action(actions, "remove", self.remove, "delete; the runs it made stay")
         audit = self.add_action(actions, "audit", self.audit, "say what an upgrade has moved")
-        self.add_action(actions, "sync", self.sync, "write the schedules of CELERY_BEAT_SCHEDULE")
+        sync = self.add_action(actions, "sync", self.sync, "write the schedules that code has")
         backfill = self.add_action(actions, "backfill", self.backfill, "run what has passed")
         for parser in (add, edit, show, following, pause, resume, remove, backfill):
             parser.add_argument("name", metavar="NAME")
@@ -56,6 +56,14 @@ class Command(LedgerCommand):
         pause.add_argument("--until", type=parsing.moment_or_duration, metavar="ISO|DURATION")
         pause.add_argument("--reason", default="", metavar="TEXT")
         schedule_options.add_backfill_options(backfill)
+        sync.add_argument("--dry-run", action="store_true", help="say what would change")
+        sync.add_argument(
+            "--take-over", nargs="+", action="extend", default=[], metavar="NAME",
+            help="let a user's schedule follow the code's of that name, whatever it says",
+        )  # fmt: skip
+        sync.add_argument(
+            "--take-over-all", action="store_true", help="so for every one that differs"
+        )
         audit.add_argument("--fix", action="store_true", help="have them planned anew")
         audit.add_argument("--all", action="store_true", help="also what this version has planned")
 
@@ -220,9 +228,16 @@ class Command(LedgerCommand):
         self.note(words.audited(counts["seen"], counts["moved"], fixed=options["fix"]))
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
-        """Write the code's schedules and print what changed."""
-        lines = [output.printable(line) for line in from_code.sync()]
-        self.say_lines(lines or ["The schedules are as CELERY_BEAT_SCHEDULE says."])
+        """Write the code's schedules and print what changed, or what would."""
+        act = from_code.compare if options["dry_run"] else from_code.sync
+        done = act(options["take_over"], everything=options["take_over_all"])
+        self.say_lines(map(output.printable, done.lines))
+        for line in [*done.left, from_code.HOW_TO_TAKE_OVER] if done.left else []:
+            self.note(line)
+        if not done:
+            self.say("The schedules are as CELERY_BEAT_SCHEDULE says.")
+        elif options["dry_run"]:
+            self.say("Nothing was written: this was a dry run.")
 
     def _rule(self, options: dict[str, Any], now: datetime) -> Cron | Every | Once:
         """Return the rule that was asked for; exactly one option names it."""

@@ -25,10 +25,11 @@ from scheduling.execution import finishing
 from scheduling.models import UNFINISHED, Plan, Priority, Run, State
 from scheduling.postgres import silence
 from scheduling.runs.outcomes import Outcome
-from scheduling.schedules import planning
+from scheduling.schedules import from_code, planning
 from scheduling.tasks import alert
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import (
+    ADD,
     crontab,
     in_thread,
     run,
@@ -776,3 +777,19 @@ def test_celery_can_build_it_as_it_does(redis_client: redis.Redis) -> None:
     assert scheduler.info.strip().startswith(". ledger ->")
     assert add.name
     scheduler._bell.close()
+
+
+def test_it_warns_at_its_start_if_the_code_differs_from_the_ledger(
+    scheduler: Scheduler, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.CELERY_BEAT_SCHEDULE = {"new": {"task": ADD, "schedule": 60}}
+    from_code.sync()
+    scheduler._compare_with_code()
+    assert "code_schedules_differ" not in caplog.text
+    settings.CELERY_BEAT_SCHEDULE = {"newer": {"task": ADD, "schedule": 60}}
+    scheduler._compare_with_code()
+    assert "code_schedules_differ" in caplog.text
+    caplog.clear()
+    settings.CELERY_BEAT_SCHEDULE = {"bad": {"task": ADD, "schedule": "hourly"}}
+    scheduler._compare_with_code()
+    assert "code_schedules_differ" in caplog.text

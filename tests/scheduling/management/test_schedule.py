@@ -530,8 +530,24 @@ class TestSync:
                 "The schedules are as CELERY_BEAT_SCHEDULE says."
             ]
 
-    def test_a_name_that_a_user_has_taken_is_one_clear_line(self) -> None:
+    def test_a_users_schedule_that_differs_stays_until_it_is_taken_over(self) -> None:
         schedules.add("swept", SWEEP, schedules.Every(timedelta(hours=1)), by="ann")
         entry = {"task": SWEEP, "schedule": timedelta(hours=2)}
         with override_settings(CELERY_BEAT_SCHEDULE={"swept": entry}):
-            assert "swept" in refusal("schedule", "sync")
+            answer = called("schedule", "sync")
+            assert answer.code == 0
+            left, how = answer.err.splitlines()
+            assert left == "! swept: rule: every hour -> every 2 hours"
+            assert "`manage.py schedule sync --take-over NAME`" in how
+            assert "scheduling.W004) A user's schedule differs" in called("check").err
+            taken = "= swept: now belongs to code; rule: every hour -> every 2 hours"
+            for words in (["--take-over", "swept"], ["--take-over-all"]):
+                assert called("schedule", "sync", *words, "--dry-run").lines == [
+                    taken, "Nothing was written: this was a dry run."
+                ]  # fmt: skip
+            assert called("schedule", "sync", "--take-over", "swept").lines == [taken]
+            assert called("schedule", "sync").err == ""
+            assert "scheduling.W004" not in called("check").err
+
+    def test_a_name_that_code_has_not_is_refused(self) -> None:
+        assert "code has no schedule 'swpt'" in refusal("schedule", "sync", "--take-over", "swpt")
