@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
+from django.db import transaction
 
 from scheduling.base_job import BaseJob
 from scheduling.errors import PermanentError, RunCancelled
@@ -107,6 +108,22 @@ class Job(BaseJob):
             return super().on_replace(sig)
         running.replacement = encode(sig)
         raise Ignore("Replaced by new task")
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Add a part to the chord that this run is a part of (see Celery's).
+
+        It is written when the run succeeds, so an attempt that fails has added nothing. With `lazy`
+        it counts at once, as the job itself sends it.
+        """
+        running = current()
+        if lazy or running is None or not running.tracked or str(running.id) != self.request.id:
+            with transaction.atomic():
+                return super().add_to_chord(sig, lazy)  # type: ignore[call-overload]
+        if not self.request.chord:
+            raise ValueError("Current task is not member of any chord")
+        promised = sig.freeze()
+        running.added += (encode(sig),)
+        return promised
 
     def _bounded(self, max_attempts: int, max_retries: int | None) -> int:
         wanted = self.max_retries if max_retries is None else max_retries

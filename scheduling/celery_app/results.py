@@ -4,6 +4,7 @@ A result that is written apart from the run it belongs to can contradict it. So 
 result is only prepared; it is stored in the transaction that moves the run.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
 from celery.exceptions import ChordError
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
-from django_celery_results.backends.database import trigger_callback
+from django.db import InterfaceError, OperationalError
 
 from scheduling import clock
 from scheduling.execution import claiming, finishing, waiting
@@ -88,34 +89,101 @@ class Backend(PreparingBackend):
         header = chords.count_part(request.group)
         if header is None:
             return
-        body = maybe_signature(request.chord, app=self.app)
-        if header.ready():
-            trigger_callback(self.app, body, header)
-            return
-        try:  # one that is a plain message and ignores its result
-            raise ChordError("a part of it has left no result")
+        body: Any = maybe_signature(request.chord, app=self.app)
+        try:
+            body.delay(chords.values_of(header))
+        except (OperationalError, InterfaceError):
+            raise
         except ChordError as error:
             self.chord_error_from_stack(body, error)
+        except Exception as error:
+            self.chord_error_from_stack(body, ChordError(f"Callback error: {error!r}"))
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Note a chord that begins (see Celery's)."""
+        chords.begin(*header_result_args)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Add a part to a chord that has begun (see Celery's)."""
+        chords.add_part(chord_id, result)
+
+    def wait_for(
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_interval: Any = None,
+    ) -> Any:
+        """Wait for a result (see Celery's); after a failure, look at those before it once more.
+
+        `get()` raises the error of the part that failed and not the ChordError of the body, as it
+        does on Celery's Redis backend. Both may fail between two looks.
+        """
+        meta = super().wait_for(task_id, timeout, interval, no_ack, on_interval)
+        if on_interval and meta["status"] in states.PROPAGATE_STATES:
+            on_interval()
+        return meta
 
     def chord_error_from_stack(self, callback: Any, exc: Any = None) -> Any:
         """Fail a chord's body, and with it the chord that the body itself is a part of.
 
         Celery leaves that one waiting for ever.
         """
-        failed = super().chord_error_from_stack(callback, exc)
-        if sender() is not None and not isinstance(callback, group):
-            *earlier, last = callback.tasks if isinstance(callback, _chain) else [callback]
-            for step in earlier:
-                self.store_result(step.id, exc, states.FAILURE)
-            self._count_failed(last, exc)
-        return failed
+        if sender() is None or isinstance(callback, group):
+            return super().chord_error_from_stack(callback, exc)
+        self._call_errbacks_of(callback, exc)
+        self._fail(callback, exc, states.FAILURE)
+        self._fail_chain(callback.options.get("chain"), exc)
+        return None
 
-    def _count_failed(self, part: Any, error: Any) -> None:
-        while isinstance(part, _chord):
-            part = maybe_signature(part.body, app=self.app)
-        if part.options.get("chord"):
-            request = Context(part.options, id=part.id, group=part.options.get("group_id"))
-            self.on_chord_part_return(request, states.FAILURE, error)
+    def _call_errbacks_of(self, step: Any, error: Any, others: Sequence[Any] = ()) -> None:
+        """Call each errback of a step that will never be sent, and `others`, once.
+
+        Those that the chord has too which this step is a part of are left to that chord: it fails
+        as well, and `on_error` of a chord gives its errback to the chords inside it.
+        """
+        task_id, errbacks = _result_errbacks(step, self.app)
+        outer = _chord_around(step)
+        later = _result_errbacks(outer, self.app)[1] if outer else []
+        once = list[Any]()
+        for errback in (*errbacks, *others):
+            if errback not in once and errback not in later:
+                once.append(errback)
+        send_errbacks(Context(step, id=task_id, errbacks=once), error, None)
+
+    def _fail_chain(
+        self,
+        chain: Any,
+        exc: Any,
+        traceback: str | None = None,
+        store_result: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        """Fail the steps that would have come after one that failed (see Celery's)."""
+        if sender() is None:
+            super()._fail_chain(chain, exc, traceback, store_result, state)
+            return
+        for step in chain if isinstance(chain, list | tuple) else ():
+            self._fail(maybe_signature(step, app=self.app), exc, state, traceback)
+
+    def _fail(self, step: Any, error: Any, state: str, traceback: str | None = None) -> None:
+        """Fail what will never be sent: each task in it has a result that others may wait for.
+
+        Celery does so for tasks alone, and where a chain ends with a group, the chord around it
+        waits for ever. The header of a chord is left out: nothing but its body waits for it.
+        """
+        if isinstance(step, _chord):
+            self._fail(maybe_signature(step.body, app=self.app), error, state, traceback)
+        elif isinstance(step, group | _chain):
+            for task in step.tasks:
+                self._fail(maybe_signature(task, app=self.app), error, state, traceback)
+        elif step.id:
+            request = Context(step)
+            request.update(step.options, id=step.id, group=step.options.get("group_id"))
+            self.store_result(step.id, error, state, traceback=traceback, request=request)
+            if request.chord:
+                self.on_chord_part_return(request, state, error)
 
     def _handle_group_chord_error(self, group_callback: Any, backend: Any, exc: Any = None) -> None:
         """Fail each part of a chord's body that is a group; Celery would also revoke them.
@@ -129,11 +197,17 @@ class Backend(PreparingBackend):
         error = getattr(exc, "__cause__", None) or exc
         own = maybe_list(group_callback.options.get("link_error")) or []
         for part in group_callback.tasks:
-            task_id, errbacks = _result_errbacks(part, self.app)
-            errbacks += [errback for errback in own if errback not in errbacks]
-            self.store_result(task_id, error, states.FAILURE)
-            send_errbacks(Context(id=task_id, task=part.task, errbacks=errbacks), error, None)
-            self._count_failed(part, error)
+            self._call_errbacks_of(part, error, own)
+            self._fail(part, error, states.FAILURE)
+
+
+def _chord_around(step: Any) -> Any:
+    """Return the body of the chord that a step is a part of, or None."""
+    while isinstance(step, _chord):
+        step = maybe_signature(step.body)
+    if isinstance(step, _chain):
+        step = maybe_signature(step.tasks[-1])
+    return step.options.get("chord")
 
 
 def _is_run(task_id: str) -> bool:

@@ -47,7 +47,12 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
     if execution.again is not None:
         return _once_more(execution, claimed, execution.again, value, traceback)
     if state == states.SUCCESS:
-        return Outcome(State.SUCCEEDED, result=execution.result, value=returned.retval)
+        return Outcome(
+            State.SUCCEEDED,
+            result=execution.result,
+            value=returned.retval,
+            added=execution.added,
+        )
     if isinstance(value, RunCancelled):
         return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
     if isinstance(value, Reject):
@@ -86,6 +91,7 @@ def _replaced(execution: Execution) -> Outcome:
         call=NextCall(follow_ups=""),
         result=execution.result,
         replacement=execution.replacement,
+        added=execution.added,
     )
 
 

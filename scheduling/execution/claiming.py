@@ -257,6 +257,9 @@ def _fill_request(
     headers = headers if isinstance(headers, dict) else {}
     request.update({name: value for name, value in headers.items() if name not in request})
     request.update(request_fields(options))
+    if "priority" in options:
+        delivery = request.get("delivery_info") or {}
+        request["delivery_info"] = {**delivery, "priority": options["priority"]}
     request.update(
         args=args,
         kwargs=kwargs,

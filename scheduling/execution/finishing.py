@@ -180,7 +180,7 @@ def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
             return True
         held = apply(move, parameters, outcome.result) > 0
         if held:
-            follow_ups.send_replacement(ended, outcome.replacement)
+            follow_ups.send_replacement(ended, outcome)
         return held
 
 

@@ -5,13 +5,17 @@ The counter is django-celery-results' own, so that parts which are plain message
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from celery import current_app
+from celery import current_app, states
+from celery.exceptions import ChordError
 from celery.result import GroupResult, result_from_tuple
 from django.db import connection
-from django_celery_results.models import TaskResult
+from django_celery_results.models import (  # type: ignore[attr-defined]
+    ChordCounter,
+    TaskResult,
+)
 
 from scheduling.logs import event
 
@@ -22,6 +26,42 @@ UPDATE django_celery_results_chordcounter SET count = count - 1
  WHERE group_id = %s AND count > 0 RETURNING count, sub_tasks
 """
 FORGET = "DELETE FROM django_celery_results_chordcounter WHERE group_id = %s"
+ADD = """
+UPDATE django_celery_results_chordcounter
+   SET count = count + %s, sub_tasks = (sub_tasks::jsonb || %s::jsonb)::text
+ WHERE group_id = %s
+"""
+
+
+def begin(group_id: str, parts: Iterable[Any]) -> None:
+    """Note a chord that begins; the tasks of a group inside its header count one by one.
+
+    Args:
+        group_id: the id of its header.
+        parts: the results of the header's tasks. A generator is read to its end: the counter must
+            know all parts before the first one ends.
+    """
+    parts = list(parts)
+    ChordCounter.objects.create(
+        group_id=group_id, sub_tasks=_encoded(parts), count=sum(map(size, parts))
+    )
+
+
+def _encoded(parts: Iterable[Any]) -> str:
+    return json.dumps([part.as_tuple() for part in parts])
+
+
+def add_part(group_id: str, part: Any) -> None:
+    """Add one more part to a chord that has begun."""
+    with connection.cursor() as cursor:
+        cursor.execute(ADD, [size(part), _encoded([part]), group_id])
+        if not cursor.rowcount:
+            event(logger, "chord_unknown", level=logging.WARNING, group=group_id)
+
+
+def size(result: Any) -> int:
+    """Return how many tasks must end before `result` is there."""
+    return sum(map(size, result.results or ())) if isinstance(result, GroupResult) else 1
 
 
 def count_part(group_id: str) -> Any:
@@ -37,34 +77,50 @@ def count_part(group_id: str) -> Any:
             return None
         cursor.execute(FORGET, [group_id])
     results = [result_from_tuple(part, app=current_app) for part in json.loads(parts)]
-    header = GroupResult(group_id, results, app=current_app)
-    _read(header)
-    return header
+    return GroupResult(group_id, results, app=current_app)
 
 
-def _read(header: Any) -> None:
-    """Read the results of all parts at once; Celery would ask for each."""
-    leaves: dict[str, list[Any]] = {}
+def values_of(header: Any) -> list[Any]:
+    """Return what the parts of a chord returned, which its body is called with.
+
+    Raises:
+        ChordError: a part failed, which is the error's cause; or it left no result.
+    """
+    stored = _stored([leaf.id for leaf in _leaves(header)])
     for leaf in _leaves(header):
-        leaves.setdefault(leaf.id, []).append(leaf)
+        leaf._maybe_set_cache(stored.get(leaf.id))
+        if not leaf._cache:  # a plain message whose task ignores its result
+            raise ChordError("a part of it has left no result")
+        if isinstance(leaf.result, ChordError) and leaf.state == states.FAILURE:
+            raise leaf.result  # it says which part of the chord inside this one failed
+        if leaf.state in states.PROPAGATE_STATES:
+            message = f"Dependency {leaf.id} raised {leaf.result!r}"
+            raise ChordError(message) from leaf.result
+    values: list[Any] = _values(header)
+    return values
+
+
+def _stored(task_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Read the results of all parts at once; Celery would ask for each."""
     backend: Any = current_app.backend
-    for row in TaskResult.objects.filter(task_id__in=list(leaves)):
-        for leaf in leaves[row.task_id]:
-            leaf._maybe_set_cache(
-                {
-                    "task_id": row.task_id,
-                    "status": row.status,
-                    "result": backend.decode_content(row, row.result),
-                    "traceback": row.traceback,
-                }
-            )
+    return {
+        row.task_id: {
+            "task_id": row.task_id,
+            "status": row.status,
+            "result": backend.decode_content(row, row.result),
+            "traceback": row.traceback,
+        }
+        for row in TaskResult.objects.filter(task_id__in=task_ids)
+    }
 
 
 def _leaves(result: Any) -> Iterator[Any]:
-    for part in result.results:
-        while part is not None:
-            if isinstance(part, GroupResult):
-                yield from _leaves(part)
-            else:
-                yield part
-            part = part.parent
+    if not isinstance(result, GroupResult):
+        yield result
+        return
+    for part in result.results or ():
+        yield from _leaves(part)
+
+
+def _values(result: Any) -> Any:
+    return [_values(part) for part in result] if isinstance(result, GroupResult) else result.result

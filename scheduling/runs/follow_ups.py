@@ -99,7 +99,8 @@ def in_words(text: str) -> str:
 
 def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row's options are called in the request of a Celery task."""
-    fields = {name: value for name, value in options.items() if name not in ("headers", "failure")}
+    left_out = ("headers", "failure", "priority")
+    fields = {name: value for name, value in options.items() if name not in left_out}
     if "group_id" in fields:
         fields["group"] = fields.pop("group_id")
     return fields
@@ -131,10 +132,18 @@ class Ended:
         return carried
 
     @cached_property
+    def read_options(self) -> dict[str, Any]:
+        options = _readable(self.options)
+        return options if isinstance(options, dict) else {}
+
+    @property
+    def asked_priority(self) -> int:
+        asked: int = self.read_options.get("priority", self.priority)
+        return asked
+
+    @cached_property
     def request(self) -> Context:
         """What Celery's own code wants to know of the task that has ended."""
-        options = _readable(self.options)
-        fields = request_fields(options) if isinstance(options, dict) else {}
         return Context(
             {
                 "id": str(self.id),
@@ -144,11 +153,11 @@ class Ended:
                 "kwargs": _readable(self.kwargs),
                 "retries": self.failures,
                 "hostname": self.worker,
-                "delivery_info": {},
+                "delivery_info": {"priority": self.asked_priority},
                 "errbacks": self.carried.get("link_error"),
                 "chain": self.carried.get("chain"),
                 "chord": self.carried.get("chord"),
-                **fields,
+                **request_fields(self.read_options),
             }
         )
 
@@ -186,6 +195,7 @@ def end(ended: Ended, outcome: Outcome, move: Callable[[StoredResult | None], in
     """
     result = _known_result(ended, outcome)
     if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
+        _add_parts(ended, outcome.added)
         children = _send_next(ended, outcome.value)
         move(backend().with_children(result, children) if result and children else result)
         count_part(ended, states.SUCCESS, outcome.value)
@@ -265,7 +275,7 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
         raise FollowUpError(f"its follow-ups cannot be read: {ended.follow_ups[:100]!r}")
     inherited: dict[str, Any] = {}
     if current_app.conf.task_inherit_parent_priority:
-        inherited["priority"] = ended.priority
+        inherited["priority"] = ended.asked_priority
     steps = [(link, inherited) for link in links]
     if chain:
         steps.append((chain[-1], {"chain": chain[:-1], **inherited}))
@@ -274,14 +284,33 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     return [result for result in sent if result is not None]  # an empty chain has none
 
 
-def send_replacement(ended: Ended, replacement: str) -> None:
+def send_replacement(ended: Ended, outcome: Outcome) -> None:
     """Write what a run has replaced itself with.
 
     Raises:
         FollowUpError: it cannot be written.
     """
+    _add_parts(ended, outcome.added)
     with sending(ended):
-        _send(ended, loads(replacement), (), {})
+        _send(ended, loads(outcome.replacement), (), {})
+
+
+def _add_parts(ended: Ended, added: Iterable[str]) -> None:
+    """Write what a run has added to its chord: more parts, which its body waits for.
+
+    Raises:
+        FollowUpError: one of them cannot be written.
+    """
+    request = ended.request
+    options: dict[str, Any] = {"chord": request.chord, "group_id": request.group}
+    if request.group_index is not None:
+        options["group_index"] = request.group_index
+    with sending(ended):
+        for part in added:
+            wanted: Any = signature(loads(part), app=current_app)
+            wanted.set(**options)
+            backend().add_to_chord(request.group, wanted.freeze())
+            _send(ended, wanted, (), {})
 
 
 def count_part(ended: Ended, state: str, value: object) -> None:

@@ -40,9 +40,9 @@ class Outcome:
     down one priority step. `call` is what the next attempt runs. `lease` is when a lost lease ends:
     if it ends at another time now, it has been renewed, and the outcome does not hold. `value` is
     what the job returned, or the error it ended with: what its follow-ups are told. `replacement`
-    is the JSON of the signature that goes on in its place. `place` is where it failed, if no
-    traceback can tell. `last` takes its place where the run, which may retry for ever, has met with
-    too many such blows.
+    is the JSON of the signature that goes on in its place, `added` are those of what the job adds
+    to its chord. `place` is where it failed, if no traceback can tell. `last` takes its place where
+    the run, which may retry for ever, has met with too many such blows.
     """
 
     state: State
@@ -58,6 +58,7 @@ class Outcome:
     lease: datetime | None = None
     value: object = None
     replacement: str = ""
+    added: tuple[str, ...] = ()
     followed: bool = False  # the run is known to have follow-ups
     place: str = ""
     last: "Outcome | None" = None

@@ -80,6 +80,7 @@ class Execution:
     max_retries: int | None = None  # what `retry()` was given for this execution
     asked: Mapping[str, Any] = field(default_factory=dict)  # the options that `retry()` was given
     replacement: str = ""  # JSON of the signature that `replace()` was given
+    added: tuple[str, ...] = ()  # JSON of the signatures that `add_to_chord()` was given
     arguments: tuple[list[Any], dict[str, Any]] | None = None  # where the row's are others
 
     @property

@@ -125,3 +125,25 @@ def becomes(self: "Task[Any, Any]", x: int, what: str) -> None:
             "unsendable": plus.s(x, 10).set(task_id="no uuid"),
         }[what]
     )
+
+
+@shared_task(bind=True, max_retries=3)
+def grows(self: "Task[Any, Any]", numbers: list[int]) -> int:
+    """Add parts to its own chord, in each of its two attempts."""
+    for number in numbers:
+        self.add_to_chord(chain(five.si(), plus.s(number)) if number > 100 else plus.s(number, 0))
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return 1
+
+
+@shared_task(bind=True)
+def asked_priority(self: "Task[Any, Any]", *args: Any) -> Any:
+    return (self.request.delivery_info or {})["priority"]
+
+
+@shared_task(bind=True, max_retries=3)
+def asked_priority_after_a_retry(self: "Task[Any, Any]") -> Any:
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return (self.request.delivery_info or {})["priority"]
