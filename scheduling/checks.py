@@ -59,7 +59,7 @@ def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[C
 
 @register()
 def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """A task with a base class of its own that is no Job would run unclaimed."""
+    """A task whose class cannot be made a Job's would run unclaimed."""
     return [
         Error(
             f"Task {name} is a {type(current_app.tasks[name]).__mro__[1].__name__}, not a Job.",

@@ -1,6 +1,7 @@
 """The public face for code that has work to do: enqueue it, and know about it from inside."""
 
 from datetime import datetime
+from functools import partial, wraps
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
@@ -63,11 +64,37 @@ class Job(BaseJob):
     def override_max_retries(self) -> None:
         self.override_max_retries = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.enter_by_call(cls)
+
+    @staticmethod
+    def enter_by_call(job_class: "type[Job]") -> None:
+        """Let a call of such a job begin its run, also if the class has a `__call__` of its own.
+
+        That one may well call `run` itself, and never the one here.
+        """
+        call: Any = job_class.__call__
+        if getattr(call, "begins_runs", False):
+            return
+
+        @wraps(call)
+        def begin(self: Job, *args: Any, **kwargs: Any) -> Any:
+            running = enter(self)
+            if running is None:
+                return call(self, *args, **kwargs)
+            return call_body(self, running, args, kwargs, partial(call, self))
+
+        begin.begins_runs = True  # type: ignore[attr-defined]
+        job_class.__call__ = begin  # type: ignore[method-assign]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         running = enter(self)
         if running is None:
             return super().__call__(*args, **kwargs)
-        return call_body(self, running, args, kwargs)
+        return call_body(self, running, args, kwargs, self.run)
+
+    __call__.begins_runs = True  # type: ignore[attr-defined]
 
     def retry(
         self,

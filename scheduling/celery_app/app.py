@@ -6,6 +6,7 @@ from typing import Any
 from celery import Celery
 from celery.result import AsyncResult
 from celery.signals import worker_process_init
+from celery.utils.imports import symbol_by_name
 
 # `celery control` knows its command by this.
 from scheduling.celery_app import load_limits as load_limits
@@ -34,11 +35,21 @@ class App(Celery):
     """A Celery app whose tasks are Jobs, and whose calls of them are rows in the ledger."""
 
     task_cls = "scheduling.jobs:Job"
+    registry_cls = "scheduling.celery_app.bases:JobRegistry"
     control_cls = "scheduling.celery_app.control:Control"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("scheduling.workers:LeaseKeeper")
+
+    def create_task_cls(self) -> Any:
+        """Create the app's base class of tasks (see Celery's): a Job, whatever `task_cls` is."""
+        from scheduling.celery_app.bases import job_class
+
+        return self.subclass_with_self(
+            job_class(symbol_by_name(self.task_cls)), name="Task", attribute="_app",
+            keep_reduce=True, abstract=True,
+        )  # fmt: skip
 
     def _task_from_fun(self, fun: Any, *args: Any, **options: Any) -> Any:
         """Make a task (see Celery's), and let it answer to its old names too."""

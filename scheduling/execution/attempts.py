@@ -186,15 +186,17 @@ def enter(job: BaseJob) -> Execution | None:
     return running
 
 
-def call_body(job: BaseJob, running: Execution, args: Any, kwargs: Any) -> Any:
-    """Run the job's body; a tracked run that fails and may be tried again asks to be.
+def call_body(
+    job: BaseJob, running: Execution, args: Any, kwargs: Any, body: Callable[..., Any]
+) -> Any:
+    """Run the job's `body`; a tracked run that fails and may be tried again asks to be.
 
     This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
     and those whose own `retry()` gave up, have decided by themselves.
     """
     with running.body(job.request):
         try:
-            return job.run(*args, **kwargs)
+            return body(*args, **kwargs)
         except (Retry, Ignore, Reject, PermanentError):
             raise
         except Exception as error:

@@ -11,9 +11,9 @@ from celery.exceptions import Ignore, Reject
 from django.db import connection, transaction
 
 from scheduling.jobs import Job, PermanentError, RunCancelled, current_run
-from tests.jobs import canvas
+from tests.jobs import bases, canvas
 
-__all__ = ["canvas"]  # Celery finds only what this module imports
+__all__ = ["bases", "canvas"]  # Celery finds only what this module imports
 
 
 class Unspeakable(Exception):
