@@ -14,11 +14,12 @@ class SchedulingConfig(AppConfig):
 
     def ready(self) -> None:
         from scheduling import checks  # noqa: F401  (registers its checks)
-        from scheduling.postgres import connections, infinity
+        from scheduling.postgres import connections, infinity, silence
 
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
         connection_created.connect(connections.note_settings)
+        connection_created.connect(silence.time_answers)
         pre_migrate.connect(refuse_what_will_fail, sender=self)
         post_migrate.connect(sync_code_schedules, sender=self)
 

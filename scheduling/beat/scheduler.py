@@ -193,7 +193,7 @@ class Scheduler(beat.Scheduler):
         """Make a connection beat's own: what its statements keep to, and how long each may take."""
         with silence.waits, connection.cursor() as cursor:
             cursor.execute(SESSION)
-        silence.waits.time_each(connection.connection)
+        silence.time_each(connection.connection)
         self._prepared = connection.connection
 
     def _rehearse(self) -> None:

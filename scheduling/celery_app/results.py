@@ -83,21 +83,25 @@ class Backend(PreparingBackend):
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part of a chord; the last one writes its body, or fails it."""
-        if sender() is None:
+        sending = sender()
+        if sending is None:
             super().on_chord_part_return(request, state, result, **kwargs)
             return
         header = chords.count_part(request.group)
         if header is None:
             return
         body: Any = maybe_signature(request.chord, app=self.app)
+        sending.outbox.flush()
         try:
             body.delay(chords.values_of(header))
+            sending.outbox.flush()
         except (OperationalError, InterfaceError):
             raise
-        except ChordError as error:
-            self.chord_error_from_stack(body, error)
         except Exception as error:
-            self.chord_error_from_stack(body, ChordError(f"Callback error: {error!r}"))
+            sending.outbox.discard()
+            if not isinstance(error, ChordError):
+                error = ChordError(f"Callback error: {error!r}")
+            self.chord_error_from_stack(body, error)
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Note a chord that begins (see Celery's)."""

@@ -204,9 +204,10 @@ def patiently(
 ) -> T:
     """Return act(), tried again while the database is away: for ever, or for `patience`.
 
-    `guard` is held during each try, and not in the pauses.
+    The patience begins with the first error: an act may take longer than that. `guard` is held
+    during each try, and not in the pauses.
     """
-    begun, pause = time.monotonic(), 0.1
+    begun, pause = 0.0, 0.1
     while True:
         try:
             with guard:
@@ -214,6 +215,7 @@ def patiently(
         except Error as error:
             if not is_away(error):
                 raise
+            begun = begun or time.monotonic()
             waited = time.monotonic() - begun
             event(logger, "database_away", level=logging.WARNING, waited=round(waited, 1),
                   error=error)  # fmt: skip

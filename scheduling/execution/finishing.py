@@ -24,7 +24,7 @@ from scheduling.models import Run, State
 from scheduling.postgres.prepared import run_alone
 from scheduling.postgres.sql import clean, shortened
 from scheduling.runs import follow_ups
-from scheduling.runs.follow_ups import FollowUpError
+from scheduling.runs.follow_ups import FollowUpError, MovedMeanwhileError
 from scheduling.runs.options import limit
 from scheduling.runs.outcomes import Outcome, backend, cancelled, failed, text_of
 from scheduling.runs.stored_results import StoredResult
@@ -171,17 +171,19 @@ def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     move, parameters = _move(run_id, attempt, outcome)
     if not outcome.followed and not outcome.replacement:
         return apply(move, parameters, outcome.result) > 0
-    with transaction.atomic():
-        ended = follow_ups.ending(RUNNING, parameters)
-        if ended is None:
-            return False
-        if not outcome.replacement:
-            follow_ups.end(ended, outcome, partial(apply, move, parameters))
-            return True
-        held = apply(move, parameters, outcome.result) > 0
-        if held:
-            follow_ups.send_replacement(ended, outcome)
-        return held
+    ended = follow_ups.ending(RUNNING, parameters)
+    if ended is None:
+        return False
+    try:
+        with transaction.atomic():
+            if outcome.replacement:
+                moved = partial(apply, move, parameters, outcome.result)
+                follow_ups.replace(ended, outcome, moved)
+            else:
+                follow_ups.end(ended, outcome, partial(apply, move, parameters))
+    except MovedMeanwhileError:
+        return False
+    return True
 
 
 def _unfollowable(error: FollowUpError) -> Outcome:

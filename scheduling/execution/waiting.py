@@ -146,7 +146,9 @@ def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) 
     parameters = {**parameters, "id": run_id}
     with transaction.atomic():
         ended = follow_ups.ending(
-            f"id = %(id)s AND state IN ({WAITING_SQL})", parameters, skip_locked=True
+            f"id = %(id)s AND state IN ({WAITING_SQL})",
+            parameters,
+            lock="FOR NO KEY UPDATE SKIP LOCKED",
         )
         if ended is not None:
             follow_ups.end(ended, outcome, partial(apply, CLOSE_ONE, parameters))

@@ -18,6 +18,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
+from scheduling.postgres import silence
 from scheduling.postgres.sql import lean
 
 PLANS_LAST = 5.0  # seconds
@@ -68,10 +69,11 @@ def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
         numbered, (_, adapter, names, _) = _numbered(sql), _prepared(raw)
         values = [parameters[slot] for slot in numbered.slots]
         dumped = adapter.dump_sequence(values, numbered.formats)
-        result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
-        if result.error_field(DiagnosticField.SQLSTATE) == GONE:
-            names.clear()
+        with silence.waits.for_answer(raw):
             result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
+            if result.error_field(DiagnosticField.SQLSTATE) == GONE:
+                names.clear()
+                result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
         _checked(raw, result)
         adapter.set_pgresult(result)
         rows: list[Row] = adapter.load_rows(0, result.ntuples, tuple)

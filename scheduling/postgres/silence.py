@@ -11,12 +11,12 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 from django.conf import settings
-from django.db import connections
 
 from scheduling.logs import event
 
@@ -24,30 +24,39 @@ logger = logging.getLogger(__name__)
 
 
 class Waits:
-    """What threads enter while they wait for Postgres, and whose waits have an end."""
+    """Ends each wait for an answer that takes too long.
+
+    Only of what is asked while a thread has entered this, or of connections that `time_each`
+    names: what a job asks Postgres may take as long as it likes. A thread that has entered may be
+    at work between two answers for as long as it likes, too.
+    """
 
     def __init__(self) -> None:
-        # By thread: since when it waits, and on which connection of Django's.
-        self._waiting: dict[int, tuple[float, Any]] = {}
+        # By thread: since when it waits for an answer, and on which connection.
+        self._waiting: dict[int, tuple[float, psycopg.Connection[Any]]] = {}
+        self._entered = threading.local()
 
     def __enter__(self) -> None:
-        self._waiting[threading.get_ident()] = time.monotonic(), connections["default"]
+        self._entered.depth = getattr(self._entered, "depth", 0) + 1
 
     def __exit__(self, *_: object) -> None:
-        self._waiting.pop(threading.get_ident(), None)
+        self._entered.depth -= 1
 
-    def time_each(self, raw: "psycopg.Connection[Any]") -> None:
-        """Enter for each single answer that this connection is to give, and for nothing else."""
-        wait = raw.wait
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return wait(*args, **kwargs)
-
-        raw.wait = timed  # type: ignore[method-assign]
+    @contextmanager
+    def for_answer(self, raw: "psycopg.Connection[Any]") -> Iterator[None]:
+        """While this lasts, the thread waits for one answer on this connection."""
+        if not getattr(self._entered, "depth", 0) and not hasattr(raw, "truebeat_timed"):
+            yield
+            return
+        thread = threading.get_ident()
+        self._waiting[thread] = time.monotonic(), raw
+        try:
+            yield
+        finally:
+            self._waiting.pop(thread, None)
 
     def watch(self, *, seconds: float | None = None, **_: Any) -> None:
-        """Hang up, for as long as this process lives, where a thread waits for so many seconds.
+        """Hang up, as long as this process lives, if a thread waits so long for one answer.
 
         None: for a third of a lease. Whoever waits gets an OperationalError, and tries again on
         another connection.
@@ -62,17 +71,34 @@ class Waits:
         while True:
             time.sleep(patience / 4)
             now = time.monotonic()
-            for since, connection in list(self._waiting.values()):
+            for since, raw in list(self._waiting.values()):
                 if now - since > patience:
-                    _hang_up(connection.connection)
+                    _hang_up(raw)
 
 
-def _hang_up(raw: "psycopg.Connection[Any] | None") -> None:
-    if raw is None:  # it connects; that has a time-out of its own
-        return
+def _hang_up(raw: "psycopg.Connection[Any]") -> None:
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
         event(logger, "database_silent", level=logging.WARNING)
+
+
+def time_answers(*, connection: Any, **_: Any) -> None:
+    """Notice what a new connection of Django's waits for."""
+    if connection.vendor != "postgresql":
+        return
+    raw = connection.connection
+    wait = raw.wait
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with waits.for_answer(raw):
+            return wait(*args, **kwargs)
+
+    raw.wait = timed
+
+
+def time_each(raw: Any) -> None:
+    """Limit every wait on this connection, whichever thread waits."""
+    raw.truebeat_timed = True
 
 
 waits = Waits()

@@ -18,6 +18,7 @@ from django_celery_results.models import (  # type: ignore[attr-defined]
 )
 
 from scheduling.logs import event
+from scheduling.runs.follow_ups import sender
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +103,21 @@ def values_of(header: Any) -> list[Any]:
 
 def _stored(task_ids: list[str]) -> dict[str, dict[str, Any]]:
     """Read the results of all parts at once; Celery would ask for each."""
+    rows = TaskResult.objects.filter(task_id__in=task_ids)
+    stored = {row.task_id: _meta(row.task_id, row) for row in rows}
+    ending = sender()
+    if ending is not None and ending.result is not None:  # its row is written last
+        stored[str(ending.id)] = _meta(str(ending.id), ending.result)
+    return stored
+
+
+def _meta(task_id: str, stored: Any) -> dict[str, Any]:
     backend: Any = current_app.backend
     return {
-        row.task_id: {
-            "task_id": row.task_id,
-            "status": row.status,
-            "result": backend.decode_content(row, row.result),
-            "traceback": row.traceback,
-        }
-        for row in TaskResult.objects.filter(task_id__in=task_ids)
+        "task_id": task_id,
+        "status": stored.status,
+        "result": backend.decode_content(stored, stored.result),
+        "traceback": stored.traceback,
     }
 
 

@@ -223,7 +223,7 @@ def enqueue_message(
 
     Takes what `Celery.send_task` takes; the task need not be known to this process. What it sets
     off (links, a chain, a chord) goes into its row. A call that the end of a run makes is a
-    follow-up of that run.
+    follow-up of that run, and is written with the others: see `outbox`.
 
     Raises:
         EnqueueError: an id that is no UUID; arguments, or follow-ups, that are not JSON.
@@ -246,11 +246,9 @@ def enqueue_message(
     columns |= {
         "origin": Origin.FOLLOW_UP, "follows": sender.id, "enqueued_by": f"run {sender.id}"
     }  # fmt: skip
-    try:
-        with transaction.atomic():  # one that is refused must not spoil the end of its run
-            return _insert_one(columns)
-    except RunExistsError:
-        return _go_on_with(columns)
+    sender.outbox.add(columns, _insert_follow_ups)
+    run_id: UUID = columns["id"]
+    return run_id
 
 
 def _insert_one(columns: Mapping[str, Any]) -> UUID:
@@ -261,6 +259,57 @@ def _insert_one(columns: Mapping[str, Any]) -> UUID:
     ring_on_commit()
     run_id: UUID = columns["id"]
     return run_id
+
+
+SAME = ("origin", "follows", "enqueued_by")  # for all follow-ups of a run
+VARYING = ("args", "kwargs", "task", "options", "queue", "priority", "at", "expires", "failures",
+           "follow_ups")  # fmt: skip
+DURATIONS = ("after", "expires_in")
+INSERT_FOLLOW_UPS = """
+INSERT INTO scheduling_run
+    (id, args, kwargs, task, options, queue, priority, run_at, due_at, expires_at, failures,
+     follow_ups, origin, follows, enqueued_by)
+SELECT id, args, kwargs, task, options, queue, priority, start, start,
+     COALESCE(expires, statement_timestamp() + expires_in), failures,
+     follow_ups, %(origin)s, %(follows)s, %(enqueued_by)s
+  FROM (SELECT *, COALESCE(at, statement_timestamp() + after) AS start FROM
+    unnest(%(id)s::uuid[], %(args)s::text[], %(kwargs)s::text[], %(task)s::text[],
+        %(options)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(at)s::timestamptz[],
+        %(expires)s::timestamptz[], %(failures)s::int[], %(follow_ups)s::text[],
+        %(after)s::interval[], %(expires_in)s::interval[])
+    AS call (id, args, kwargs, task, options, queue, priority, at, expires, failures, follow_ups,
+        after, expires_in)) AS call
+ON CONFLICT DO NOTHING RETURNING id
+"""
+
+
+def _insert_follow_ups(calls: list[Mapping[str, Any]]) -> None:
+    """Insert follow-ups of one run. What has the id of a run that exists goes on with that run."""
+    rows = [
+        (
+            str(columns["id"]),
+            *map(columns.get, VARYING),
+            *map(_interval, map(columns.get, DURATIONS)),
+        )
+        for columns in calls
+    ]
+    slots = ("id", *VARYING, *DURATIONS)
+    parameters: dict[str, Any] = {name: calls[0][name] for name in SAME}
+    parameters |= zip(slots, arrays(rows, len(slots)), strict=True)
+    with transaction.atomic(), connection.cursor() as cursor:  # a refusal must not spoil the end
+        cursor.execute(INSERT_FOLLOW_UPS, parameters)
+        written = {run_id for (run_id,) in cursor.fetchall()}
+    if written:
+        ring_on_commit()
+    for columns in calls:
+        if columns["id"] in written:
+            written.discard(columns["id"])  # a second one with the same id was not inserted
+        else:
+            _go_on_with(columns)
+
+
+def _interval(duration: timedelta | None) -> str | None:
+    return None if duration is None else f"{duration.total_seconds():.6f} s"
 
 
 GO_ON = """

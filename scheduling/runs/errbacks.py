@@ -19,6 +19,7 @@ from scheduling.errors import EnqueueError
 from scheduling.logs import event
 from scheduling.postgres.sql import shortened
 from scheduling.registry import encode
+from scheduling.runs.follow_ups import sender
 from scheduling.runs.outcomes import backend
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,34 @@ TOLD = ("id", "task", "args", "kwargs", "retries", "root_id", "parent_id", "grou
 def send_errbacks(request: Context, error: BaseException, traceback: str | None) -> None:
     """Write a run for each errback of a task that failed; one that is refused stops no other."""
     failure = _failure(request, error, traceback)
-    for errback in maybe_list(request.errbacks) or ():
-        wanted: Any = signature(errback, app=current_app)
-        try:
-            with transaction.atomic():
-                _send_errback(wanted, request, failure)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as refusal:
+    errbacks = [signature(one, app=current_app) for one in maybe_list(request.errbacks) or ()]
+    if _send_together(errbacks, request, failure) is None:
+        return
+    for errback in errbacks:
+        refusal = _send_together([errback], request, failure)
+        if refusal is not None:
             event(logger, "errback_refused", level=logging.ERROR, run=request.id,
-                  task=wanted.task, error=refusal)  # fmt: skip
+                  task=errback.task, error=refusal)  # fmt: skip
+
+
+def _send_together(
+    errbacks: list[Any], request: Context, failure: dict[str, Any]
+) -> Exception | None:
+    """Write all of these errbacks, or none; return why they were refused."""
+    sending = sender()
+    try:
+        with transaction.atomic():
+            for errback in errbacks:
+                _send_errback(errback, request, failure)
+            if sending is not None:
+                sending.outbox.flush()
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception as refusal:
+        if sending is not None:
+            sending.outbox.discard()
+        return refusal
+    return None
 
 
 def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> None:

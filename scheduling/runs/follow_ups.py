@@ -27,6 +27,7 @@ from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.registry import encode, get_job
+from scheduling.runs.outbox import Outbox
 from scheduling.runs.outcomes import Outcome, backend
 from scheduling.runs.stored_results import StoredResult
 
@@ -44,6 +45,10 @@ PARKED = datetime(9999, 1, 1, tzinfo=UTC)
 
 class FollowUpError(EnqueueError):
     """A follow-up cannot be written, and so its run cannot end as it would have."""
+
+
+class MovedMeanwhileError(SchedulingError):
+    """The run has been moved by another process while its follow-ups were written."""
 
 
 class FollowUpCancelledError(EnqueueError):
@@ -174,15 +179,14 @@ def _readable(text: str) -> Any:
 ENDING = """
 SELECT id, task, args, kwargs, options, follow_ups, failures, worker,
        COALESCE(given_priority, priority)
-  FROM scheduling_run WHERE {where} FOR NO KEY UPDATE {otherwise}
+  FROM scheduling_run WHERE {where} {lock}
 """
 
 
-def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False) -> Ended | None:
-    """Lock a run that is about to end, and return what its follow-ups need to know of it."""
-    otherwise = "SKIP LOCKED" if skip_locked else ""
+def ending(where: str, parameters: dict[str, Any], *, lock: str = "") -> Ended | None:
+    """Return what the follow-ups of a run that is about to end need to know of it."""
     with connection.cursor() as cursor:
-        cursor.execute(ENDING.format(where=where, otherwise=otherwise), parameters)
+        cursor.execute(ENDING.format(where=where, lock=lock), parameters)
         row = cursor.fetchone()
     return Ended(*row) if row else None
 
@@ -190,20 +194,29 @@ def ending(where: str, parameters: dict[str, Any], *, skip_locked: bool = False)
 def end(ended: Ended, outcome: Outcome, move: Callable[[StoredResult | None], int]) -> None:
     """End a run that others follow by `move`, and write those; the caller holds its transaction.
 
+    The run is moved last: until then its row is not locked, and its lease is renewed. So what
+    follows may take as long as it takes.
+
     Raises:
         FollowUpError: a success cannot be followed as it should; nothing of this must stay.
+        MovedMeanwhileError: the attempt is over; likewise.
     """
     result = _known_result(ended, outcome)
     if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
         _add_parts(ended, outcome.added)
         children = _send_next(ended, outcome.value)
-        move(backend().with_children(result, children) if result and children else result)
-        count_part(ended, states.SUCCESS, outcome.value)
-        return
-    move(result)
-    error = _error_of(outcome)
-    send = _abandon if isinstance(outcome.value, Ignore) else _send_failure
-    send(ended, _status_of(outcome), error, outcome.traceback)
+        result = backend().with_children(result, children) if result and children else result
+        count_part(ended, states.SUCCESS, outcome.value, result)
+    else:
+        error = _error_of(outcome)
+        send = _abandon if isinstance(outcome.value, Ignore) else _send_failure
+        send(ended, _status_of(outcome), error, outcome.traceback, result)
+    _moved(move(result))
+
+
+def _moved(count: int) -> None:
+    if not count:
+        raise MovedMeanwhileError("the attempt is over.")
 
 
 def _known_result(ended: Ended, outcome: Outcome) -> StoredResult | None:
@@ -236,10 +249,15 @@ def _error_of(outcome: Outcome) -> BaseException:
 
 
 class Sender(NamedTuple):
-    """The run whose end is being written; its follow-ups are its children."""
+    """The run whose end is being written; its follow-ups are its children.
+
+    `result` is what will be stored for it, once all that follows has been written.
+    """
 
     id: UUID
     root_id: str
+    outbox: Outbox
+    result: StoredResult | None = None
 
 
 _local = threading.local()
@@ -251,12 +269,15 @@ def sender() -> Sender | None:
 
 
 @contextmanager
-def sending(ended: Ended) -> Iterator[None]:
+def sending(
+    ended: Ended, result: StoredResult | None = None, outbox: Outbox | None = None
+) -> Iterator[None]:
     """While this lasts, a message that this thread sends is a row: `ended`'s follow-up."""
-    root_id = ended.request.root_id or str(ended.id)
-    outer, _local.sender = sender(), Sender(ended.id, root_id)
+    root_id, outbox = ended.request.root_id or str(ended.id), outbox or Outbox()
+    outer, _local.sender = sender(), Sender(ended.id, root_id, outbox, result)
     try:
         yield
+        outbox.flush()
     finally:
         _local.sender = outer
 
@@ -280,19 +301,29 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     if chain:
         steps.append((chain[-1], {"chain": chain[:-1], **inherited}))
     with sending(ended):
-        sent = [_send(ended, step, (value,), options) for step, options in steps]
+        # Links are written together. Only the next step of a chain can go on with a run that has
+        # replaced itself, and so can find that cancelled.
+        sent = [
+            _send(ended, step, (value,), options, together=number < len(links))
+            for number, (step, options) in enumerate(steps, start=1)
+        ]
     return [result for result in sent if result is not None]  # an empty chain has none
 
 
-def send_replacement(ended: Ended, outcome: Outcome) -> None:
-    """Write what a run has replaced itself with.
+def replace(ended: Ended, outcome: Outcome, move: Callable[[], int]) -> None:
+    """Write what a run has replaced itself with, and let it wait for that by `move`.
 
     Raises:
         FollowUpError: it cannot be written.
+        MovedMeanwhileError: the attempt is over.
     """
     _add_parts(ended, outcome.added)
-    with sending(ended):
+    outbox = Outbox(held=ended.id)
+    with sending(ended, outbox=outbox):
         _send(ended, loads(outcome.replacement), (), {})
+    _moved(move())
+    with sending(ended, outbox=outbox):
+        outbox.release()
 
 
 def _add_parts(ended: Ended, added: Iterable[str]) -> None:
@@ -313,34 +344,38 @@ def _add_parts(ended: Ended, added: Iterable[str]) -> None:
             _send(ended, wanted, (), {})
 
 
-def count_part(ended: Ended, state: str, value: object) -> None:
+def count_part(ended: Ended, state: str, value: object, result: StoredResult | None) -> None:
     """Count the run as a part of its chord, if it is one; the last part writes the body."""
     if ended.request.chord:
-        with _safely(ended):
+        with _safely(ended, result):
             backend().on_chord_part_return(ended.request, state, value)
 
 
-def _send_failure(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+def _send_failure(
+    ended: Ended, state: str, error: BaseException, traceback: str, result: StoredResult | None
+) -> None:
     """Write what follows an end that is no success: the chord's, the chain's and its errbacks."""
-    _abandon(ended, state, error, traceback)
+    _abandon(ended, state, error, traceback, result)
     if ended.request.errbacks:
         with _safely(ended):
             backend()._call_task_errbacks(ended.request, error, traceback)
 
 
-def _abandon(ended: Ended, state: str, error: BaseException, traceback: str) -> None:
+def _abandon(
+    ended: Ended, state: str, error: BaseException, traceback: str, result: StoredResult | None
+) -> None:
     """End what waits for a run that has no result to give: the rest of its chain, its chord."""
-    count_part(ended, state, error)
+    count_part(ended, state, error, result)
     if ended.request.chain:
         with _safely(ended):
             backend()._fail_chain(ended.request.chain, error, traceback, state=state)
 
 
 @contextmanager
-def _safely(ended: Ended) -> Iterator[None]:
+def _safely(ended: Ended, result: StoredResult | None = None) -> Iterator[None]:
     """Send, and let nothing that a follow-up is made of keep its run from ending."""
     try:
-        with transaction.atomic(), sending(ended):
+        with transaction.atomic(), sending(ended, result):
             yield
     except (OperationalError, InterfaceError):
         raise
@@ -349,12 +384,23 @@ def _safely(ended: Ended) -> Iterator[None]:
         logger.debug("follow_ups_refused", exc_info=True)
 
 
-def _send(ended: Ended, step: Any, args: tuple[object, ...], options: dict[str, Any]) -> Any:
+def _send(
+    ended: Ended,
+    step: Any,
+    args: tuple[object, ...],
+    options: dict[str, Any],
+    *,
+    together: bool = False,
+) -> Any:
+    """Send one follow-up; `together` leaves it to the next one to write both."""
     family = {"parent_id": str(ended.id), "root_id": ended.request.root_id}
     name = step.get("task", step) if isinstance(step, Mapping) else step
     try:
         wanted: Any = signature(step, app=current_app)
-        return wanted.apply_async(args, **options, **family)
+        sent = wanted.apply_async(args, **options, **family)
+        if not together:
+            _local.sender.outbox.flush()
+        return sent
     except (OperationalError, InterfaceError):
         raise
     except FollowUpCancelledError as error:

@@ -147,3 +147,8 @@ def asked_priority_after_a_retry(self: "Task[Any, Any]") -> Any:
     if not self.request.retries:
         raise self.retry(countdown=0)
     return (self.request.delivery_info or {})["priority"]
+
+
+@shared_task(bind=True)
+def becomes_many(self: "Task[Any, Any]", count: int, queue: str) -> None:
+    self.replace(group(plus.si(n, 1).set(queue=queue) for n in range(count)) | total.s())

@@ -10,6 +10,7 @@ from celery.result import AsyncResult
 from django.db import connection
 from pytest_django import Settings
 
+from scheduling.jobs import enqueue
 from scheduling.models import UNFINISHED, Origin, Run, State
 from tests.jobs import canvas, tasks
 from tests.system.processes import System
@@ -77,3 +78,27 @@ def test_what_follows_goes_out_once_with_the_attempt_that_succeeds(
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM django_celery_results_chordcounter")
         assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("how", ["link", "links", "replace"])
+def test_what_follows_in_thousands_goes_out_once_while_the_lease_is_kept(
+    system: System, evidence: Path, how: str
+) -> None:
+    system.env["RUN_LEASE_SECONDS"] = "1.5"  # it takes longer, and no lease may cover it
+    system.beat()
+    worker = system.ready_worker(1)
+    part, count = tasks.write.si(str(evidence), "part").set(queue="elsewhere"), 12_000
+    if how == "replace":
+        made = enqueue(canvas.becomes_many, (count, "elsewhere"), max_attempts=1)
+    else:
+        links = [part.clone() for _ in range(count)]
+        made = enqueue(tasks.add, (1, 2), link=group(links) if how == "link" else links,
+                       max_attempts=1)  # fmt: skip
+    parts = Run.objects.filter(follows=made.pk)
+    wait_for(parts.exists, timeout=60)
+    assert parts.count() == count
+    made.refresh_from_db()
+    assert (made.attempt, made.failures, made.errors) == ((2 if how == "replace" else 1), 0, [])
+    assert made.state == (State.SCHEDULED if how == "replace" else State.SUCCEEDED)
+    assert not worker.said("run_stopped")
+    assert not worker.said("database_silent")

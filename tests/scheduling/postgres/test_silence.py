@@ -6,10 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
 from chaos.network import Proxy
+from scheduling.postgres import silence
+from scheduling.postgres.prepared import run_alone
 from scheduling.postgres.silence import Waits
 from tests.waiting import wait_for
 
@@ -17,9 +19,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def waits(settings: Settings) -> Waits:
+def waits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Waits:
     settings.RUN_LEASE = timedelta(seconds=0.6)
     waits = Waits()
+    monkeypatch.setattr(silence, "waits", waits)
     waits.watch()
     return waits
 
@@ -52,7 +55,7 @@ def test_a_connection_that_nobody_waits_on_is_left_alone(waits: Waits, proxy: Pr
 
 def test_what_asks_often_may_take_longer_than_one_answer_may(waits: Waits, proxy: Proxy) -> None:
     connection.ensure_connection()
-    waits.time_each(connection.connection)
+    silence.time_each(connection.connection)
     for _ in range(8):  # at work for twice as long as an answer may take, and as long in Python
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_sleep(0.05)")
@@ -61,6 +64,26 @@ def test_what_asks_often_may_take_longer_than_one_answer_may(waits: Waits, proxy
     with pytest.raises(OperationalError):
         ask()
     connection.close()
+    assert ask() == 1
+
+
+def test_a_transaction_may_take_as_long_as_it_likes_if_each_answer_comes(
+    waits: Waits, proxy: Proxy
+) -> None:
+    with waits, transaction.atomic():
+        for _ in range(8):
+            assert ask() == 1
+            threading.Event().wait(0.1)  # at work in Python
+    assert run_alone("SELECT %(n)s::int", {"n": 2}) == [(2,)]
+    proxy.swallow()
+    with pytest.raises(OperationalError), waits:
+        run_alone("SELECT %(n)s::int", {"n": 2})
+    connection.close()
+
+
+def test_what_a_job_asks_may_take_as_long_as_it_likes(waits: Waits) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.5)")
     assert ask() == 1
 
 
