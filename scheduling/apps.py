@@ -42,7 +42,7 @@ def sync_code_schedules(
 ) -> None:
     """After every `migrate`: write the schedules that code has; print what changed.
 
-    Nothing that is wrong with them ends `migrate`, whose other work is done by then.
+    And make good what no trigger saw, as after a restore without them. Nothing that is wrong with them ends `migrate`, whose other work is done by then.
     """
     from scheduling.errors import ScheduleError
     from scheduling.postgres import rights
@@ -55,6 +55,7 @@ def sync_code_schedules(
         if verbosity:
             out.write(f"The schedules that code has are not written yet: {missing}\n")
         return
+    _make_good(out if verbosity else None)
     try:
         done = from_code.sync()
     except ScheduleError as error:
@@ -67,3 +68,17 @@ def sync_code_schedules(
         lines = ["Schedules of CELERY_BEAT_SCHEDULE:", *done.lines, *done.left]
         text = "\n  ".join(lines) + "\n"
         out.write(text + (f"{from_code.HOW_TO_TAKE_OVER}\n" if done.left else ""))
+
+
+def _make_good(out: TextIO | None) -> None:
+    from django.db import Error
+
+    from scheduling.schedules import reconciling
+
+    try:
+        found = reconciling.reconcile()
+    except Error as error:
+        sys.stderr.write(f"Plans were not compared with their schedules: {error}\n")
+        return
+    if found and out is not None:
+        out.write(f"{reconciling.in_words(found)}\n")

@@ -17,7 +17,7 @@ from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
-from scheduling.schedules import auditing, code_entries, from_code
+from scheduling.schedules import auditing, code_entries, from_code, reconciling
 from scheduling.schedules.planning import rule_version
 
 EXPECTED = {
@@ -128,6 +128,40 @@ def check_plans_are_current(
             id="scheduling.W002",
         )
     ]
+
+
+@register(Tags.database)
+def check_triggers_act(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Schedules that no trigger has given a plan, and triggers that do not act."""
+    if not databases or "default" not in databases:
+        return []
+    try:
+        unplanned, asleep = reconciling.has_unplanned(), reconciling.asleep()
+    except DatabaseError:  # not migrated yet
+        return []
+    found: list[CheckMessage] = []
+    if unplanned:
+        found.append(
+            checks.Warning(
+                "There are schedules without a plan: they never fire. No trigger acted when they"
+                " were written.",
+                hint="Restart beat, or run `manage.py migrate`: each gives them their plans.",
+                id="scheduling.W005",
+            )
+        )
+    if asleep:
+        found.append(
+            checks.Warning(
+                f"Triggers are missing or do not act: {', '.join(asleep)}.",
+                hint="Edits of schedules go unnoticed for up to a day. For each table:"
+                " ALTER TABLE ... ENABLE TRIGGER ALL. Missing ones: restore them from a dump, or"
+                " `manage.py sqlmigrate scheduling 0002` shows them.",
+                id="scheduling.W006",
+            )
+        )
+    return found
 
 
 @register(Tags.database)

@@ -17,7 +17,7 @@ from django.db import Error, connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import heartbeats
-from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising
+from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising, upkeep
 from scheduling.beat.looking import Look, Lookout
 from scheduling.broker.doorbell import Listener
 from scheduling.execution import waiting
@@ -43,6 +43,7 @@ COPY_BATCH = 200  # schedules at a time
 COPY_PAUSE = 0.05  # seconds between batches, where nothing is due
 PULSE_EVERY = 5.0  # seconds between heartbeats
 RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of others let go
+ORPHANS_EVERY = 1.0  # seconds between looks for plans without a schedule, where one is overdue
 RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
 RESEND_WITHIN = 8.0  # seconds that a look for lost hints may wait for a herd to be fired
@@ -78,6 +79,7 @@ class Scheduler(beat.Scheduler):
         self._resend_by = time.monotonic() + RESEND_WITHIN
         self._age_at = 0.0
         self._release_at = 0.0
+        self._orphans_at = 0.0
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
         self._to_copy: set[int] = set()
@@ -93,6 +95,7 @@ class Scheduler(beat.Scheduler):
         silence.waits.watch(seconds=SILENT_AFTER)
         self._ledger.heard()
         self._compare_with_code()
+        upkeep.begin()
 
     def _compare_with_code(self) -> None:
         """Warn if the ledger does not hold what this beat's code says of its schedules."""
@@ -162,6 +165,7 @@ class Scheduler(beat.Scheduler):
         elif next_due is not None and next_due < -SLEEP_MAX:
             # What is overdue and was not fired, somebody holds: that must not be lost sight of.
             self._lookout.far_back_within(SLEEP_MAX)
+            self._remove_due_orphans()
         self._behind = False
         if full or planned or fired or published.hints or raised or repaired:
             return 0.0
@@ -172,6 +176,12 @@ class Scheduler(beat.Scheduler):
             return 0.0
         waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
         return max(min(wait for wait in waits if wait is not None), 0.0)
+
+    def _remove_due_orphans(self) -> None:
+        """Remove due plans without a schedule, which nothing fires: they fill the batches."""
+        if time.monotonic() >= self._orphans_at:
+            planning.remove_due_orphans()
+            self._orphans_at = time.monotonic() + ORPHANS_EVERY
 
     def _look(self) -> Look:
         if connection.connection is None or connection.connection is not self._prepared:

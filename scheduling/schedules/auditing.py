@@ -7,12 +7,14 @@ upgrade the rule may yield another one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from django.db import connection
 
 from scheduling.models import Plan
 from scheduling.postgres.sql import lean_cursor
 from scheduling.schedules import planning
+from scheduling.schedules.rules import calendar_of
 
 BATCH = 1000
 
@@ -64,6 +66,14 @@ class Batch:
     moved: Sequence[Moved]
 
 
+class Compared(NamedTuple):
+    """Whether a schedule, or its calendar, was edited since its plan was made."""
+
+    schedule_id: int
+    edited: bool
+    days_off_edited: bool
+
+
 def audit(*, every: bool = False) -> Iterator[Batch]:
     """Compare plans with what their rules yield now, in bounded memory.
 
@@ -81,12 +91,31 @@ def audit(*, every: bool = False) -> Iterator[Batch]:
             ids = [schedule_id for (schedule_id,) in cursor.fetchall()]
             if not ids:
                 return
-            cursor.execute(READ, [ids])
-            rows = cursor.fetchall()
-        changed = planning.all_changed([row[4:] for row in rows])
-        pairs = zip(rows, changed, strict=True)
-        yield Batch(ids, [moved for row, now in pairs if (moved := _moved(row[:4], now))])
+        yield Batch(ids, [moved for row, now in _read(ids) if (moved := _moved(row, now))])
         after = ids[-1]
+
+
+def _read(ids: Sequence[int]) -> Iterator[tuple[tuple[Any, ...], planning.Changed]]:
+    """Yield plans, each as its next instant, error, version and name, and as to be planned now."""
+    with lean_cursor() as cursor:
+        cursor.execute(READ, [list(ids)])
+        rows = cursor.fetchall()
+    changed = planning.all_changed([row[4:] for row in rows])
+    yield from zip([row[:4] for row in rows], changed, strict=True)
+
+
+def compared(schedule_ids: Sequence[int]) -> Iterator[Compared]:
+    """Compare these plans with what their schedules say now, whatever an upgrade has moved."""
+    current = planning.rule_versions()
+    for (next_due, error, version, _), changed in _read(schedule_ids):
+        planned = planning.plan(changed)
+        edited = planned.rule != changed.rule
+        if not edited and version in current:
+            edited = planned.next_due_at != next_due or bool(planned.error) != bool(error)
+        elif not edited:
+            edited = (planned.next_due_at is None) != (next_due is None)
+        days_off_edited = calendar_of(planned.rule) != calendar_of(changed.rule)
+        yield Compared(changed.schedule_id, edited, days_off_edited)
 
 
 def plan_anew(batch: Batch) -> None:
@@ -109,9 +138,9 @@ def is_due() -> bool:
     return others.filter(needs_plan=False).exists()
 
 
-def _moved(row: tuple[object, ...], changed: planning.Changed) -> Moved | None:
+def _moved(row: tuple[Any, ...], changed: planning.Changed) -> Moved | None:
     next_due, error, version, name = row
     planned = planning.plan(changed)
     if planned.next_due_at == next_due and bool(planned.error) == bool(error):
         return None
-    return Moved(changed.schedule_id, name, next_due, planned.next_due_at, planned.error, version)  # type: ignore[arg-type]
+    return Moved(changed.schedule_id, name, next_due, planned.next_due_at, planned.error, version)

@@ -57,6 +57,16 @@ def days_off_by_id(ids: Collection[int]) -> dict[int, DaysOff]:
     return found
 
 
+def days_off_of_all() -> dict[int, DaysOff]:
+    """Return the days off of every calendar."""
+    return days_off_by_id(list(Calendar.objects.values_list("pk", flat=True)))
+
+
+def forget() -> None:
+    """Read each calendar again when it is next asked for."""
+    _kept.clear()
+
+
 def days_off_of(calendar: Calendar) -> DaysOff:
     """Return the days off of a calendar that the ORM read."""
     kept = _kept.get((calendar.pk, calendar.version))

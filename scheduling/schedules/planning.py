@@ -12,7 +12,7 @@ from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from scheduling import recurrence
 from scheduling.logs import event
@@ -74,6 +74,23 @@ UPDATE scheduling_plan p SET needs_plan = false, next_due_at = n.next_due_at,
 """
 
 
+# A schedule that was deleted where no foreign key acted (`reconciling`) leaves a plan that nothing
+# moves: it would be asked for in every tick. It is locked by LOCK_CHANGED.
+REMOVE_ORPHANS = """
+DELETE FROM scheduling_plan p WHERE schedule_id = ANY(%s)
+   AND NOT EXISTS (SELECT 1 FROM django_celery_beat_periodictask t WHERE t.id = p.schedule_id)
+"""
+
+# One that is due takes a place in each batch of beat.
+REMOVE_DUE_ORPHANS = """
+DELETE FROM scheduling_plan WHERE schedule_id = ANY (ARRAY(
+    SELECT schedule_id FROM scheduling_plan p
+     WHERE next_due_at <= statement_timestamp()
+       AND NOT EXISTS (SELECT 1 FROM django_celery_beat_periodictask t WHERE t.id = p.schedule_id)
+     ORDER BY next_due_at LIMIT %s FOR UPDATE SKIP LOCKED))
+"""
+
+
 class Changed(NamedTuple):
     """A plan to be made, with what its schedule says; in READ_CHANGED's order."""
 
@@ -118,8 +135,21 @@ def plan_changed(limit: int = BATCH) -> int:
         cursor.execute(READ_CHANGED, [ids])
         planned = [plan(schedule) for schedule in all_changed(cursor.fetchall())]
         cursor.execute(WRITE_PLANS, arrays(planned, len(Planned._fields)))
+        if len(planned) < len(ids):
+            cursor.execute(REMOVE_ORPHANS, [ids])
     _tell(planned)
     return len(ids)
+
+
+def remove_due_orphans(limit: int = BATCH) -> int:
+    """Remove plans that are due and have no schedule; return how many."""
+    with connection.cursor() as cursor:
+        cursor.execute(REMOVE_DUE_ORPHANS, [limit])
+        removed: int = cursor.rowcount
+    if removed:
+        event(logger, "orphans_removed", level=logging.WARNING, table="scheduling_plan",
+              rows=removed)  # fmt: skip
+    return removed
 
 
 def all_changed(rows: Sequence[tuple[Any, ...]]) -> list[Changed]:

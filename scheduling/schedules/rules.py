@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.conf import settings
+from django.core.exceptions import ObjectDoesNotExist
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import recurrence
@@ -61,6 +62,11 @@ def same_rule(one: str, other: str) -> bool:
     Where it is the same, an interval keeps its anchor.
     """
     return one.split(CALENDAR)[0] == other.split(CALENDAR)[0]
+
+
+def calendar_of(fingerprint: str) -> str:
+    """Return what a fingerprint says of a calendar; "" where it has none."""
+    return fingerprint.partition(CALENDAR)[2]
 
 
 def as_planned(fingerprint: str, fields: RuleFields) -> RuleFields | None:
@@ -119,9 +125,10 @@ def with_fields(kind: type[Row], rows: Sequence[tuple[Any, ...]]) -> list[Row]:
     """
     width: int = kind._fields.index("fields")  # type: ignore[attr-defined]
     make: Callable[..., Row] = kind
-    calendars = days_off_by_id({row[-2] for row in rows if row[-2] is not None})
-    if not calendars:
+    followed = {row[-2] for row in rows if row[-2] is not None}
+    if not followed:
         return [make(*row[:width], RuleFields._make(row[width:])) for row in rows]
+    calendars = days_off_by_id(followed)  # without those that are gone
     return [
         make(*row[:width], RuleFields._make((*row[width:-2], calendars.get(row[-2]), row[-1])))
         for row in rows
@@ -130,10 +137,10 @@ def with_fields(kind: type[Row], rows: Sequence[tuple[Any, ...]]) -> list[Row]:
 
 def fields_of(schedule: PeriodicTask) -> RuleFields:
     """Return the rule's fields of a schedule that the ORM read."""
-    crontab, interval = schedule.crontab, schedule.interval
-    clocked, solar = schedule.clocked, schedule.solar
+    crontab, interval = _row(schedule, "crontab"), _row(schedule, "interval")
+    clocked, solar = _row(schedule, "clocked"), _row(schedule, "solar")
     policy = getattr(schedule, "policy", None)
-    calendar = policy.calendar if policy else None
+    calendar = _row(policy, "calendar") if policy else None
     return RuleFields(
         minute=crontab and crontab.minute,
         hour=crontab and crontab.hour,
@@ -150,8 +157,16 @@ def fields_of(schedule: PeriodicTask) -> RuleFields:
         start_time=schedule.start_time,
         expires=schedule.expires,
         days_off=calendar and days_off_of(calendar),
-        excluded_day=str(policy.excluded_day) if policy and calendar else None,
+        excluded_day=str(policy.excluded_day) if policy and policy.calendar_id else None,
     )
+
+
+def _row(owner: Any, name: str) -> Any:
+    """Return the row that a foreign key names; None if it is gone, as where no trigger acted."""
+    try:
+        return getattr(owner, name)
+    except ObjectDoesNotExist:
+        return None
 
 
 def rule_of(schedule: PeriodicTask, anchor: datetime | None = None) -> Rule:
@@ -179,6 +194,8 @@ def build_rule(fields: RuleFields, anchor: datetime | None) -> Rule:
         RecurrenceError: no rule, or one that cannot be read.
     """
     rule = _unbounded(fields, anchor)
+    if fields.days_off is None and fields.excluded_day is not None:
+        raise RecurrenceError("it follows a calendar that does not exist: give it another one.")
     if fields.days_off is not None:
         what = cast(ExcludedDay, fields.excluded_day)
         rule = recurrence.on_working_days(rule, fields.days_off, what, settings.TIME_ZONE)

@@ -117,6 +117,17 @@ def second_connection() -> Iterator[psycopg.Connection[Any]]:
         other.rollback()
 
 
+@contextmanager
+def no_triggers() -> Iterator[None]:
+    """Write as replication and `pg_restore --disable-triggers` do."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET session_replication_role = replica")
+        try:
+            yield
+        finally:
+            cursor.execute("SET session_replication_role = origin")
+
+
 def in_thread(act: Callable[[], T]) -> "Future[T]":
     """Call `act` in a thread, on a database connection of its own."""
     future: Future[T] = Future()

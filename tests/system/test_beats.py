@@ -15,7 +15,9 @@ from chaos.network import Proxy
 from scheduling import clock
 from scheduling.jobs import enqueue
 from scheduling.models import Plan, Run, State
+from scheduling.schedules import planning
 from tests.jobs import tasks
+from tests.scheduling.ledger import no_triggers
 from tests.system.processes import Service, System
 from tests.system.test_crashes import all_final, starts
 from tests.waiting import wait_for
@@ -190,3 +192,20 @@ def test_a_beat_whose_connection_is_dead_but_open_goes_on_with_another(
         wait_for(all_final, timeout=20)
     assert evidence.read_text().split() == ["first", "second"]
     assert beat.said("database_silent")
+
+
+def test_a_beat_fires_schedules_that_came_without_triggers_and_is_not_held_up_by_what_has_none(
+    system: System, evidence: Path
+) -> None:
+    rule = IntervalSchedule.objects.create(every=1, period="seconds")
+    row = {"task": tasks.write.name, "args": f'["{evidence}"]', "interval": rule}
+    gone = [PeriodicTask(name=f"gone {n}", **row) for n in range(planning.BATCH + 1)]
+    PeriodicTask.objects.bulk_create(gone)
+    Plan.objects.update(needs_plan=False, next_due_at=clock.now())
+    with no_triggers():
+        PeriodicTask.objects.all()._raw_delete("default")
+        PeriodicTask.objects.create(name="restored", **row)
+    beat = system.beat()
+    wait_for(lambda: Run.objects.filter(schedule_name="restored").exists(), timeout=20)
+    beat.wait_until_said("plans_missing").wait_until_said("orphans_removed")
+    assert Plan.objects.count() == 1

@@ -1,0 +1,45 @@
+"""The thread of beat that makes good what no trigger saw: at its start, and once a day.
+
+Ticks do not wait for it: it has a connection of its own, and Postgres does most of its work.
+"""
+
+import logging
+import threading
+import time
+
+from django.db import connection
+
+from scheduling.logs import event
+from scheduling.postgres.sql import is_away, was_ended
+from scheduling.schedules import reconciling
+
+logger = logging.getLogger(__name__)
+
+EVERY = 24 * 3600.0  # seconds
+PAUSE = 5.0  # seconds between tries while the database is away
+
+
+def begin() -> None:
+    """Start the thread; it ends with the process."""
+    threading.Thread(target=_go_on, name="upkeep", daemon=True).start()
+
+
+def _go_on() -> None:
+    while True:
+        time.sleep(EVERY if reconcile() else PAUSE)
+
+
+def reconcile() -> bool:
+    """Compare once; return False if it has to be tried again soon. No error leaves this."""
+    begun = time.monotonic()
+    try:
+        found = reconciling.reconcile()
+        event(logger, "ledger_reconciled", seconds=round(time.monotonic() - begun, 1), **found)
+    except Exception as error:
+        if is_away(error) or was_ended(error):  # the ticks say so
+            logger.debug("reconcile_failed", exc_info=True)
+            return False
+        logger.exception("reconcile_failed")
+    finally:
+        connection.close()
+    return True

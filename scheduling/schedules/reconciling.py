@@ -1,0 +1,275 @@
+"""reconcile: find what a trigger should have written and did not, and make it good.
+
+Plans follow schedules by SQL triggers, and go with them by foreign keys, which are triggers too. No
+trigger acts where `session_replication_role` is `replica` (logical replication, some restores), nor
+where it is disabled (`pg_restore --disable-triggers`, `ALTER TABLE ... DISABLE TRIGGER`). So a beat
+compares the tables at its start and once a day, and `migrate` does at its end.
+
+The triggers are not declared ENABLE ALWAYS: where plans are replicated too, the rows that a trigger
+makes would collide with those that arrive.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from django.db import connection, transaction
+
+from scheduling.logs import event
+from scheduling.postgres.infinity import saturated
+from scheduling.schedules import auditing, calendars
+from scheduling.schedules.rules import CALENDAR, RULE_JOINS
+
+logger = logging.getLogger(__name__)
+
+PAGE = 5000  # rows that one statement compares
+SHOWN = 20  # ids, or removed rows, that a log line names
+LOWEST = -(2**31)
+
+# The tables whose triggers keep plans, and calendars, in step.
+WATCHED = (
+    "django_celery_beat_periodictask",
+    "django_celery_beat_crontabschedule",
+    "django_celery_beat_intervalschedule",
+    "django_celery_beat_clockedschedule",
+    "django_celery_beat_solarschedule",
+    "scheduling_policy",
+    "scheduling_plan",
+    "scheduling_calendar",
+    "scheduling_excludeddate",
+)
+TRIGGERS = (
+    *(f"scheduling_schedule_{action}" for action in ("inserted", "updated")),
+    *(f"scheduling_{rule}_updated" for rule in ("crontab", "interval", "clocked", "solar")),
+    *(f"scheduling_policy_{action}" for action in ("inserted", "updated", "deleted")),
+    *(f"scheduling_calendar_{action}" for action in ("changing", "changed")),
+    *(f"scheduling_dates_{action}" for action in ("inserted", "updated", "deleted")),
+)
+
+ASLEEP = """
+SELECT 'triggers of ' || c.relname FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid
+ WHERE g.tgrelid = ANY (%(tables)s::regclass[]) AND g.tgenabled IN ('D', 'R')
+UNION
+SELECT t.name FROM unnest(%(triggers)s::text[]) AS t (name)
+ WHERE NOT EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgname = t.name
+                      AND g.tgrelid = ANY (%(tables)s::regclass[]))
+ ORDER BY 1
+"""
+
+UNPLANNED = """
+SELECT EXISTS (
+    SELECT 1 FROM django_celery_beat_periodictask t
+     WHERE NOT EXISTS (SELECT 1 FROM scheduling_plan p WHERE p.schedule_id = t.id))
+"""
+
+# Whoever deletes one of these schedules meanwhile has its row locked: it is passed over.
+PLAN = """
+WITH page AS MATERIALIZED (
+    SELECT id FROM django_celery_beat_periodictask
+     WHERE id > %(after)s ORDER BY id LIMIT %(limit)s),
+bare AS MATERIALIZED (
+    SELECT t.id FROM django_celery_beat_periodictask t
+     WHERE t.id = ANY (ARRAY(
+        SELECT id FROM page
+         WHERE NOT EXISTS (SELECT 1 FROM scheduling_plan p WHERE p.schedule_id = page.id)))
+       FOR KEY SHARE SKIP LOCKED),
+made AS (
+    INSERT INTO scheduling_plan (schedule_id, needs_plan, plan_from)
+    SELECT id, true, clock_timestamp() FROM bare ON CONFLICT DO NOTHING RETURNING schedule_id)
+SELECT (SELECT max(id) FROM page), (SELECT array_agg(schedule_id) FROM made)
+"""
+
+# {table} has rows of {parent}, whose id is in {column}; {key} is its primary key.
+REMOVE = """
+WITH page AS MATERIALIZED (
+    SELECT {key} AS key, {column} AS parent FROM {table}
+     WHERE {key} > %(after)s ORDER BY {key} LIMIT %(limit)s),
+gone AS (
+    DELETE FROM {table} o USING page
+     WHERE o.{key} = page.key
+       AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = page.parent)
+    RETURNING to_jsonb(o) AS row)
+SELECT (SELECT max(key) FROM page), (SELECT array_agg(row::text) FROM gone)
+"""
+ORPHANS = {
+    "plans": ("scheduling_plan", "schedule_id", "schedule_id", "django_celery_beat_periodictask"),
+    "policies": (
+        "scheduling_policy", "schedule_id", "schedule_id", "django_celery_beat_periodictask",
+    ),
+    "dates": ("scheduling_excludeddate", "id", "calendar_id", "scheduling_calendar"),
+}  # fmt: skip
+
+
+def _written(column: str) -> str:
+    """Return SQL for an instant as Python's `str` writes it in UTC."""
+    value = saturated(column)
+    return (
+        f"to_char({value} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') ||"
+        f" CASE WHEN date_trunc('second', {value}) = {value} THEN ''"
+        f" ELSE to_char({value}, '.US') END || '+00:00'"
+    )
+
+
+# RuleFields.fingerprint, in SQL: `d` has the fingerprints of the calendars' days off.
+FINGERPRINT = f"""
+concat_ws('|', COALESCE(c.minute, ''), COALESCE(c.hour, ''), COALESCE(c.day_of_month, ''),
+    COALESCE(c.month_of_year, ''), COALESCE(c.day_of_week, ''), COALESCE(c.timezone, ''),
+    COALESCE(i.every::text, ''), COALESCE(i.period, ''),
+    COALESCE({_written("k.clocked_time")}, ''), COALESCE(s.event, ''),
+    COALESCE(s.latitude::text, ''), COALESCE(s.longitude::text, ''),
+    COALESCE({_written("t.start_time")}, ''))
+    || CASE WHEN d.fingerprint IS NULL THEN ''
+       ELSE '{CALENDAR}' || d.fingerprint || ' ' || y.excluded_day END
+"""
+
+# Plans that may not be what their schedule asks for; `planning.plan` then says whether they are.
+# Plans that are asked for, and those that are due, are computed anew in a moment in any case. A
+# pause that has ended unnoticed shows in an instant that is too far away: after a day, unless the
+# rule itself is that rare.
+SUSPECTS = f"""
+WITH page AS MATERIALIZED (
+    SELECT * FROM scheduling_plan
+     WHERE schedule_id > %(after)s ORDER BY schedule_id LIMIT %(limit)s),
+suspects AS MATERIALIZED (
+    SELECT p.schedule_id, y.calendar_id
+      FROM page p
+      JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
+      LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id
+      LEFT JOIN unnest(%(calendars)s::bigint[], %(days_off)s::text[]) AS d (id, fingerprint)
+        ON d.id = y.calendar_id
+      {RULE_JOINS}
+     WHERE NOT p.needs_plan AND (p.next_due_at IS NULL OR p.next_due_at > statement_timestamp())
+       AND (p.rule <> {FINGERPRINT}
+            OR (t.enabled AND NOT p.done AND (y.paused_at IS NULL OR y.paused_until IS NOT NULL))
+               IS DISTINCT FROM (p.next_due_at IS NOT NULL)
+            OR p.error <> ''
+            OR p.next_due_at > t.expires
+            OR p.next_due_at < y.paused_until
+            OR p.next_due_at > GREATEST(p.plan_from, p.last_due_at) + interval '25 hours'))
+SELECT s.schedule_id, e.last, s.calendar_id
+  FROM (SELECT max(schedule_id) AS last FROM page) AS e LEFT JOIN suspects s ON true
+ WHERE e.last IS NOT NULL
+"""  # noqa: S608 (constants only)
+
+# As the calendar's own triggers would: what other processes have read of it counts no more.
+TOUCH = "SELECT scheduling_touch_calendars(%s::bigint[])"
+
+
+def reconcile() -> Counter[str]:
+    """Make plans that are missing, ask for those that are out of date, remove what has no owner.
+
+    It reads every schedule and every plan, in pages: seconds for a million. Beat's ticks never wait
+    for it.
+
+    Returns:
+        How many `planned`, `asked`, `plans`, `policies` and `dates` (the last three removed); and
+        `asleep`, the triggers that are missing or do not act.
+    """
+    found = Counter[str](planned=plan_missing(), asleep=len(asleep()))
+    found.update({what: remove_orphans(what) for what in ORPHANS})
+    found["asked"] = ask_where_overlooked()
+    if found["asleep"]:
+        event(logger, "triggers_asleep", level=logging.ERROR, triggers=", ".join(asleep()))
+    return +found
+
+
+def in_words(found: Mapping[str, int]) -> str:
+    """Return what `reconcile` found as lines for people."""
+    words = {
+        "planned": "schedules had no plan: they are planned now",
+        "asked": "plans were not what their schedules say: they are planned anew",
+        "plans": "plans had no schedule: removed",
+        "policies": "policies had no schedule: removed (the log has them)",
+        "dates": "dates off had no calendar: removed (the log has them)",
+        "asleep": "triggers are missing or do not act: see `manage.py check --database default`",
+    }
+    return "\n".join(f"{count} {words[what]}." for what, count in found.items())
+
+
+def asleep() -> list[str]:
+    """Return which triggers do not act, by their tables, and which are missing, by their names."""
+    with connection.cursor() as cursor:
+        cursor.execute(ASLEEP, {"tables": list(WATCHED), "triggers": list(TRIGGERS)})
+        return [name for (name,) in cursor.fetchall()]
+
+
+def has_unplanned() -> bool:
+    """Return whether there is a schedule without a plan; 0.4 s for a million that have one."""
+    with connection.cursor() as cursor:
+        cursor.execute(UNPLANNED)
+        return bool(cursor.fetchone()[0])
+
+
+def plan_missing(limit: int = PAGE) -> int:
+    """Make the plans of schedules that have none, counted from now; return how many."""
+    made = [schedule for page in _pages(PLAN, limit) for schedule in page]
+    if made:
+        event(logger, "plans_missing", level=logging.WARNING, plans=len(made),
+              schedules=_shown(made))  # fmt: skip
+    return len(made)
+
+
+def remove_orphans(what: str, limit: int = PAGE) -> int:
+    """Remove `plans`, `policies` or `dates` whose schedule or calendar is gone; return how many."""
+    table, key, column, parent = ORPHANS[what]
+    statement = REMOVE.format(table=table, key=key, column=column, parent=parent)
+    removed = [row for page in _pages(statement, limit) for row in page]
+    if removed:  # what users wrote is in the log, should they want it back
+        event(logger, "orphans_removed", level=logging.WARNING, table=table, rows=len(removed),
+              removed=_shown(removed))  # fmt: skip
+    return len(removed)
+
+
+def _pages(statement: str, limit: int) -> Iterator[list[Any]]:
+    after: int | None = LOWEST
+    while after is not None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, {"after": after, "limit": limit})
+            after, found = cursor.fetchone()
+        yield found or []
+
+
+def ask_where_overlooked(limit: int = PAGE) -> int:
+    """Ask for the plans that are not what their schedules say; return how many."""
+    calendars.forget()  # their versions do not tell of an edit that no trigger saw
+    days_off = calendars.days_off_of_all()
+    parameters: dict[str, Any] = {
+        "calendars": list(days_off),
+        "days_off": [days.fingerprint for days in days_off.values()],
+        "limit": limit,
+    }
+    asked, after = list[int](), LOWEST
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(SUSPECTS, {**parameters, "after": after})
+            rows = cursor.fetchall()
+        if not rows:
+            break
+        after = rows[0][1]
+        asked += _ask({key: calendar for key, _, calendar in rows if key is not None})
+    if asked:
+        event(logger, "plans_overlooked", level=logging.WARNING, plans=len(asked),
+              schedules=_shown(asked))  # fmt: skip
+    return len(asked)
+
+
+def _ask(suspects: Mapping[int, int | None]) -> list[int]:
+    """Ask for the plans of those suspects that would be planned otherwise now; return them.
+
+    Args:
+        suspects: schedules, with the calendars that they follow.
+    """
+    found = [one for one in auditing.compared(list(suspects)) if one.edited]
+    touched = {suspects[one.schedule_id] for one in found if one.days_off_edited} - {None}
+    asked = [one.schedule_id for one in found]
+    if asked:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(TOUCH, [list(touched)])
+            cursor.execute(auditing.ASK, [asked])
+    return asked
+
+
+def _shown(values: Sequence[object]) -> str:
+    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
