@@ -40,9 +40,21 @@ def required(name: str, in_development: str) -> str:
     refuse(f"{name} is {'a development default' if value else 'not set'}: set it, or DEBUG=1.")
 
 
+def check_secret_key(key: str) -> None:
+    """Refuse what could be guessed: by Django's own measure (security.W009)."""
+    if len(key) < 50 or len(set(key)) < 5 or key.startswith("django-insecure-"):
+        refuse(
+            "SECRET_KEY can be guessed: it needs 50 characters or more, 5 different ones, and no"
+            ' prefix django-insecure-. Make one: python -c "import secrets;'
+            ' print(secrets.token_urlsafe(50))"'
+        )
+
+
 # --- Core -----------------------------------------------------------------------------------------
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = required("SECRET_KEY", in_development="insecure-development-key")
+if not DEBUG:
+    check_secret_key(SECRET_KEY)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1"] if DEBUG else [])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 ROOT_URLCONF = "config.urls"

@@ -30,7 +30,7 @@ from scheduling.admin.paging import BoundedPaginator
 from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
 from scheduling.schedules import silencing
-from scheduling.schedules.rules import rule_of
+from scheduling.schedules.rules import check_length, fields_of, rule_of
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The column of PeriodicTask that names a row of each table.
@@ -52,6 +52,7 @@ class RuleForm(forms.ModelForm[Any]):
         now, column = clock.now(), COLUMNS[type(self.instance)]
         schedule = PeriodicTask(**{column: self.instance})
         try:
+            check_length(fields_of(schedule))
             recurrence.check(rule_of(schedule, anchor=now), now)
             silencing.check_rule(column, self.instance, now)
         except (recurrence.RecurrenceError, SchedulingError) as error:

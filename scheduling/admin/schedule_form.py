@@ -10,7 +10,7 @@ from scheduling import clock, recurrence
 from scheduling.errors import EnqueueError
 from scheduling.models import Policy, Priority, Schedule
 from scheduling.registry import check_call, decode_error, get_job, job_names
-from scheduling.schedules.rules import rule_of
+from scheduling.schedules.rules import check_length, fields_of, rule_of
 from scheduling.task_options import DESTINATION, options_of
 
 RULES = ("crontab", "interval", "clocked", "solar")
@@ -148,6 +148,8 @@ class ScheduleForm(forms.ModelForm[Schedule]):
         """Check the rule once the instance has it, and not before django-celery-beat's checks."""
         super()._post_clean()  # type: ignore[misc]
         timing = TIMING & set(self.changed_data)
+        if not self.errors and "interval" in timing:
+            self._check_length()
         if not self.errors and self.instance.enabled and timing:
             self._check_rule()
 
@@ -169,6 +171,12 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             options_of(data["task"], *call, asked)
         except EnqueueError as error:
             self.add_error(next(iter(asked), "queue"), str(error))
+
+    def _check_length(self) -> None:
+        try:
+            check_length(fields_of(self.instance))
+        except recurrence.RecurrenceError as error:
+            self.add_error("interval", str(error))
 
     def _check_rule(self) -> None:
         now, bare = clock.now(), copy.copy(self.instance)

@@ -26,7 +26,7 @@ from .errors import (
     UnknownCountry,
     UnknownTimezone,
 )
-from .interval import ClockedRule, IntervalRule, every, once
+from .interval import SHORTEST, ClockedRule, IntervalRule, every, once
 from .publicholidays import check_country, countries, country_names, holidays_version
 from .rule import Occurrence, Rule, as_utc
 from .solar import SolarRule, solar
@@ -34,6 +34,7 @@ from .wallclock import tzdata_version
 from .workdays import ExcludedDay, on_working_days
 
 __all__ = [
+    "SHORTEST",
     "VERSION",
     "WEEKDAYS",
     "BoundedRule",

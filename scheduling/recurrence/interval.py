@@ -17,16 +17,22 @@ _UNITS = (
 )
 
 
+# A schedule with a shorter one would be nothing but load: 1 microsecond made 110 runs a second.
+SHORTEST = timedelta(seconds=1)
+
+
 @dataclass(frozen=True, slots=True)
 class IntervalRule(Rule):
     """The instants anchor + k * step for k >= 1, and the anchor itself if `includes_anchor`.
 
-    Python keeps both as whole microseconds, so no occurrence drifts, however far away.
+    Python keeps both as whole microseconds, so no occurrence drifts, however far away. `slowed` is
+    the length that was asked for, if `step` is longer.
     """
 
     step: timedelta
     anchor: datetime
     includes_anchor: bool = False
+    slowed: timedelta | None = None
 
     def next_after(self, instant: datetime) -> datetime | None:
         try:
@@ -42,9 +48,9 @@ class IntervalRule(Rule):
         return self.anchor + passed * self.step if passed > self._passed(a) else None
 
     def describe(self) -> str:
-        name, unit = next((name, unit) for name, unit in _UNITS if not self.step % unit)
-        count = self.step // unit
-        return f"every {name}" if count == 1 else f"every {count} {name}s"
+        if self.slowed is None:
+            return f"every {_length(self.step)}"
+        return f"every {_length(self.step)} (slowed: it asks for every {_length(self.slowed)})"
 
     def remedy(self) -> str:
         return "use a shorter interval or an earlier anchor"
@@ -71,16 +77,29 @@ class ClockedRule(Rule):
         return "choose an instant in the future, at most ten years away"
 
 
+def _length(step: timedelta) -> str:
+    name, unit = next((name, unit) for name, unit in _UNITS if not step % unit)
+    count = step // unit
+    return name if count == 1 else f"{count} {name}s"
+
+
 def every(
-    step: timedelta | float, anchor: datetime, *, includes_anchor: bool = False
+    step: timedelta | float,
+    anchor: datetime,
+    *,
+    includes_anchor: bool = False,
+    shortest: timedelta = timedelta(0),
 ) -> IntervalRule:
     """The rule of a timedelta, or of a number of seconds, counted from `anchor`.
 
-    Seconds are rounded to microseconds. Raises InvalidInterval, NaiveInstant.
+    Seconds are rounded to microseconds; a shorter step than `shortest` is as long as that. Raises
+    InvalidInterval, NaiveInstant.
     """
     length = step if isinstance(step, timedelta) else _seconds(step)
     if length <= timedelta(0):
         raise InvalidInterval(f"an interval of {step!r} is not above zero: use a positive length")
+    if length < shortest:
+        return IntervalRule(shortest, as_utc(anchor), includes_anchor, slowed=length)
     return IntervalRule(length, as_utc(anchor), includes_anchor)
 
 

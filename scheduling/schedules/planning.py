@@ -133,11 +133,12 @@ def plan_changed(limit: int = BATCH) -> int:
         if not ids:
             return 0
         cursor.execute(READ_CHANGED, [ids])
-        planned = [plan(schedule) for schedule in all_changed(cursor.fetchall())]
+        changed = all_changed(cursor.fetchall())
+        planned = [plan(schedule) for schedule in changed]
         cursor.execute(WRITE_PLANS, arrays(planned, len(Planned._fields)))
         if len(planned) < len(ids):
             cursor.execute(REMOVE_ORPHANS, [ids])
-    _tell(planned)
+    _tell(planned, [schedule.schedule_id for schedule in changed if schedule.fields.is_slowed])
     return len(ids)
 
 
@@ -195,9 +196,12 @@ def _next_due(schedule: Changed, anchor: datetime | None, same: bool) -> datetim
     return due
 
 
-def _tell(planned: Sequence[Planned]) -> None:
+def _tell(planned: Sequence[Planned], slowed: Sequence[int]) -> None:
     quarantined = [plan for plan in planned if plan.error]
     event(logger, "plans_made", plans=len(planned), quarantined=len(quarantined))
+    if slowed:
+        event(logger, "intervals_slowed", level=logging.WARNING, plans=len(slowed),
+              schedules=", ".join(map(str, slowed[:20])))  # fmt: skip
     for plan in quarantined:
         event(logger, "schedule_quarantined", level=logging.ERROR,
               schedule=plan.schedule_id, error=plan.error)  # fmt: skip

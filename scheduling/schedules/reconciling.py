@@ -86,9 +86,8 @@ WITH page AS MATERIALIZED (
     SELECT {key} AS key, {column} AS parent FROM {table}
      WHERE {key} > %(after)s ORDER BY {key} LIMIT %(limit)s),
 gone AS (
-    DELETE FROM {table} o USING page
-     WHERE o.{key} = page.key
-       AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = page.parent)
+    DELETE FROM {table} o WHERE o.{key} = ANY (ARRAY(
+        SELECT key FROM page WHERE NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = page.parent)))
     RETURNING to_jsonb(o) AS row)
 SELECT (SELECT max(key) FROM page), (SELECT array_agg(row::text) FROM gone)
 """
@@ -128,29 +127,31 @@ concat_ws('|', COALESCE(c.minute, ''), COALESCE(c.hour, ''), COALESCE(c.day_of_m
 # pause that has ended unnoticed shows in an instant that is too far away: after a day, unless the
 # rule itself is that rare.
 SUSPECTS = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM scheduling_plan
-     WHERE schedule_id > %(after)s ORDER BY schedule_id LIMIT %(limit)s),
-suspects AS MATERIALIZED (
-    SELECT p.schedule_id, y.calendar_id
-      FROM page p
-      JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
-      LEFT JOIN scheduling_policy y ON y.schedule_id = p.schedule_id
-      LEFT JOIN unnest(%(calendars)s::bigint[], %(days_off)s::text[]) AS d (id, fingerprint)
-        ON d.id = y.calendar_id
-      {RULE_JOINS}
-     WHERE NOT p.needs_plan AND (p.next_due_at IS NULL OR p.next_due_at > statement_timestamp())
-       AND (p.rule <> {FINGERPRINT}
-            OR (t.enabled AND NOT p.done AND (y.paused_at IS NULL OR y.paused_until IS NOT NULL))
-               IS DISTINCT FROM (p.next_due_at IS NOT NULL)
-            OR p.error <> ''
-            OR p.next_due_at > t.expires
-            OR p.next_due_at < y.paused_until
-            OR p.next_due_at > GREATEST(p.plan_from, p.last_due_at) + interval '25 hours'))
-SELECT s.schedule_id, e.last, s.calendar_id
-  FROM (SELECT max(schedule_id) AS last FROM page) AS e LEFT JOIN suspects s ON true
- WHERE e.last IS NOT NULL
+SELECT p.schedule_id, y.calendar_id
+  FROM scheduling_plan p
+  JOIN django_celery_beat_periodictask t ON t.id = p.schedule_id
+  LEFT JOIN scheduling_policy y
+    ON y.schedule_id = p.schedule_id AND y.schedule_id BETWEEN %(first)s AND %(last)s
+  LEFT JOIN unnest(%(calendars)s::bigint[], %(days_off)s::text[]) AS d (id, fingerprint)
+    ON d.id = y.calendar_id
+  {RULE_JOINS}
+ WHERE p.schedule_id BETWEEN %(first)s AND %(last)s AND t.id BETWEEN %(first)s AND %(last)s
+   AND NOT p.needs_plan AND (p.next_due_at IS NULL OR p.next_due_at > statement_timestamp())
+   AND (p.rule <> {FINGERPRINT}
+        OR (t.enabled AND NOT p.done AND (y.paused_at IS NULL OR y.paused_until IS NOT NULL))
+           IS DISTINCT FROM (p.next_due_at IS NOT NULL)
+        OR p.error <> ''
+        OR p.next_due_at > t.expires
+        OR p.next_due_at < y.paused_until
+        OR p.next_due_at > GREATEST(p.plan_from, p.last_due_at) + interval '25 hours')
 """  # noqa: S608 (constants only)
+
+# Bounds for both sides of the join: else each page would read the whole table of schedules.
+NEXT_PAGE = """
+SELECT min(schedule_id), max(schedule_id) FROM (
+    SELECT schedule_id FROM scheduling_plan
+     WHERE schedule_id > %(after)s ORDER BY schedule_id LIMIT %(limit)s) AS page
+"""
 
 # As the calendar's own triggers would: what other processes have read of it counts no more.
 TOUCH = "SELECT scheduling_touch_calendars(%s::bigint[])"
@@ -237,17 +238,17 @@ def ask_where_overlooked(limit: int = PAGE) -> int:
     parameters: dict[str, Any] = {
         "calendars": list(days_off),
         "days_off": [days.fingerprint for days in days_off.values()],
-        "limit": limit,
     }
     asked, after = list[int](), LOWEST
     while True:
         with connection.cursor() as cursor:
-            cursor.execute(SUSPECTS, {**parameters, "after": after})
-            rows = cursor.fetchall()
-        if not rows:
-            break
-        after = rows[0][1]
-        asked += _ask({key: calendar for key, _, calendar in rows if key is not None})
+            cursor.execute(NEXT_PAGE, {"after": after, "limit": limit})
+            first, last = cursor.fetchone()
+            if last is None:
+                break
+            cursor.execute(SUSPECTS, {**parameters, "first": first, "last": last})
+            asked += _ask(dict(cursor.fetchall()))
+        after = last
     if asked:
         event(logger, "plans_overlooked", level=logging.WARNING, plans=len(asked),
               schedules=_shown(asked))  # fmt: skip

@@ -17,6 +17,7 @@ from django_celery_beat.models import (
 from scheduling import recurrence
 from scheduling.errors import ScheduleError
 from scheduling.recurrence import Rule
+from scheduling.schedules.rules import is_too_short
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 PERIODS = (
@@ -133,6 +134,11 @@ def _period(step: timedelta) -> tuple[int, str]:
     """Return `step` in the largest period that measures it exactly."""
     if step <= timedelta(0):
         raise ScheduleError(f"an interval must be longer than nothing, not {step}.")
+    if is_too_short(step):
+        seconds = f"{step.total_seconds():f}".rstrip("0")
+        raise ScheduleError(
+            f"an interval of {seconds} s is shorter than a second: make it a second or longer."
+        )
     period, unit = next((period, unit) for period, unit in PERIODS if not step % unit)
     if step // unit > MOST_PERIODS:
         raise ScheduleError(f"an interval of {step} is too long to keep exactly: shorten it.")

@@ -45,6 +45,14 @@ class RuleFields(NamedTuple):
     def is_interval(self) -> bool:
         return self.every is not None
 
+    @property
+    def is_slowed(self) -> bool:
+        """Whether its interval is shorter than the shortest that is kept to."""
+        try:
+            return self.is_interval and is_too_short(_interval(self.every or 0, self.period or ""))
+        except RecurrenceError:
+            return False
+
     def fingerprint(self) -> str:
         """Return a text that changes whenever the rule does, but for its end.
 
@@ -208,7 +216,8 @@ def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:
         start = fields.start_time or anchor
         if start is None:
             raise RecurrenceError("an interval needs an anchor to count from.")
-        return recurrence.every(step, start, includes_anchor=fields.start_time is not None)
+        at_start = fields.start_time is not None
+        return recurrence.every(step, start, includes_anchor=at_start, shortest=recurrence.SHORTEST)
     if fields.minute is not None:
         parts = (
             fields.minute, fields.hour, fields.day_of_month, fields.month_of_year,
@@ -223,6 +232,24 @@ def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:
     raise RecurrenceError(
         "it has no rule: give it a crontab, an interval, a time or a solar event."
     )
+
+
+def is_too_short(step: timedelta) -> bool:
+    """Return whether an interval is refused where it is entered, and slowed where it is found."""
+    return timedelta(0) < step < recurrence.SHORTEST
+
+
+def check_length(fields: RuleFields) -> None:
+    """Refuse an interval that is too short.
+
+    Raises:
+        RecurrenceError: it is.
+    """
+    if fields.is_slowed:
+        raise RecurrenceError(
+            f"an interval of {fields.every} {fields.period} is shorter than a second: make it a"
+            " second or longer."
+        )
 
 
 def _interval(every: int, period: str) -> timedelta:

@@ -1,6 +1,7 @@
 """What a service does with an environment that is not complete: it says one line, and ends."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -42,6 +43,11 @@ def test_a_database_url_may_name_the_directory_of_a_socket_as_libpq_does() -> No
     [
         ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
         ({"SECRET_KEY": "insecure-development-key"}, "SECRET_KEY is a development default"),
+        ({"SECRET_KEY": "x"}, "SECRET_KEY can be guessed"),
+        ({"SECRET_KEY": "abcdefghij" * 4 + "123456789"}, "needs 50 characters or more"),
+        ({"SECRET_KEY": "abcd" * 20}, "5 different ones"),
+        ({"SECRET_KEY": "django-insecure-" + "abcdefghij" * 5}, "no prefix django-insecure-"),
+        ({"SECRET_KEY": "x"}, "secrets.token_urlsafe(50)"),
         ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
         ({"DATABASE_URL": "postgres://truebeat@127.0.0.1:5432/truebeat"}, "development default"),
         ({"DATABASE_URL": "sqlite:///db"}, "DATABASE_URL must begin with postgres://"),
@@ -57,6 +63,16 @@ def test_what_is_missing_or_wrong_is_one_line(changes: dict[str, str], said: str
     (line,) = process.stderr.splitlines()
     assert line.startswith("truebeat: ")
     assert said in line
+
+
+def test_the_line_that_makes_a_key_makes_one_that_is_taken() -> None:
+    line = start(SECRET_KEY="x").stderr.partition("Make one: ")[2]
+    _, python, option, script = ["", *shlex.split(line)]
+    assert (python, option) == ("python", "-c")
+    key = subprocess.run(
+        [sys.executable, option, script], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert start(SECRET_KEY=key).returncode == 0
 
 
 def test_development_needs_nothing() -> None:

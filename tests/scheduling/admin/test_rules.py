@@ -47,6 +47,17 @@ def page_of(rule: models.Model, page: str = "change") -> str:
     return reverse(f"admin:django_celery_beat_{rule._meta.model_name}_{page}", args=[rule.pk])
 
 
+def test_an_interval_shorter_than_a_second_is_refused(
+    admin_client: Client, rules: dict[str, Any]
+) -> None:
+    new = reverse("admin:django_celery_beat_intervalschedule_add")
+    for page in (new, page_of(rules["interval"])):
+        response = admin_client.post(page, {"every": "1", "period": "microseconds"})
+        assert "an interval of 1 microseconds is shorter than a second" in response.text
+    assert IntervalSchedule.objects.get().every == 5
+    assert admin_client.post(new, {"every": "1", "period": "seconds"}).status_code == 302
+
+
 @pytest.mark.parametrize("kind", ["crontab", "interval", "clocked", "solar"])
 def test_a_rules_page_links_to_its_schedules_and_lists_none(
     admin_client: Client, rules: dict[str, Any], kind: str

@@ -212,9 +212,9 @@ class TestItsExtent:
         assert len(extent(schedules.named(row.name), first, at(12)).instants) == 2026 - 1900
 
     def test_millions_of_occurrences_are_refused_at_once(self) -> None:
-        row = schedule(interval=interval(1, "microseconds"), start_time=at(1))
+        row = schedule(interval=interval(1, "seconds"), start_time=at(1) - timedelta(days=9))
         with pytest.raises(ScheduleError, match="more than 100,000"):
-            extent(schedules.named(row.name), at(1), at(12))
+            extent(schedules.named(row.name), at(1) - timedelta(days=2), at(1))
 
     def test_a_one_off_by_a_crontab_has_no_past(self) -> None:
         with pytest.raises(ScheduleError, match="runs only once"):

@@ -610,7 +610,14 @@ def test_a_name_that_a_user_takes_at_that_very_moment_is_left_to_them(settings: 
 
 @pytest.mark.parametrize(
     "step",
-    [timedelta(0), timedelta(seconds=-5), timedelta.max, timedelta(days=5000, microseconds=1)],
+    [
+        timedelta(0),
+        timedelta(seconds=-5),
+        timedelta.max,
+        timedelta(days=5000, microseconds=1),
+        timedelta(microseconds=1),
+        timedelta(seconds=0.5),
+    ],
 )
 def test_an_interval_that_cannot_be_stored_is_refused(settings: Settings, step: timedelta) -> None:
     with pytest.raises(ScheduleError):

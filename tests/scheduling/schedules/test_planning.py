@@ -7,11 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduling import clock, recurrence
+from scheduling.beat import firing
 from scheduling.models import Plan
 from scheduling.schedules import planning
 from scheduling.schedules.planning import Changed, plan, spread_offset
 from scheduling.schedules.rules import RuleFields
+from scheduling.schedules.standing import standing
 from tests.scheduling.ledger import (
+    LONG_AGO,
     NOON,
     crontab,
     in_thread,
@@ -45,6 +48,35 @@ def next_of(fields: RuleFields = HOURLY, **columns: Any) -> datetime | None:
 
 def at(hour: int, minute: int = 0, *, day: int = 20) -> datetime:
     return datetime(2026, 11, day, hour, minute, tzinfo=UTC)
+
+
+@pytest.mark.django_db
+class TestIntervalsShorterThanASecond:
+    def test_one_that_raw_sql_wrote_comes_each_second_and_says_so(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        row = schedule(interval=interval(1, "microseconds"), start_time=NOON)
+        planning.plan_changed()
+        plan = plan_of(row)
+        assert plan.next_due_at is not None
+        assert (plan.next_due_at - NOON) % timedelta(seconds=1) == timedelta(0)
+        said = "every second (slowed: it asks for every microsecond) from"
+        assert standing(row).rule.startswith(said)
+        (slowed,) = [one for one in caplog.records if one.message == "intervals_slowed"]
+        assert vars(slowed)["fields"] == {"plans": 1, "schedules": str(row.pk)}
+
+    def test_a_second_and_more_is_kept_to(self) -> None:
+        row = schedule(interval=interval(1_500_000, "microseconds"), start_time=NOON)
+        assert standing(row).rule.startswith("every 1500 milliseconds")
+
+    def test_fires_once_for_what_was_missed(self) -> None:
+        row = schedule(interval=interval(1, "microseconds"))
+        planning.plan_changed()
+        set_plan(row, clock.now() - timedelta(minutes=1), anchor_at=clock.now())
+        assert firing.fire_due(LONG_AGO).plans == 1
+        next_due = plan_of(row).next_due_at
+        assert next_due is not None
+        assert clock.now() - timedelta(seconds=1) < next_due < clock.now() + timedelta(seconds=1)
 
 
 class TestTheNextInstant:

@@ -118,6 +118,8 @@ class TestAdd:
             ({"rule": Cron("0 0 * * *", "Mars/Base")}, ScheduleError, "not a time zone"),
             ({"rule": Cron(",".join(["1"] * 200) + " * * * *", "UTC")}, ScheduleError, "longer"),
             ({"rule": Every(timedelta(0))}, ScheduleError, "longer than nothing"),
+            ({"rule": Every(timedelta(microseconds=1))}, ScheduleError, "0.000001 s is shorter"),
+            ({"rule": Every(timedelta(seconds=0.9999))}, ScheduleError, "0.9999 s is shorter"),
             ({"rule": Every(timedelta(days=4000))}, ScheduleError, "does not fire"),
             ({"rule": Every(timedelta(days=30_000, microseconds=1))}, ScheduleError, "too long"),
             ({"rule": Once(datetime(2020, 1, 1, tzinfo=UTC))}, ScheduleError, "is in the past"),
