@@ -42,7 +42,8 @@ def sync_code_schedules(
 ) -> None:
     """After every `migrate`: write the schedules that code has; print what changed.
 
-    And make good what no trigger saw, as after a restore without them. Nothing that is wrong with them ends `migrate`, whose other work is done by then.
+    And make good what no trigger saw, as after a restore without them. Nothing that is wrong with
+    either ends `migrate`, whose other work is done by then.
     """
     from scheduling.errors import ScheduleError
     from scheduling.postgres import rights
