@@ -16,6 +16,8 @@ from scheduling.logs import event
 logger = logging.getLogger(__name__)
 
 CHANNEL = "scheduling.bell"
+SILENCE = 5.0  # seconds for which nobody rings after Redis has not answered a ring
+_silent_until = 0.0
 
 
 @cache
@@ -25,10 +27,18 @@ def _client() -> "redis.Redis":
 
 
 def ring() -> None:
-    """Wake beat now. Never raises: beat looks by itself within a second."""
+    """Wake beat now. Never raises: beat looks by itself within a second.
+
+    While Redis does not answer, only one ring in SILENCE seconds waits for that.
+    """
+    global _silent_until
+    if time.monotonic() < _silent_until:
+        return
     try:
         _client().publish(names().channel_of(CHANNEL), b"")
     except (redis.RedisError, OSError) as error:
+        if isinstance(error, redis.TimeoutError | TimeoutError):
+            _silent_until = time.monotonic() + SILENCE
         event(logger, "bell_not_rung", level=logging.WARNING, error=error)
 
 
@@ -46,21 +56,26 @@ class Listener:
     def __init__(self) -> None:
         self._pubsub: Any = None
 
-    def wait(self, seconds: float) -> None:
-        """Return at the next ring, or after `seconds`; rings that came together count once."""
+    def wait(self, seconds: float) -> bool:
+        """Return True at the next ring, or False after `seconds`.
+
+        Rings that came together count once.
+        """
         until = time.monotonic() + max(seconds, 0.0)
         try:
             if self._pubsub is None:
                 self._pubsub = self._subscribe()
             while self._pubsub.get_message(timeout=max(until - time.monotonic(), 0.0)) is None:
                 if time.monotonic() >= until:
-                    return
+                    return False
             while self._pubsub.get_message(timeout=0) is not None:
                 pass
+            return True
         except (redis.RedisError, OSError) as error:
             event(logger, "bell_not_heard", level=logging.WARNING, error=error)
             self.close()
             time.sleep(max(until - time.monotonic(), 0.0))
+            return False
 
     def _subscribe(self) -> Any:
         client = clients.client(socket_timeout=5)

@@ -4,10 +4,12 @@ A worker asks Redis for one message at a time. Here any thread may say why it sh
 transport looks before it asks, so nothing that Redis gave is put down again.
 """
 
+import math
 import time
 
 _reasons: dict[str, str] = {}
 taken = 0  # messages since the start
+refused_at = -math.inf  # when Redis last refused to give a message
 looked_at = time.monotonic()  # when the worker's loop last came by
 
 
@@ -29,6 +31,11 @@ def closed() -> str:
 def note_look() -> None:
     global looked_at
     looked_at = time.monotonic()
+
+
+def note_refusal() -> None:
+    global refused_at
+    refused_at = time.monotonic()
 
 
 def note_taken() -> None:

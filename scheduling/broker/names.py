@@ -10,6 +10,8 @@ from celery import current_app
 
 from scheduling.broker.transport import Channel
 
+OWN = "scheduling."  # what the names of the engine's own keys and channels begin with
+
 
 class Names(Channel):
     """kombu's channel without a connection: it only knows what things are called."""
@@ -24,6 +26,32 @@ class Names(Channel):
         """Return the key of the list that holds a queue's messages of one priority."""
         key = self._q_for_pri(queue, priority)  # type: ignore[attr-defined]
         return f"{self.global_keyprefix}{key}"
+
+    def why_taken(self, queue: str) -> str:
+        """Return what the broker itself keeps under a queue's name, or "" if the name is free.
+
+        A list under such a key would break what it is for: with one that is called "unacked" no
+        plain message could be taken any more.
+        """
+        conf = current_app.conf
+        control, events = f"{conf.control_exchange}.pidbox", str(conf.event_queue_prefix)
+        if queue in (self.unacked_key, self.unacked_index_key, self.unacked_mutex_key):
+            return "the messages that workers have taken"
+        if queue.startswith("_kombu."):
+            return "kombu's bindings"
+        if self.sep in queue:
+            return "the priorities of a queue"
+        if queue == control or queue.endswith(f".{control}"):
+            return "remote control"
+        if queue == events or queue.startswith(f"{events}."):
+            return "events"
+        if queue.startswith(OWN):
+            return "the scheduler itself"
+        return ""
+
+    def key_of(self, name: str) -> str:
+        """Return the key of that name."""
+        return f"{self.global_keyprefix}{name}"
 
     def channel_of(self, name: str) -> str:
         """Return the pub/sub channel of that name."""

@@ -4,11 +4,13 @@ One unreadable message does not bring it down.
 """
 
 import logging
+import math
+import time
 from queue import Empty
 from typing import Any
 
 from kombu.transport import redis, virtual
-from redis import Connection
+from redis import Connection, ResponseError
 
 from scheduling.broker import gate, intake
 from scheduling.broker.address import connection_options, without_password
@@ -16,6 +18,10 @@ from scheduling.broker.gate import ATTEMPT as ATTEMPT
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
+
+
+REFUSAL_PAUSE = 1.0  # seconds for which nothing is asked of a Redis that has answered an error
+TOLD_EVERY = 10.0  # seconds between two lines about that
 
 
 class QoS(redis.QoS):
@@ -30,34 +36,44 @@ class QoS(redis.QoS):
     _delivered: Any
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        keep = virtual.QoS if ATTEMPT in message.headers else redis.QoS
-        keep.append(self, message, delivery_tag)
+        if ATTEMPT not in message.headers:
+            try:
+                super().append(message, delivery_tag)
+            except ResponseError as error:
+                # It has left its list, and Redis takes no note of it: it must not be lost here.
+                event(logger, "message_not_noted", level=logging.WARNING, error=error)
+                message.only_here = True
+            else:
+                return
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        (virtual.QoS if self._hint(delivery_tag) else redis.QoS).ack(self, delivery_tag)
+        (virtual.QoS if self._only_here(delivery_tag) else redis.QoS).ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        hint = self._hint(delivery_tag)
-        if hint is None:
+        message = self._only_here(delivery_tag)
+        if message is None:
             super().reject(delivery_tag, requeue)
             return
         if requeue:
-            self._put_back(hint)
+            self._put_back(message)
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
         """Put back what this worker has taken and not begun: at its end, or a connection's."""
         self._flush()  # type: ignore[attr-defined]
         for delivery_tag in list(self._delivered):
-            if hint := self._hint(delivery_tag):
-                self._put_back(hint)
+            if message := self._only_here(delivery_tag):
+                self._put_back(message)
                 del self._delivered[delivery_tag]
         super().restore_unacked(client)
 
-    def _hint(self, delivery_tag: str) -> Any:
-        """Return the message of that tag if it is a hint; None if it is not, or not here."""
+    def _only_here(self, delivery_tag: str) -> Any:
+        """Return the message of that tag if Redis has no note of it: a hint, for one; else None."""
         message = self._delivered.get(delivery_tag)
-        return message if message is not None and ATTEMPT in message.headers else None
+        if message is not None and (ATTEMPT in message.headers or hasattr(message, "only_here")):
+            return message
+        return None
 
     def _put_back(self, message: Any) -> None:
         where = message.delivery_info
@@ -77,6 +93,13 @@ class Poller(redis.MultiChannelPoller):
     _channels: set[Any]
     _chan_to_sock: dict[Any, Any]
     _paused_brpop: dict[int, Any]
+
+    def on_poll_init(self, poller: Any) -> None:
+        """Begin (see kombu's); what looks for messages of dead workers can do so later as well."""
+        try:
+            super().on_poll_init(poller)
+        except ResponseError as error:
+            logger.debug("redis_refuses", exc_info=error)
 
     def on_poll_start(self) -> None:
         intake.note_look()
@@ -119,6 +142,7 @@ class Channel(redis.Channel):
 
     QoS = QoS
     connection: Any
+    _told_at = -math.inf
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """Return kombu's options of a connection, with those that the URL says."""
@@ -133,13 +157,44 @@ class Channel(redis.Channel):
             of_kombu = self._filter_tcp_connparams(**of_kombu)  # type: ignore[attr-defined]
         return {**of_kombu, **login, **options}
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Note a binding in Redis (see kombu's).
+
+        A worker that begins while Redis takes no writes needs none: its tasks' queue was bound
+        before, and broadcasts and their answers do without.
+        """
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
+        except ResponseError as error:
+            bound = tuple(part or "" for part in (routing_key, pattern, queue))
+            if not (self._does_without_binding(exchange) or bound in self.get_table(exchange)):
+                self.state.binding_delete(queue, exchange, routing_key)
+                raise
+            event(logger, "binding_not_noted", level=logging.WARNING, queue=queue, error=error)
+
+    def _delete(self, queue: str, *args: Any, **options: Any) -> None:
+        """Delete a queue (see kombu's); Redis keeps one that it will not delete just now."""
+        try:
+            super()._delete(queue, *args, **options)
+        except ResponseError as error:
+            logger.debug("redis_refuses", exc_info=error)
+
+    def _does_without_binding(self, exchange: str) -> bool:
+        return exchange.endswith(".pidbox") or self.typeof(exchange).type == "fanout"
+
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not intake.closed():
+        if not intake.closed() and time.monotonic() - intake.refused_at > REFUSAL_PAUSE:
             super()._brpop_start(timeout)  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             found = super()._brpop_read(**options)  # type: ignore[misc]
+        except ResponseError as error:
+            intake.note_refusal()
+            if intake.refused_at - self._told_at > TOLD_EVERY:
+                self._told_at = intake.refused_at
+                event(logger, "redis_refuses", level=logging.WARNING, error=error)
+            raise Empty from None
         except (ValueError, KeyError, TypeError, AttributeError):
             event(logger, "message_unreadable", level=logging.ERROR)
             logger.debug("message_unreadable", exc_info=True)
@@ -152,6 +207,9 @@ class Transport(redis.Transport):
     """Named in CELERY_BROKER_TRANSPORT."""
 
     Channel = Channel
+    # Whatever Redis answers, it may answer otherwise in a while: READONLY, OOM, MISCONF, BUSY, ...
+    # A worker waits and connects again then, as after a lost connection. kombu's would end.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
     # kombu keeps the whole URL as the host name, and leaves it to the channel: of what it would
     # read itself nothing would be left of rediss:// or of the path of a socket.
     can_parse_url = True

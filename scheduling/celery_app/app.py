@@ -37,10 +37,12 @@ class App(Celery):
     task_cls = "scheduling.jobs:Job"
     registry_cls = "scheduling.celery_app.bases:JobRegistry"
     control_cls = "scheduling.celery_app.control:Control"
+    amqp_cls = "scheduling.broker.connections:AMQP"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("scheduling.workers:LeaseKeeper")
+        self.steps["consumer"].add("scheduling.workers.rate_limits:RateLimits")
 
     def create_task_cls(self) -> Any:
         """Create the app's base class of tasks (see Celery's): a Job, whatever `task_cls` is."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -212,6 +213,26 @@ UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reas
     run_at = clock_timestamp() + interval '30 seconds'
  WHERE id = %(id)s AND state = 'queued'
 """
+
+
+PUT_BACK = """
+UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
+    run_at = clock_timestamp() + %(wait)s::interval
+ WHERE id = %(id)s AND attempt = %(attempt)s AND task = %(task)s AND state = 'queued'
+"""
+
+
+def put_back(run_id: UUID, attempt: int, task: str, reason: str, wait: timedelta) -> bool:
+    """Let a queued run wait in the ledger for a while, at the same attempt; return whether it does.
+
+    What has been claimed, cancelled or sent on meanwhile stays as it is.
+    """
+    parameters: dict[str, Any] = {
+        "id": run_id, "attempt": attempt, "task": task, "reason": reason, "wait": wait,
+    }  # fmt: skip
+    with connection.cursor() as cursor:
+        cursor.execute(PUT_BACK, parameters)
+        return bool(cursor.rowcount)
 
 
 def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:

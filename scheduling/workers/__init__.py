@@ -23,6 +23,7 @@ from scheduling.broker.gate import ATTEMPT
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
+from scheduling.workers import rate_limits
 from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.leases import ours_from
@@ -109,6 +110,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         keeper = Keeper(worker)
         claiming.reporter = keeper.take
+        rate_limits.put_back = keeper.put_back
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
         threading.Thread(target=keeper.keep_within_leases, name="fence", daemon=True).start()
         waits.watch()

@@ -23,7 +23,7 @@ from django.db import Error, connection
 
 from scheduling import heartbeats
 from scheduling.broker import intake
-from scheduling.execution import attempts, claiming
+from scheduling.execution import attempts, claiming, waiting
 from scheduling.execution.claiming import Told
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 SUSPECT_FOR = 2.0  # seconds in which the answer of a child whose run has ended gets here
 HURRY = 1.0  # seconds between looks while something is to be settled
 REPORT_FOR = 2  # leases, after which there is no use in a report that could not be written
+ATTEMPTS_END = 2**31  # no attempt has so high a number
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
@@ -90,6 +91,15 @@ class Keeper:
         else:
             self._reports.put(partial(reports.write, told))
         return True
+
+    def put_back(self, task_id: str, attempt: object, task: str, limit: str, wait: float) -> None:
+        """Queue that a hint's run waits in the ledger for its task's rate limit; see `waiting`."""
+        run_id = run_id_of(task_id)
+        if run_id is None or not isinstance(attempt, int) or not 0 < attempt < ATTEMPTS_END:
+            return  # anybody can write to Redis
+        reason = f"waits for its turn: rate_limit {limit!r} of task {task}"
+        seconds = timedelta(seconds=wait)
+        self._reports.put(partial(waiting.put_back, run_id, attempt, task, reason, seconds))
 
     def live(self) -> None:
         while True:

@@ -22,6 +22,8 @@ from scheduling.workers.leases import active_requests
 
 logger = logging.getLogger(__name__)
 
+REFUSAL_LASTS = 10.0  # seconds for which an error that Redis answered says why nothing is taken
+
 
 class Liveness:
     """Looks again and again whether the worker does what it is there for."""
@@ -49,6 +51,8 @@ class Liveness:
 
     def _could_take(self) -> bool:
         """Whether this worker takes messages, and has room for one or a loop that stands still."""
+        if time.monotonic() - intake.refused_at < REFUSAL_LASTS:
+            return False  # a restart would not change what Redis answers
         if intake.closed() or worker_state.should_stop is not None or self._limits_rates():
             return False
         pool = self._worker.pool

@@ -46,6 +46,11 @@ def write(path: str, text: str = "") -> str:
     return text
 
 
+@shared_task(rate_limit="30/m")
+def limited(path: str) -> None:
+    note(path, f"limited {time.monotonic()}")
+
+
 @shared_task
 def sleep(path: str, seconds: float) -> None:
     run = current_run()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -332,6 +332,28 @@ def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
     run = run_of(long)
     assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
     assert (clock.now() - begun).total_seconds() < 25
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_one_tasks_rate_limit_is_kept_and_keeps_no_other_waiting(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    system.ready_worker(1, "--pool", pool)
+    enqueue_many(tasks.limited, (Call((str(evidence),)) for _ in range(4)))
+    wait_for(lambda: lines(evidence), timeout=20)
+    others = [enqueue(tasks.write, (str(evidence), "other")).id for _ in range(3)]
+    wait_for(lambda: all(run_of(other).state == State.SUCCEEDED for other in others), timeout=5)
+    waiting = Run.objects.filter(task=tasks.limited.name, state=State.SCHEDULED)
+    assert set(waiting.values_list("reason", flat=True)) == {
+        f"waits for its turn: rate_limit '30/m' of task {tasks.limited.name}"
+    }
+    assert lines(evidence)[1:4] == ["other"] * 3
+    wait_for(all_final, timeout=15)
+    starts = [float(line.split()[1]) for line in lines(evidence) if line.startswith("limited")]
+    gaps = [later - start for start, later in pairwise(starts)]
+    assert all(1.9 < gap < 2.6 for gap in gaps), gaps
+    assert set(Run.objects.values_list("attempt", flat=True)) == {1}
 
 
 def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidence: Path) -> None:

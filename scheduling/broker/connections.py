@@ -1,0 +1,24 @@
+"""kombu's connection to Redis, which never waits long for its next try."""
+
+from typing import Any
+
+from celery.app import amqp
+from kombu import Connection as KombuConnection
+
+PAUSE_STEP = 1.0  # seconds that each pause between two tries is longer than the last
+PAUSE_MAX = 5.0  # seconds, where kombu waits up to 30: work must go on soon after Redis is back
+
+
+class Connection(KombuConnection):
+    """Tries to connect at least every PAUSE_MAX seconds."""
+
+    def _ensure_connection(self, *args: Any, **options: Any) -> Any:
+        pauses = {"interval_start": PAUSE_STEP, "interval_step": PAUSE_STEP}
+        options = {**pauses, "interval_max": PAUSE_MAX, **options}
+        return super()._ensure_connection(*args, **options)
+
+
+class AMQP(amqp.AMQP):
+    """What Celery makes connections and messages with."""
+
+    Connection = Connection

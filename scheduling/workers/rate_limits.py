@@ -1,0 +1,84 @@
+"""Celery's `rate_limit` for hints: what must wait goes back to the ledger, and holds nothing up.
+
+Celery keeps such messages in the worker, where they take up the places of others. A run that may
+start within AHEAD seconds is kept here until then, without such a place. One that must wait longer
+becomes scheduled again, at the same attempt, for when its turn comes; each after the last, so that
+it is sent once more and not again and again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from scheduling.broker.gate import ATTEMPT
+
+AHEAD = 1.0  # seconds before its turn that a run is kept here, at most
+EARLY = AHEAD / 2  # and so long before its turn it is sent again
+# A run is put off by so many turns or seconds at most: others may be cancelled meanwhile.
+FARTHEST, FAR = 60, 60.0
+
+# Called with a hint's task id, attempt and task, the limit's name, and the seconds that its run
+# shall wait; the lease thread writes it.
+PutBack = Callable[[str, Any, str, str, float], None]
+put_back: PutBack | None = None
+
+
+class Turn(NamedTuple):
+    """When a task's next turn is: for what is here, and for what is put back."""
+
+    here: float
+    back: float
+
+
+class Turns:
+    """Gives out the turns of each task, one every `interval` seconds; in this worker alone."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, Turn] = {}
+
+    def take(self, task: str, interval: float, now: float) -> tuple[float, bool]:
+        """Return in how many seconds the turn is, and whether it is taken, or the run put back."""
+        here, back = self._next.get(task, Turn(now, now))
+        if now - here > interval:
+            back = now  # there was a turn that nobody wanted: nothing waits, as far as known
+        here = max(here, now)
+        if here - now <= AHEAD:
+            self._next[task] = Turn(here + interval, max(back, here + interval))
+            return here - now, True
+        back = min(max(back, here), now + max(FARTHEST * interval, FAR))
+        self._next[task] = Turn(here, back + interval)
+        return back - now, False
+
+
+class RateLimits(bootsteps.StartStopStep):
+    """Takes the place of the consumer's own limits, for hints."""
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._consumer = consumer
+        self._turns = Turns()
+        self._of_celery = consumer._limit_task
+        consumer._limit_task = self.limit
+
+    def limit(self, request: Any, bucket: Any, tokens: float) -> Any:
+        """Start a message's task when its turn comes (see Celery's `_limit_task`)."""
+        if ATTEMPT not in request.request_dict or put_back is None:
+            return self._of_celery(request, bucket, tokens)
+        interval = tokens / bucket.fill_rate
+        seconds, taken = self._turns.take(request.name, interval, time.monotonic())
+        request.acknowledge()  # it makes room for the next message
+        if taken and seconds <= 0:
+            self._start(request)
+        elif taken:
+            self._consumer.timer.call_after(seconds, self._start, (request,))
+        else:
+            attempt, limit = request.request_dict[ATTEMPT], str(request.task.rate_limit)
+            put_back(request.id, attempt, request.name, limit, seconds - EARLY)
+        return None
+
+    def _start(self, request: Any) -> None:
+        if worker_state.should_stop is None and worker_state.should_terminate is None:
+            self._consumer._limit_move_to_pool(request)
