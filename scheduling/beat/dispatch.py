@@ -6,7 +6,8 @@ cancel act on it; of each queue and priority only a window of hints lies in Redi
 """
 
 import logging
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -20,7 +21,7 @@ from django.db import connection
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.postgres.prepared import run_prepared
-from scheduling.runs.hints import Broker, Hint, Lane
+from scheduling.runs.hints import PIECE, UNUSABLE, Broker, Hint, Lane
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ BATCH = 1500  # more than beat fires at a time, so that a lane is seen to be emp
 NOTHING: Mapping[Lane, int] = MappingProxyType({})
 FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
 LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
-LOST_BY_AGE = timedelta(minutes=10)  # the same, where the list is too long to look through
+LOST_BY_AGE = timedelta(minutes=10)  # the same, before a very long list is looked through
+SEARCH_PIECES = 5  # of a very long list that are looked through at once
 
 # A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
 WAITING_LANES = """
@@ -80,12 +82,16 @@ def publish(
     The room of the `others`, where nothing may wait, is told as well. So many hints as `coming`
     says are on their way into their lanes, and are counted as if they were there.
     """
+    if broker.unsure:
+        settle_unsure(broker)
     waiting = _waiting_lanes()
     due = [lane for lane, seconds in waiting.items() if seconds <= 0]
     pushed, room = 0, dict[Lane, int]()
     if lanes := {*due, *others}:
-        lengths = broker.lengths(lanes)  # fails where Redis is away, before anything is queued
+        # Fails where Redis is away or takes no writes, before anything is queued.
+        lengths = broker.lengths(lanes)
         room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in lanes}
+        _tell_runs(broker)
         for lane in due:
             hints = _queue(lane, min(limit, room[lane]))
             pushed += push(broker, hints)
@@ -93,6 +99,43 @@ def publish(
             room[lane] = room[lane] - len(hints) if drained else 0
     later = [seconds for seconds in waiting.values() if seconds > 0]
     return Published(pushed, min(later, default=None), room)
+
+
+NOTE_UNUSABLE = """
+UPDATE scheduling_run SET reason = %(reason)s
+ WHERE id = ANY (ARRAY(SELECT id FROM scheduling_run
+        WHERE state = 'scheduled' AND queue = %(queue)s AND priority = %(priority)s
+          AND run_at <= statement_timestamp() AND reason <> %(reason)s
+        ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
+"""
+
+
+def _tell_runs(broker: Broker) -> None:
+    """Note with the runs of a lane that cannot be used why they wait."""
+    while broker.unusable:
+        lane, why = broker.unusable.popitem()
+        reason = f"queue {lane.queue[:60]!r} cannot be used: {why}"[:500]
+        with connection.cursor() as cursor:
+            cursor.execute(NOTE_UNUSABLE, {**lane._asdict(), "reason": reason, "limit": BATCH})
+
+
+def settle_unsure(broker: Broker) -> int:
+    """Push again what a failed push has left out; return how many hints.
+
+    Before that, nothing more is queued: or the runs whose hints are nowhere would grow in number
+    with each try, beyond all windows, and would be pushed together in the end.
+    """
+    unsure = list(broker.unsure)
+    by_lane = defaultdict[Lane, set[UUID]](set)
+    for hint in unsure:
+        by_lane[Lane(hint.queue, hint.priority)].add(_uuid(hint.id))
+    lost = list[UUID]()
+    for lane, length in broker.lengths(by_lane).items():
+        if not _is_too_long(lane, length):  # else `resend` looks for them, by and by
+            lost += by_lane[lane] - broker.ids_in(lane)
+    sent = _resend(broker, lost, timedelta(0)) if lost else 0
+    broker.unsure.difference_update(unsure)
+    return sent
 
 
 def push(broker: Broker, hints: Sequence[Hint]) -> int:
@@ -114,7 +157,11 @@ class Pushes:
 
     def begin(self, hints: Sequence[Hint]) -> None:
         """Push hints; if the last push is still under way, once that has ended."""
-        self.end()
+        try:
+            self.end()
+        except Exception:
+            self._broker.unsure.update(hints)
+            raise
         self._lanes = Counter(Lane(hint.queue, hint.priority) for hint in hints)
         self._under_way = self._thread.submit(push, self._broker, hints)
 
@@ -178,8 +225,9 @@ RETURNING id, attempt, task, queue, priority, options
 def resend(broker: Broker, limit: int = BATCH) -> int:
     """Push again the hints of queued runs that lie nowhere in Redis; return how many.
 
-    By content, never by age alone: however long a queue is, what lies in it is not sent again. Only
-    where plain Celery messages make a list longer than twice its window is age the judge.
+    By content, never by age: however long a queue is, what lies in it is not sent again. A list
+    that plain Celery messages make longer than twice its window is looked through by and by, and
+    only for runs that were queued LOST_BY_AGE ago.
     """
     parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER}
     with connection.cursor() as cursor:
@@ -197,20 +245,72 @@ def resend(broker: Broker, limit: int = BATCH) -> int:
 
 
 def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list[UUID]:
-    too_long = length > 2 * _window(lane)
-    if too_long and not very_old:
+    if length == UNUSABLE:
         return []
+    if _is_too_long(lane, length):
+        return _searched_for(broker, lane) if very_old else []
+    broker.searches.pop(lane, None)
     # The list before the rows: a hint that is pushed or taken in between must not look lost.
-    there = set() if too_long else broker.ids_in(lane)
-    age = LOST_BY_AGE if too_long else LOST_AFTER
-    parameters: dict[str, Any] = {**lane._asdict(), "age": age}
+    there = broker.ids_in(lane)
+    return [run_id for run_id in _old_queued(lane) if run_id not in there]
+
+
+def _is_too_long(lane: Lane, length: int) -> bool:
+    """Return whether a list is too long to be looked through at once, for plain messages."""
+    return length > 2 * _window(lane)
+
+
+def _old_queued(lane: Lane, since: timedelta = timedelta(0)) -> list[UUID]:
+    """Return the lane's queued runs whose hints may be lost, and were so early as `since` ago."""
+    parameters: dict[str, Any] = {**lane._asdict(), "age": since + LOST_AFTER}
     with connection.cursor() as cursor:
         cursor.execute(OLD_QUEUED, parameters)
-        return [run_id for (run_id,) in cursor.fetchall() if run_id not in there]
+        return [run_id for (run_id,) in cursor.fetchall()]
 
 
-def _resend(broker: Broker, ids: list[UUID]) -> int:
-    parameters: dict[str, Any] = {"ids": ids, "lost_after": LOST_AFTER}
+class Search:
+    """A long list is looked through a few pieces at a time, for runs that were queued before."""
+
+    def __init__(self, wanted: Iterable[UUID]) -> None:
+        self.missing = set(wanted)
+        self._first = 0
+        self._begun = time.monotonic()
+
+    @property
+    def age(self) -> timedelta:
+        return timedelta(seconds=time.monotonic() - self._begun)
+
+    def goes_on(self, broker: Broker, lane: Lane) -> bool:
+        """Look through some more of it; return whether there is more still.
+
+        New messages come in at the head, where it began: what stays is never passed over.
+        """
+        for _ in range(SEARCH_PIECES):
+            ids = broker.ids_from(lane, self._first)
+            self.missing.difference_update(ids)
+            self._first += PIECE
+            if len(ids) < PIECE or not self.missing:
+                return False
+        return True
+
+
+def _searched_for(broker: Broker, lane: Lane) -> list[UUID]:
+    """Go on with the search through a long list; return what is in none of it, at its end."""
+    search: Search = broker.searches.get(lane) or Search(_old_queued(lane))
+    broker.searches[lane] = search
+    if search.goes_on(broker, lane):
+        return []
+    del broker.searches[lane]
+    # What was queued again meanwhile may lie where the search has been.
+    return [run_id for run_id in _old_queued(lane, search.age) if run_id in search.missing]
+
+
+def _uuid(run_id: UUID | str) -> UUID:
+    return run_id if isinstance(run_id, UUID) else UUID(run_id)
+
+
+def _resend(broker: Broker, ids: list[UUID], lost_after: timedelta = LOST_AFTER) -> int:
+    parameters: dict[str, Any] = {"ids": ids, "lost_after": lost_after}
     with connection.cursor() as cursor:
         cursor.execute(REQUEUE, parameters)
         hints = [Hint(*row) for row in cursor.fetchall()]

@@ -8,18 +8,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import redis
 from celery import beat
 from django.conf import settings
 from django.db import Error, connection
-from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling import heartbeats
 from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising, upkeep
 from scheduling.beat.looking import Look, Lookout
-from scheduling.broker.doorbell import Listener
+from scheduling.beat.patient import REDIS_AWAY, Bell, PatientBroker
 from scheduling.execution import waiting
 from scheduling.failures import alerts, groups
 from scheduling.history import backfill_pace
@@ -27,10 +25,12 @@ from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.postgres import silence
 from scheduling.postgres.sql import going_on, is_away, was_ended
-from scheduling.runs.hints import Broker, Lane
+from scheduling.runs.hints import Lane
 from scheduling.schedules import from_code, last_runs, planning
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TICK_MIN = 0.008  # seconds from one tick to the next, but for a ring: what comes due shares a tick
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
@@ -48,7 +48,6 @@ RESEND_EVERY = 3.0  # seconds between looks for lost hints, at least
 RESEND_SHARE = 20  # and this many times what the last look took: long queues are looked at less
 RESEND_WITHIN = 8.0  # seconds that a look for lost hints may wait for a herd to be fired
 
-REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
 HERD = 8  # full batches, after which they are longer
 LONG_BATCH = 2 * firing.BATCH
 LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be again
@@ -63,10 +62,12 @@ class Scheduler(beat.Scheduler):
     """The scheduler that `celery beat` runs; it overrides `tick` and never uses Celery's heap."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._broker = Broker()
+        self._broker = PatientBroker()
         self._pushes = dispatch.Pushes(self._broker)
-        self._bell = Listener()
+        self._bell = Bell()
         self._pause = 0.0
+        self._redis_error: Exception | None = None  # of this tick
+        self._next_in = 0.0
         self._lookout = Lookout()
         self._ledger = lost_leases.Ledger()
         self._prepared: Any = None  # the connection that SESSION was said to
@@ -112,8 +113,8 @@ class Scheduler(beat.Scheduler):
     def tick(self, *_: Any, **__: Any) -> float:
         """Do all that is due, then sleep until the next instant, a ring, or a second has passed.
 
-        What can be waited out never ends the process: while the database or Redis is away, this
-        logs, pauses and tries again.
+        What can be waited out never ends the process: while the database is away, this logs, pauses
+        and tries again. While Redis is away, all goes on but what needs it.
 
         Returns:
             0: the sleeping is done here, where a ring ends it.
@@ -122,8 +123,8 @@ class Scheduler(beat.Scheduler):
         try:
             seconds = self.run_once()
         except REDIS_AWAY as error:
-            self._ledger.not_asked()
-            seconds = self._backed_off("redis_away", error)
+            self._broker.missed(error)
+            seconds = self._next_in if error is self._redis_error else PAUSE_MAX
         except Exception as error:
             connection.close()
             if is_away(error) or was_ended(error):
@@ -140,7 +141,17 @@ class Scheduler(beat.Scheduler):
         return 0
 
     def run_once(self) -> float:
-        """Do all that is due now; return the seconds until there may be more, at most one."""
+        """Do all that is due now; return the seconds until there may be more, at most one.
+
+        Raises what is wrong with Redis, or with the way there, when all else has been done.
+        """
+        self._redis_error = None
+        self._next_in = self._do_all()
+        if self._redis_error is not None:
+            raise self._redis_error
+        return self._next_in
+
+    def _do_all(self) -> float:
         look = self._look()
         self._pulse(look)
         repaired = self._recover(look)
@@ -151,14 +162,16 @@ class Scheduler(beat.Scheduler):
                 planned = planning.plan_changed() if look.to_plan else 0
                 due = bool(planned) or (next_due is not None and next_due <= 0)
                 published = self._publish(due=due)
-                fired = self._fire(published.room) if due else 0
+                fired = self._fire(published and published.room) if due else 0
                 self._ledger.heard()
-                full = max(planned, fired, published.hints) >= planning.BATCH
+                hints = published.hints if published else 0
+                full = max(planned, fired, hints) >= planning.BATCH
                 if not full or time.monotonic() >= busy_until:
                     break
         finally:
-            self._pushes.end()
-        self._resend(look, busy=full)
+            self._asking_redis(self._pushes.end)
+        if self._asks_redis():
+            self._asking_redis(partial(self._resend, look, busy=full))
         self._copy_last_runs()
         if full or planned or self._behind:
             self._lookout.far_back_within(0)  # there may be more than it sees
@@ -167,14 +180,15 @@ class Scheduler(beat.Scheduler):
             self._lookout.far_back_within(SLEEP_MAX)
             self._remove_due_orphans()
         self._behind = False
-        if full or planned or fired or published.hints or raised or repaired:
+        if full or planned or fired or hints or raised or repaired:
             return 0.0
         if next_due is not None and next_due <= 0:
             next_due = HELD_PAUSE
         elif self._rehearsed is not connection.connection and time.monotonic() >= self._rehearse_at:
             self._rehearse()
             return 0.0
-        waits = [SLEEP_MAX, next_due, published.next_in, COPY_PAUSE if self._to_copy else None]
+        next_in = published.next_in if published else None
+        waits = [SLEEP_MAX, next_due, next_in, COPY_PAUSE if self._to_copy else None]
         return max(min(wait for wait in waits if wait is not None), 0.0)
 
     def _remove_due_orphans(self) -> None:
@@ -212,6 +226,9 @@ class Scheduler(beat.Scheduler):
         Else what first comes due, and that may be a herd, is some 50 ms later.
         """
         firing.rehearse()
+        if not self._broker.is_there():
+            self._rehearse_at = time.monotonic() + PAUSE_MAX
+            return
         try:
             self._broker.rehearse(self._lanes[0])
         except REDIS_AWAY as error:  # nothing needs it yet: what comes due will say so
@@ -220,18 +237,30 @@ class Scheduler(beat.Scheduler):
         else:
             self._rehearsed = connection.connection
 
-    def _publish(self, *, due: bool) -> dispatch.Published:
-        """Publish what waits, and look what room the lanes of what is due have, as far as known."""
+    def _asks_redis(self) -> bool:
+        """Whether Redis is there, as far as known: then it is asked in this tick."""
+        return self._redis_error is None and self._broker.is_there()
+
+    def _asking_redis(self, act: Callable[[], T]) -> T | None:
+        """Return act(); or None, and note what is wrong, if Redis is away."""
         try:
-            others, coming = self._lanes if due else (), self._pushes.coming()
-            return dispatch.publish(self._broker, others=others, coming=coming)
-        except REDIS_AWAY:
-            # Every occurrence has its row, whatever becomes of its hint. The next look may be
-            # seconds away: a herd must not fall behind meanwhile.
-            busy_until = time.monotonic() + BUSY_MAX
-            while due:
-                due = self._fire(None) >= planning.BATCH and time.monotonic() < busy_until
-            raise
+            return act()
+        except REDIS_AWAY as error:
+            self._redis_error = error
+            self._ledger.not_asked()
+            return None
+
+    def _publish(self, *, due: bool) -> dispatch.Published | None:
+        """Publish what waits, and look what room the lanes of what is due have, as far as known.
+
+        Returns:
+            None if Redis is away: every occurrence has its row, whatever becomes of its hint.
+        """
+        if not self._asks_redis():
+            return None
+        others, coming = self._lanes if due else (), self._pushes.coming()
+        act = partial(dispatch.publish, self._broker, others=others, coming=coming)
+        return self._asking_redis(act)
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
@@ -241,12 +270,15 @@ class Scheduler(beat.Scheduler):
         self._full_batches = self._full_batches + 1 if fired.plans >= limit else 0
         # Between the batches of what catches up, and is due still, what is due now has its turn.
         self._newest = fired.behind and not self._newest
-        if fired.hints and self._full_batches:
-            self._pushes.begin(fired.hints)
+        if self._redis_error is not None:
+            self._broker.unsure.update(fired.hints)
+        elif fired.hints and self._full_batches:
+            self._asking_redis(partial(self._pushes.begin, fired.hints))
         else:
-            dispatch.push(self._broker, fired.hints)
-        if room is not None and not room.keys() >= fired.lanes:
-            dispatch.publish(self._broker)  # what went into lanes that were not known yet
+            self._asking_redis(partial(dispatch.push, self._broker, fired.hints))
+        if room is not None and not room.keys() >= fired.lanes and self._asks_redis():
+            # What went into lanes that were not known yet.
+            self._asking_redis(partial(dispatch.publish, self._broker))
         self._lanes = list(dict.fromkeys([*fired.lanes, *self._lanes]))[:LANES_MAX]
         self._last_fired.update(fired.schedule_ids)
         self._behind |= fired.behind

@@ -7,6 +7,7 @@ the format theirs, and the others are cut from it: over 100,000 a second, where 
 """
 
 import logging
+import math
 import re
 import sys
 import time
@@ -20,7 +21,9 @@ from uuid import UUID
 
 import redis
 from celery import current_app
+from kombu.serialization import dumps as serialize
 from kombu.utils.json import dumps
+from redis.exceptions import NoPermissionError
 
 from scheduling.broker import clients
 from scheduling.broker.names import names
@@ -35,6 +38,10 @@ logger = logging.getLogger(__name__)
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
 SLOTS = re.compile(f"{TAG}|{TRY}")
 ALL_BUT_ID = itemgetter(slice(1, None))
+NO_RUN = UUID(int=0)
+TOLD_EVERY = 60.0  # seconds between two lines about a lane that cannot be used
+UNUSABLE = sys.maxsize  # the length of a lane whose key is no list
+PROBE = "scheduling.probe"  # a key that is never there
 PIECE = 2000  # messages of a lane in memory at once, where it is read whole
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
@@ -62,23 +69,62 @@ class Broker:
 
     def __init__(self) -> None:
         self._redis = clients.client(socket_timeout=5, socket_connect_timeout=2)
+        # Hints whose push failed, or was not heard of to the end: some of them may have arrived.
+        self.unsure = set[Hint]()
+        self.unusable: dict[Lane, str] = {}  # and why; news for whoever empties it
+        self._told: dict[Lane, float] = {}
+        self.searches: dict[Lane, Any] = {}  # of lost hints, in lanes that are very long
 
     def rehearse(self, lane: Lane) -> None:
         """Connect, and make a message of no run: what comes first has not to wait for that."""
-        self._redis.ping()
+        self.probe()
         message(Hint(ID, 1, "scheduling.tasks.prune", *lane, "{}"))
 
+    def probe(self) -> None:
+        """Raise what is wrong if Redis is away, or takes no writes."""
+        Broker.lengths(self, ())
+
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
-        """Return how many messages lie in each lane, other people's plain ones included."""
-        lanes = list(lanes)
+        """Return how many messages lie in each lane, other people's plain ones included.
+
+        Fails where Redis answers and takes no writes (READONLY, OOM, MISCONF, ...): a hint could
+        not be pushed then.
+        """
+        taken = {lane: use for lane in lanes if (use := names().why_taken(lane.queue))}
+        for lane, use in taken.items():
+            self._tell_unusable(lane, f"the broker uses this name itself, for {use}")
+        lanes = [lane for lane in lanes if lane not in taken]
         pipeline = self._redis.pipeline(transaction=False)
+        pipeline.setrange(names().key_of(PROBE), 0, b"")  # a write that leaves nothing behind
         for lane in lanes:
             pipeline.llen(list_key(lane))
-        found = pipeline.execute(raise_on_error=False)
-        return {lane: _length(lane, length) for lane, length in zip(lanes, found, strict=True)}
+        written, *found = pipeline.execute(raise_on_error=False)
+        if isinstance(written, Exception) and not isinstance(written, NoPermissionError):
+            raise written
+        lengths = dict.fromkeys(taken, UNUSABLE)
+        for lane, length in zip(lanes, found, strict=True):
+            lengths[lane] = self._length(lane, length)
+        return lengths
+
+    def _length(self, lane: Lane, found: Any) -> int:
+        """Return a list's length; what is no list at all has no room, and stops no other lane."""
+        if isinstance(found, redis.ResponseError):
+            self._tell_unusable(lane, str(found))
+            return UNUSABLE
+        if isinstance(found, Exception):
+            raise found
+        return int(found)
+
+    def _tell_unusable(self, lane: Lane, why: str) -> None:
+        now = time.monotonic()
+        if now - self._told.get(lane, -math.inf) > TOLD_EVERY:
+            self._told[lane] = now
+            self.unusable[lane] = why
+            event(logger, "lane_unusable", level=logging.ERROR, queue=lane.queue, error=why)
 
     def push(self, hints: Iterable[Hint]) -> int:
         """Push hints to the tails of their lanes, in order; return how many."""
+        hints = list(hints)
         lanes = defaultdict[Lane, list[str]](list)
         for alike, some in groupby(hints, key=ALL_BUT_ID):
             _, _, queue, priority, _ = alike
@@ -87,8 +133,12 @@ class Broker:
         pipeline = self._redis.pipeline(transaction=False)
         for lane, messages in lanes.items():
             pipeline.lpush(list_key(lane), *messages)
-        pipeline.execute()
-        return sum(map(len, lanes.values()))
+        try:
+            pipeline.execute()
+        except (redis.RedisError, OSError):
+            self.unsure.update(hints)
+            raise
+        return len(hints)
 
     def ids_in(self, lane: Lane) -> set[UUID]:
         """Return the ids of all messages that lie in a lane.
@@ -96,27 +146,22 @@ class Broker:
         It is read in pieces from its head, where new ones come in: what stays is never passed over.
         """
         found, first = set[UUID](), 0
-        while payloads := self._redis.lrange(list_key(lane), first, first + PIECE - 1):
-            found.update(_ids(payloads))  # type: ignore[arg-type]
+        while ids := self.ids_from(lane, first):
+            found.update(ids)
             first += PIECE
-        return found
+        return found - {NO_RUN}
 
-
-def _length(lane: Lane, found: Any) -> int:
-    """Return a list's length; what is no list at all has no room, and stops no other lane."""
-    if isinstance(found, redis.ResponseError):
-        event(logger, "lane_unusable", level=logging.ERROR, queue=lane.queue, error=found)
-        return sys.maxsize
-    if isinstance(found, Exception):
-        raise found
-    return int(found)
+    def ids_from(self, lane: Lane, first: int) -> list[UUID]:
+        """Return the ids of PIECE messages of a lane, from the `first` on; fewer at its end."""
+        payloads: Any = self._redis.lrange(list_key(lane), first, first + PIECE - 1)
+        return list(_ids(payloads))
 
 
 def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
+    """Yield an id for each message; that of no run where it has none."""
     for payload in payloads:
         found = RUN_ID.search(payload)
-        if found:
-            yield UUID(found[1].decode())
+        yield UUID(found[1].decode()) if found else NO_RUN
 
 
 def message(hint: Hint) -> str:
@@ -163,20 +208,17 @@ def _template(
     celery_message = amqp.as_task_v2(
         ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
     )
-    with current_app.producer_pool.acquire(block=True) as producer:
-        channel: Any = producer.channel
-        body, content_type, content_encoding = producer._prepare(
-            celery_message.body, "json", None, None, None, celery_message.headers
-        )
-        text = channel.prepare_message(
-            body,
-            priority,
-            content_type,
-            content_encoding,
-            {**celery_message.headers, ATTEMPT: TRY},
-            {**celery_message.properties, "delivery_mode": 2},
-        )
-        channel._inplace_augment_message(text, "", queue)
+    content_type, content_encoding, body = serialize(celery_message.body, serializer="json")
+    channel: Any = names()  # knows how a message looks, and needs no connection
+    text = channel.prepare_message(
+        body,
+        priority,
+        content_type,
+        content_encoding,
+        {**celery_message.headers, ATTEMPT: TRY},
+        {**celery_message.properties, "delivery_mode": 2},
+    )
+    channel._inplace_augment_message(text, "", queue)
     text["properties"]["delivery_tag"] = TAG
     return SLOTS.sub(r"%(\g<0>)s", dumps(text).replace("%", "%%"))
 

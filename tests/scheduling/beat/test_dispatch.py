@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -11,10 +12,13 @@ from django.db.models import F
 from kombu import Queue
 from pytest_django import Settings
 
+from chaos.network import REFUSED, Proxy
+from config.embedded import RedisServer
 from scheduling import clock
 from scheduling.beat import dispatch
 from scheduling.beat.dispatch import LOST_AFTER, LOST_BY_AGE, publish, resend
 from scheduling.models import Priority, Run, State
+from scheduling.runs import hints
 from scheduling.runs.hints import Broker, Lane, list_key
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import in_thread, run, second_connection
@@ -151,12 +155,113 @@ class TestPublish:
             run(priority=Priority.FRONT)
         assert [publish(broker).hints for _ in range(2)] == [4, 0]
 
+    def test_a_run_whose_queue_has_a_name_of_the_brokers_own_waits_and_says_so(
+        self, broker: Broker, redis_client: redis.Redis
+    ) -> None:
+        """Raw SQL can write anything."""
+        made = [run(queue=name, priority=0) for name in ("unacked", "_kombu.binding.celery")]
+        queued = run(State.QUEUED, queue="unacked", priority=0)
+        good = run(queue="good")
+        age(LOST_BY_AGE.total_seconds() + 10)
+        assert (publish(broker).hints, resend(broker), publish(broker).hints) == (1, 0, 0)
+        assert redis_client.keys() == [b"good\x06\x166"]
+        for each in made:
+            each.refresh_from_db()
+            assert each.state == State.SCHEDULED
+            assert "the broker uses this name itself" in each.reason
+        assert (state_of(queued), state_of(good)) == (State.QUEUED, State.QUEUED)
+
     def test_while_redis_is_away_nothing_is_queued(self, settings: Settings) -> None:
         settings.REDIS_URL = "redis://127.0.0.1:1/0"
         made = run()
         with pytest.raises(redis.ConnectionError):
             publish(Broker())
         assert state_of(made) == State.SCHEDULED
+
+
+REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "READONLY": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    "OOM": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    "NOREPLICAS": (
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "0"),
+    ),
+}
+
+
+@pytest.mark.django_db
+class TestARedisThatRefuses:
+    @pytest.fixture
+    def own(self, own_redis: RedisServer, settings: Settings) -> Iterator[Any]:
+        settings.REDIS_URL = own_redis.url
+        settings.QUEUE_WINDOW = 3
+        with redis.Redis.from_url(own_redis.url) as client:
+            yield client
+
+    def test_while_it_takes_no_writes_nothing_is_queued(self, own: Any) -> None:
+        for _ in range(10):
+            run()
+        for name, (begin, end) in REFUSALS.items():
+            own.execute_command(*begin)
+            for _ in range(3):
+                with pytest.raises(redis.ResponseError):
+                    publish(Broker())
+            assert not Run.objects.filter(state=State.QUEUED).exists(), name
+            own.execute_command(*end)
+        publish(Broker())
+        assert Run.objects.filter(state=State.QUEUED).count() == own.llen(list_key(MEDIUM)) == 3
+
+    def test_hints_whose_push_failed_are_pushed_before_more_is_queued(
+        self, own: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It gets full between the look at the lanes and the push."""
+        broker, lengths = Broker(), Broker.lengths
+        made = [run() for _ in range(10)]
+
+        def full_afterwards(self: Broker, lanes: Any) -> Any:
+            found = lengths(self, lanes)
+            own.config_set("maxmemory", "1")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Broker, "lengths", full_afterwards)
+            with pytest.raises(redis.ResponseError):
+                publish(broker)
+        for _ in range(3):
+            with pytest.raises(redis.ResponseError):
+                publish(broker)
+        assert Run.objects.filter(state=State.QUEUED).count() == 3
+        own.config_set("maxmemory", "0")
+        assert publish(broker).hints == 0
+        assert hints_in(own) == [each.pk for each in made[:3]]
+        assert not broker.unsure
+
+    @pytest.mark.parametrize("manner", ["lose the answer", "cut before"])
+    def test_a_push_that_was_cut_off_is_made_up_for_once(
+        self, own: Any, settings: Settings, manner: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Proxy.before(settings.REDIS_URL) as proxy:
+            settings.REDIS_URL = proxy.url
+            broker = Broker()
+            for _ in range(10):
+                run()
+            if manner == "lose the answer":
+                proxy.lose_the_answer_to(b"LPUSH")
+            else:
+                found = broker.lengths([MEDIUM])
+
+                def cut_off(_: Any) -> dict[Lane, int]:
+                    proxy.cut_off(REFUSED)
+                    return found
+
+                monkeypatch.setattr(broker, "lengths", cut_off)
+            with pytest.raises(redis.ConnectionError):
+                publish(broker)
+            monkeypatch.undo()
+            proxy.mend()
+            publish(broker)
+            assert len(set(hints_in(own))) == own.llen(list_key(MEDIUM)) == 3
+            assert Run.objects.filter(state=State.QUEUED).count() == 3
 
 
 @pytest.mark.django_db
@@ -219,7 +324,7 @@ class TestResend:
             assert hints_in(redis_client, Lane("probe", 6)) == [made.pk]
             got.ack()
 
-    def test_in_a_list_full_of_plain_messages_age_is_the_judge(
+    def test_a_list_full_of_plain_messages_is_looked_through_for_what_is_very_old_alone(
         self, broker: Broker, redis_client: redis.Redis, settings: Settings
     ) -> None:
         settings.QUEUE_WINDOW, settings.UNTRACKED_TASKS = 2, [add.name]
@@ -231,6 +336,40 @@ class TestResend:
         age(LOST_BY_AGE.total_seconds() + 10)
         assert resend(broker) == 1
         assert hints_in(redis_client)[-1] == made.pk
+
+    def test_a_very_long_list_is_looked_through_by_and_by_and_fills_no_further(
+        self, broker: Broker, redis_client: redis.Redis, settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(hints, "PIECE", 2)
+        monkeypatch.setattr(dispatch, "PIECE", 2)
+        monkeypatch.setattr(dispatch, "SEARCH_PIECES", 3)
+        settings.QUEUE_WINDOW, settings.UNTRACKED_TASKS = 4, [add.name]
+        for _ in range(4):
+            run()
+        publish(broker)
+        for _ in range(20):
+            add.apply_async((1, 2))
+        lost = hints_in(redis_client)[0]
+        redis_client.rpop(list_key(MEDIUM))
+        sent = []
+        for _ in range(30):  # a week of looks, each ten minutes after the last
+            age(LOST_BY_AGE.total_seconds() + 10)
+            sent.append(resend(broker))
+        assert sum(sent) == 1
+        assert sent.index(1) > 1
+        assert hints_in(redis_client)[-1] == lost
+        assert redis_client.llen(list_key(MEDIUM)) == 24
+
+    def test_a_lane_that_is_no_list_stops_no_other(
+        self, broker: Broker, redis_client: redis.Redis
+    ) -> None:
+        redis_client.sadd("odd", "x")
+        run(State.QUEUED, queue="odd", priority=0)
+        made = run(State.QUEUED)
+        age(LOST_BY_AGE.total_seconds() + 10)
+        assert resend(broker) == 1
+        assert hints_in(redis_client) == [made.pk]
 
     def test_a_front_lane_that_is_full_is_still_looked_through(
         self, broker: Broker, redis_client: redis.Redis, settings: Settings

@@ -1,5 +1,7 @@
 """Ticks of beat, in this process: what each finds, and what it costs when there is nothing."""
 
+import os
+import signal
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -32,6 +34,7 @@ from tests.scheduling.ledger import (
     ADD,
     crontab,
     in_thread,
+    interval,
     run,
     runs_of,
     schedule,
@@ -551,6 +554,35 @@ class TestServicesThatAreAway:
         assert scheduler.tick() == 0
         assert "redis_away" in caplog.text
         assert [made.state for made in runs_of(row)] == [State.SCHEDULED]
+
+    def test_a_redis_that_does_not_answer_keeps_no_occurrence_waiting(
+        self, settings: Settings, own_redis: RedisServer, bare_schedules: None
+    ) -> None:
+        settings.REDIS_URL = own_redis.url
+        row = schedule(interval=interval(1, "seconds"))
+        scheduler = make()
+        client = redis.Redis.from_url(own_redis.url)
+
+        def fired(count: int) -> bool:
+            scheduler.tick()
+            return len(runs_of(row)) >= count
+
+        wait_for(lambda: fired(1), timeout=10)
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: fired(7), timeout=10)
+        finally:
+            os.kill(own_redis.pid, signal.SIGCONT)
+        made = runs_of(row)
+        assert sum(each.coalesced for each in made) == 0
+        assert max(each.created_at - each.due_at for each in made[1:]) < timedelta(seconds=1)
+
+        def all_there() -> bool:
+            scheduler.tick()
+            length: Any = client.llen("celery\x06\x166")
+            return bool(length >= len(made))
+
+        wait_for(all_there, timeout=10)
 
     def test_pauses_grow_up_to_five_seconds(self, scheduler: Scheduler) -> None:
         pauses = [scheduler._backed_off("redis_away", None) for _ in range(7)]
