@@ -10,16 +10,19 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
+from kombu.serialization import prepare_accept_content
 
 from scheduling.base_job import BaseJob
-from scheduling.errors import ScheduleError
+from scheduling.errors import EnqueueError, ScheduleError
 from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
 from scheduling.schedules import auditing, code_entries, from_code, reconciling
 from scheduling.schedules.planning import rule_version
+from scheduling.task_options import check_queue
 
+JSON = "application/json"
 EXPECTED = {
     "CELERY_BEAT_SCHEDULER": "scheduling.beat:Scheduler",
     "CELERY_RESULT_BACKEND": "scheduling.celery_app.results:Backend",
@@ -39,6 +42,46 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
         for name, expected in EXPECTED.items()
         if getattr(settings, name, None) != expected
     ]
+
+
+@register()
+def check_broker(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """What is set for Celery's broker must fit the engine's own messages and clients."""
+    found: list[CheckMessage] = []
+    conf = current_app.conf
+    accepted = prepare_accept_content(conf.accept_content)
+    if accepted is not None and JSON not in accepted:
+        found.append(
+            Error(
+                f"accept_content is {list(conf.accept_content)!r}: workers would refuse every hint,"
+                " which is JSON, and no run would start.",
+                hint='Add "json" to CELERY_ACCEPT_CONTENT.',
+                id="scheduling.E020",
+            )
+        )
+    if conf.broker_use_ssl:
+        found.append(
+            Error(
+                "CELERY_BROKER_USE_SSL is set: only Celery's own connections would use it.",
+                hint="Take it away, and let REDIS_URL begin with rediss://: it has options for"
+                " certificates (docs/operations.md, Ways to Redis).",
+                id="scheduling.E021",
+            )
+        )
+    found += [
+        Error(str(error), hint="Rename it in CELERY_TASK_QUEUES.", id="scheduling.E022")
+        for queue in current_app.amqp.queues
+        if (error := _refusal_of(queue))
+    ]
+    return found
+
+
+def _refusal_of(queue: str) -> EnqueueError | None:
+    try:
+        check_queue(queue)
+    except EnqueueError as error:
+        return error
+    return None
 
 
 @register()

@@ -25,6 +25,7 @@ from django.db import DatabaseError
 from kombu.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES
 
 from scheduling.base_job import known_task
+from scheduling.broker.names import names
 from scheduling.errors import EnqueueError
 from scheduling.models import Priority
 from scheduling.postgres.sql import clean
@@ -64,6 +65,8 @@ def options_of(
             or its router fails.
     """
     asked = asked or {}
+    if isinstance(asked.get("queue"), str):
+        check_queue(asked["queue"])  # before Celery takes note of a new queue
     task: Any = asked.get("task_type") or known_task(name)
     own = task._get_exec_options() if task is not None else {}
     options = {**own, **asked}
@@ -145,17 +148,32 @@ def _asked_of(
             f"queue must have 1 to {QUEUE_MAX} characters, no NUL and no lone surrogate:"
             f" {str(queue)[:60]!r}."
         )
+    check_queue(queue)
     priority = route.get("priority")
     if priority is not None and not isinstance(priority, int):
         raise EnqueueError(f"task {name}: the priority must be a number, not {priority!r}.")
     return queue, Priority.nearest(priority)
 
 
+def check_queue(queue: str) -> None:
+    """Refuse a name that no queue can have.
+
+    Raises:
+        EnqueueError: it holds control characters, or the broker uses the name itself.
+    """
+    if not queue.isprintable():
+        raise EnqueueError(f"queue {queue[:60]!r} has characters that cannot be printed.")
+    if use := names().why_taken(queue):
+        raise EnqueueError(
+            f"queue {queue[:60]!r}: the broker uses this name itself, for {use}: take another one."
+        )
+
+
 def _queue_of(name: str, route: Mapping[str, Any]) -> Any:
     """Return the queue of a route, found as `celery.app.amqp` and kombu would deliver a message."""
     amqp: Any = current_app.amqp
-    names = ("queue", "exchange", "routing_key")
-    queue, exchange, key = (route.get(option) or None for option in names)
+    options = ("queue", "exchange", "routing_key")
+    queue, exchange, key = (route.get(option) or None for option in options)
     if queue is None and exchange is None:
         queue = amqp.default_queue
     if isinstance(queue, str):

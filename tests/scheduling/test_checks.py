@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
+from scheduling.checks import check_broker
 from scheduling.models import FINAL, UNFINISHED, State
 from tests.scheduling.commands import called
 from tests.scheduling.ledger import ADD, plans_of, run, schedule, write_successes
@@ -61,6 +63,29 @@ class TestTasksThatAreUnknown:
         answer = called("check", "--fail-level", "WARNING")
         assert answer.code == 1
         assert "scheduling.W001" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("accept_content", ["pickle"], "scheduling.E020"),
+        ("accept_content", ["json", "pickle"], ""),
+        ("accept_content", ["application/json"], ""),
+        ("broker_use_ssl", {"ssl_cert_reqs": "none"}, "scheduling.E021"),
+        ("broker_use_ssl", None, ""),
+    ],
+)
+def test_what_celerys_broker_is_told_must_fit_the_engine(
+    option: str, value: Any, expected: str
+) -> None:
+    conf = current_app.conf
+    before = conf[option]
+    conf[option] = value
+    try:
+        found = " ".join(str(message.id) for message in check_broker(None))
+    finally:
+        conf[option] = before
+    assert found == expected
 
 
 def test_where_the_ledger_is_away_the_rest_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,12 @@ from celery import current_app
 from kombu import Queue
 
 from scheduling.broker import doorbell
+from scheduling.broker.names import names
+from scheduling.errors import EnqueueError
 from scheduling.ids import uuid7
 from scheduling.models import Priority
 from scheduling.runs.hints import Broker, Hint, Lane
+from scheduling.task_options import options_of
 from tests.jobs.tasks import add
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -33,6 +36,39 @@ def options(request: pytest.FixtureRequest, redis_client: redis.Redis) -> Iterat
     conf.broker_transport_options = {**before, **request.param}
     try:
         yield request.param
+    finally:
+        conf.broker_transport_options = before
+
+
+TAKEN = [
+    "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery",
+    "_kombu.binding_deadlines",
+    "_kombu.binding_permanent.celery", "celery\x06\x166", "a\x06\x16b", "celery.pidbox",
+    "w1@host.celery.pidbox", "4ce9.reply.celery.pidbox", "celeryev", "celeryev.4ce9",
+    "scheduling.bell", "a\nb", "a\x00b", "a\x7fb", "zero\u200bwidth", "q" * 201,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("queue", TAKEN)
+def test_no_queue_can_have_a_name_that_the_broker_uses_itself(queue: str) -> None:
+    with pytest.raises(EnqueueError, match="queue"):
+        options_of(add.name, asked={"queue": queue})
+
+
+@pytest.mark.parametrize(
+    "queue", ["celery", "unacked2", "kombu", "ev", "grün", "a b", "scheduling"]
+)
+def test_other_names_are_free(queue: str) -> None:
+    assert options_of(add.name, asked={"queue": queue}).queue == queue
+
+
+def test_names_that_transport_options_give_are_taken_too(redis_client: redis.Redis) -> None:
+    conf = current_app.conf
+    before = conf.broker_transport_options
+    conf.broker_transport_options = {**before, "unacked_key": "mine"}
+    try:
+        assert names().why_taken("mine")
+        assert not names().why_taken("unacked")
     finally:
         conf.broker_transport_options = before
 
