@@ -14,6 +14,7 @@ from bench import (
     herd,
     inserting,
     latency,
+    old_snapshot,
     one_offs,
     pages,
     report,
@@ -33,6 +34,7 @@ BENCHES: dict[str, ModuleType] = {
     "throughput": throughput,
     "one-offs": one_offs,
     "latency": latency,
+    "old-snapshot": old_snapshot,
     "inserting": inserting,
 }
 

@@ -6,6 +6,7 @@ from django.db import Error
 from django.http import HttpRequest, JsonResponse
 
 from scheduling.heartbeats import alive
+from scheduling.postgres import snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -13,9 +14,13 @@ SERVICES = ("beat", "worker")
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
-    """200 where the ledger answers and a beat and a worker were seen of late; else 503."""
+    """200 where the ledger answers and a beat and a worker were seen of late; else 503.
+
+    What makes it slow is named beside that.
+    """
     findings = check_services()
-    return JsonResponse(findings, status=200 if set(findings.values()) == {"ok"} else 503)
+    status = 200 if set(findings.values()) == {"ok"} else 503
+    return JsonResponse({**findings, **what_hurts()}, status=status)
 
 
 def healthz_web(request: HttpRequest) -> JsonResponse:
@@ -36,3 +41,13 @@ def check_services(host: str = "") -> dict[str, str]:
         "database": "ok",
         **{name: "ok" if name in found else f"none seen{where}" for name in SERVICES},
     }
+
+
+def what_hurts() -> dict[str, str]:
+    """Return what makes the ledger slow, in words, by what it is; empty where nothing does."""
+    try:
+        snapshot = snapshots.that_hurts()
+    except Error:
+        logger.exception("health_unknown")
+        return {}
+    return {"oldest_snapshot": str(snapshot)} if snapshot else {}

@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,6 +18,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import connection
 
+from scheduling.beat.lanes import Lanes
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.postgres.prepared import run_prepared
@@ -32,23 +33,11 @@ LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere
 LOST_BY_AGE = timedelta(minutes=10)  # the same, before a very long list is looked through
 SEARCH_PIECES = 5  # of a very long list that are looked through at once
 
-# A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
-WAITING_LANES = """
-WITH RECURSIVE lane AS (
-    (SELECT queue, priority, run_at FROM scheduling_run WHERE state = 'scheduled'
-      ORDER BY queue, priority, run_at LIMIT 1)
-  UNION ALL
-    SELECT next.* FROM lane, LATERAL (
-        SELECT queue, priority, run_at FROM scheduling_run
-         WHERE state = 'scheduled' AND (queue, priority) > (lane.queue, lane.priority)
-         ORDER BY queue, priority, run_at LIMIT 1) next)
-SELECT queue, priority, extract(epoch FROM run_at - clock_timestamp())::float FROM lane
-"""
-
 QUEUE = """
 WITH due AS MATERIALIZED (
     SELECT id FROM scheduling_run
      WHERE state = 'scheduled' AND queue = %(queue)s AND priority = %(priority)s
+       AND run_at >= COALESCE(%(low)s::timestamptz, '-infinity')
        AND run_at <= statement_timestamp()
        AND (expires_at IS NULL OR expires_at > statement_timestamp())
      ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED),
@@ -76,29 +65,29 @@ def publish(
     limit: int = BATCH,
     others: Iterable[Lane] = (),
     coming: Mapping[Lane, int] = NOTHING,
+    lanes: Lanes | None = None,
 ) -> Published:
     """Queue and push up to `limit` runs of each lane that has room in its window.
 
     The room of the `others`, where nothing may wait, is told as well. So many hints as `coming`
-    says are on their way into their lanes, and are counted as if they were there.
+    says are on their way into their lanes, and are counted as if they were there. `lanes` is what a
+    beat knows of what waits; without it, all lanes are looked at.
     """
     if broker.unsure:
         settle_unsure(broker)
-    waiting = _waiting_lanes()
-    due = [lane for lane, seconds in waiting.items() if seconds <= 0]
+    waiting = (lanes or Lanes()).look()
     pushed, room = 0, dict[Lane, int]()
-    if lanes := {*due, *others}:
+    if asked := {*waiting.due, *others}:
         # Fails where Redis is away or takes no writes, before anything is queued.
-        lengths = broker.lengths(lanes)
-        room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in lanes}
+        lengths = broker.lengths(asked)
+        room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in asked}
         _tell_runs(broker)
-        for lane in due:
-            hints = _queue(lane, min(limit, room[lane]))
+        for lane, low in waiting.due.items():
+            hints = _queue(lane, min(limit, room[lane]), low)
             pushed += push(broker, hints)
             drained = len(hints) < min(limit, room[lane])
             room[lane] = room[lane] - len(hints) if drained else 0
-    later = [seconds for seconds in waiting.values() if seconds > 0]
-    return Published(pushed, min(later, default=None), room)
+    return Published(pushed, waiting.next_in, room)
 
 
 NOTE_UNUSABLE = """
@@ -176,12 +165,6 @@ class Pushes:
             under_way.result()
 
 
-def _waiting_lanes() -> dict[Lane, float]:
-    """Return each lane with waiting runs, and the seconds until its first may start."""
-    rows = run_prepared(WAITING_LANES, {})
-    return {Lane(queue, priority): wait for queue, priority, wait in rows}
-
-
 def _room(lane: Lane, length: int) -> int:
     return max(_window(lane) - length, 0)
 
@@ -193,22 +176,26 @@ def _window(lane: Lane) -> int:
     return window
 
 
-def _queue(lane: Lane, limit: int) -> list[Hint]:
+def _queue(lane: Lane, limit: int, low: datetime | None = None) -> list[Hint]:
+    """Queue up to `limit` runs of the lane that may start, from `run_at` = `low` on."""
     if limit <= 0:
         return []
-    return [Hint(*row) for row in run_prepared(QUEUE, {**lane._asdict(), "limit": limit})]
+    parameters = {**lane._asdict(), "limit": limit, "low": low}
+    return [Hint(*row) for row in run_prepared(QUEUE, parameters)]
 
 
 OLD_LANES = """
 SELECT queue, priority, min(queued_at) < statement_timestamp() - %(by_age)s::interval
   FROM scheduling_run
- WHERE state = 'queued' AND queued_at < statement_timestamp() - %(lost_after)s::interval
+ WHERE state = 'queued' AND queued_at >= COALESCE(%(low)s::timestamptz, '-infinity')
+   AND queued_at < statement_timestamp() - %(lost_after)s::interval
  GROUP BY queue, priority
 """
 
 OLD_QUEUED = """
 SELECT id FROM scheduling_run
- WHERE state = 'queued' AND queued_at < statement_timestamp() - %(age)s::interval
+ WHERE state = 'queued' AND queued_at >= COALESCE(%(low)s::timestamptz, '-infinity')
+   AND queued_at < statement_timestamp() - %(age)s::interval
    AND queue = %(queue)s AND priority = %(priority)s
 """
 
@@ -222,14 +209,14 @@ RETURNING id, attempt, task, queue, priority, options
 """
 
 
-def resend(broker: Broker, limit: int = BATCH) -> int:
+def resend(broker: Broker, limit: int = BATCH, low: datetime | None = None) -> int:
     """Push again the hints of queued runs that lie nowhere in Redis; return how many.
 
     By content, never by age: however long a queue is, what lies in it is not sent again. A list
     that plain Celery messages make longer than twice its window is looked through by and by, and
-    only for runs that were queued LOST_BY_AGE ago.
+    only for runs that were queued LOST_BY_AGE ago. No run was queued before `low`.
     """
-    parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER}
+    parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER, "low": low}
     with connection.cursor() as cursor:
         cursor.execute(OLD_LANES, parameters)
         lanes = {Lane(queue, priority): very_old for queue, priority, very_old in cursor.fetchall()}
@@ -239,20 +226,22 @@ def resend(broker: Broker, limit: int = BATCH) -> int:
     lost = [
         run_id
         for lane, very_old in lanes.items()
-        for run_id in _lost_of(broker, lane, lengths[lane], very_old=very_old)
+        for run_id in _lost_of(broker, lane, lengths[lane], low, very_old=very_old)
     ]
     return sum(_resend(broker, lost[start : start + limit]) for start in range(0, len(lost), limit))
 
 
-def _lost_of(broker: Broker, lane: Lane, length: int, *, very_old: bool) -> list[UUID]:
+def _lost_of(
+    broker: Broker, lane: Lane, length: int, low: datetime | None, *, very_old: bool
+) -> list[UUID]:
     if length == UNUSABLE:
         return []
     if _is_too_long(lane, length):
-        return _searched_for(broker, lane) if very_old else []
+        return _searched_for(broker, lane, low) if very_old else []
     broker.searches.pop(lane, None)
     # The list before the rows: a hint that is pushed or taken in between must not look lost.
     there = broker.ids_in(lane)
-    return [run_id for run_id in _old_queued(lane) if run_id not in there]
+    return [run_id for run_id in _old_queued(lane, low) if run_id not in there]
 
 
 def _is_too_long(lane: Lane, length: int) -> bool:
@@ -260,9 +249,9 @@ def _is_too_long(lane: Lane, length: int) -> bool:
     return length > 2 * _window(lane)
 
 
-def _old_queued(lane: Lane, since: timedelta = timedelta(0)) -> list[UUID]:
+def _old_queued(lane: Lane, low: datetime | None, since: timedelta = timedelta(0)) -> list[UUID]:
     """Return the lane's queued runs whose hints may be lost, and were so early as `since` ago."""
-    parameters: dict[str, Any] = {**lane._asdict(), "age": since + LOST_AFTER}
+    parameters: dict[str, Any] = {**lane._asdict(), "age": since + LOST_AFTER, "low": low}
     with connection.cursor() as cursor:
         cursor.execute(OLD_QUEUED, parameters)
         return [run_id for (run_id,) in cursor.fetchall()]
@@ -294,15 +283,15 @@ class Search:
         return True
 
 
-def _searched_for(broker: Broker, lane: Lane) -> list[UUID]:
+def _searched_for(broker: Broker, lane: Lane, low: datetime | None) -> list[UUID]:
     """Go on with the search through a long list; return what is in none of it, at its end."""
-    search: Search = broker.searches.get(lane) or Search(_old_queued(lane))
+    search: Search = broker.searches.get(lane) or Search(_old_queued(lane, low))
     broker.searches[lane] = search
     if search.goes_on(broker, lane):
         return []
     del broker.searches[lane]
     # What was queued again meanwhile may lie where the search has been.
-    return [run_id for run_id in _old_queued(lane, search.age) if run_id in search.missing]
+    return [run_id for run_id in _old_queued(lane, low, search.age) if run_id in search.missing]
 
 
 def _uuid(run_id: UUID | str) -> UUID:

@@ -5,8 +5,9 @@ Which runs, `deciding` says, by the policies.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from django.db import DatabaseError, IntegrityError, transaction
@@ -154,15 +155,16 @@ class Fired(NamedTuple):
     """What one `fire_due` did: plans it looked at, and the schedules whose last run moved.
 
     `hints` are of the runs that are queued already, and have to be pushed now; `lanes` those of all
-    runs. `behind`: one of the plans is due again already.
+    runs, with the first `run_at` of those that may start and are not queued. `behind`: the first
+    instant at which one of the plans is due again already.
     """
 
     plans: int
     schedule_ids: Sequence[int]
     one_off_ids: Sequence[int]
     hints: Sequence[Hint] = ()
-    behind: bool = False
-    lanes: Set[Lane] = frozenset()
+    behind: datetime | None = None
+    lanes: Mapping[Lane, datetime | None] = MappingProxyType({})
 
 
 class Runs(NamedTuple):
@@ -270,9 +272,19 @@ def _fire(low: datetime, limit: int, room: MutableMapping[Lane, int], *, newest:
     plans = sum(len(moved.schedule_ids) for moved in moves)
     fired = [key for moved in moves if moved.like.fired for key in moved.schedule_ids]
     instants = [moved.like.next_due_at for moved in moves]
-    behind = any(instant is not None and instant <= now for instant in instants)
-    lanes = {Lane(made.like.queue, made.like.priority) for made in runs}
-    return Fired(plans, fired, one_offs, hints, behind, lanes)
+    behind = min((at for at in instants if at is not None and at <= now), default=None)
+    return Fired(plans, fired, one_offs, hints, behind, _lanes_of(runs, now))
+
+
+def _lanes_of(runs: Iterable[Runs], now: datetime) -> dict[Lane, datetime | None]:
+    """Return the lanes of all runs, with the first `run_at` of those that wait to be queued."""
+    lanes = dict[Lane, datetime | None]()
+    for like, *_ in runs:
+        lane = Lane(like.queue, like.priority)
+        first = lanes.setdefault(lane, None)
+        if like.state == State.SCHEDULED and like.run_at <= now:
+            lanes[lane] = like.run_at if first is None else min(first, like.run_at)
+    return lanes
 
 
 def rehearse() -> None:

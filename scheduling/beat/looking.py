@@ -1,60 +1,130 @@
-"""What beat looks for: one statement a tick, a cheap probe of an index for each kind of work."""
+"""What beat looks for: one statement a tick, a cheap probe of an index for each kind of work.
 
+While a dump or an idle transaction keeps an old snapshot, Postgres removes no entry of an index.
+What runs have left behind lies before everything that waits, and a look from the beginning reads
+past all of it. So a look that takes long becomes narrow: it begins where the last one ended, or
+with the first piece of work that was left. What lies before that (a row whose transaction took
+long, say) is looked for in slices, the newest first, for a small share of the time.
+"""
+
+import json
+import logging
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.db import connection
 
-from scheduling.beat import dispatch
+from scheduling.beat.dispatch import LOST_AFTER
+from scheduling.beat.lanes import BEFORE_ALL, FOREVER, OVERLAP, WAITING_LANES, Lanes
+from scheduling.beat.slices import RARELY, SLICE, SLOW, SLOW_ONES, Slices
 from scheduling.failures import alerts
+from scheduling.logs import event
 from scheduling.postgres.prepared import run_prepared
 
-# Entries of plans that fired long ago lie at the beginning of their index for as long as an old
-# snapshot is held: to look past them all takes milliseconds then, and is done the more rarely.
-LOOK_BACK = timedelta(minutes=1)
-FAR_BACK_EVERY = 1.0  # seconds between looks beyond this margin, at least
-FAR_BACK_SHARE = 100  # and this many times what the last one took
-FAR_BACK_WITHIN = 60.0  # seconds, at most
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+logger = logging.getLogger(__name__)
 
-LOOK = """
-SELECT statement_timestamp(),
-    (SELECT extract(epoch FROM min(next_due_at) - clock_timestamp())::float
-       FROM scheduling_plan WHERE next_due_at > %(low)s),
-    EXISTS (SELECT 1 FROM scheduling_plan
-             WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)),
-    EXISTS (SELECT 1 FROM scheduling_run
-             WHERE state = 'running' AND lease_expires_at < statement_timestamp()),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE expires_at <= statement_timestamp()
-               AND state IN ('scheduled', 'held', 'queued')),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL),
+SLOW_FOR = 0.5  # seconds that slow looks have taken, one after the other, before they change
+MANY_PAGES = 400  # of tables and indexes: a look at a ledger at rest reads some forty
+TRY_BELOW = 0.1  # seconds of the whole way back, when it is worth a try to look at all of it
+WIDE_AGAIN = 1000  # so many times what the slow look took, looks stay as they are, at least
+WIDE_AGAIN_WITHIN = 600.0  # seconds
+DOUBT_WITHIN = 10.0  # seconds until it is asked again why looks are slow
+THIS_SOON = timedelta(seconds=2)  # what a narrow look sees of the future
+LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
+ALWAYS = timedelta(days=1_000_000)
+MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000  # of them
+
+WAITS = "state IN ('scheduled', 'held', 'queued')"
+
+
+class Kind(NamedTuple):
+    """A kind of work: rows of a table, and the instant by which an index has them in order."""
+
+    rows: str
+    instant: str
+    until: str  # rows up to this instant, in SQL, are work now
+
+
+KINDS = {
+    "due": Kind(
+        "scheduling_plan WHERE true", "next_due_at", "statement_timestamp() + %(ahead)s::interval"
+    ),
+    "to_plan": Kind(
+        "scheduling_plan WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)",
+        "plan_from", "statement_timestamp() + %(ahead)s::interval",
+    ),
+    "leases": Kind(
+        "scheduling_run WHERE state = 'running'", "lease_expires_at", "statement_timestamp()"
+    ),
+    "expired": Kind(f"scheduling_run WHERE {WAITS}", "expires_at", "statement_timestamp()"),
+    "queued": Kind(
+        "scheduling_run WHERE state = 'queued'", "queued_at",
+        "statement_timestamp() - %(lost_after)s::interval",
+    ),
+    "passed": Kind(
+        f"scheduling_run WHERE priority > 0 AND {WAITS}", "deadline", "statement_timestamp()"
+    ),
+    "near": Kind(
+        f"scheduling_run WHERE priority > 3 AND {WAITS} AND deadline > statement_timestamp()",
+        "deadline", "statement_timestamp() + %(deadline_near)s::interval",
+    ),
+    "failed": Kind(
+        "scheduling_failure WHERE true", "noted_at", "statement_timestamp() + %(ahead)s::interval"
+    ),
+}  # fmt: skip
+
+FIRST = """(SELECT CASE WHEN min({instant}) < '0001-01-03Z' THEN '0001-01-03Z'
+            ELSE min({instant}) END FROM {rows}
+       AND {instant} >= COALESCE(%({name})s::timestamptz, '-infinity')
+       AND {instant} <= LEAST(%(until)s::timestamptz, {until})) AS {name}"""
+FIRSTS = ",\n    ".join(FIRST.format(name=name, **kind._asdict()) for name, kind in KINDS.items())
+
+HELD = "EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL)"
+UNHURRIED = """
     EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'held' AND backfill_id IS NOT NULL),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE state = 'queued'
-               AND queued_at < statement_timestamp() - %(lost_after)s::interval),
-    EXISTS (SELECT 1 FROM scheduling_run WHERE deadline <= statement_timestamp()
-               AND priority > 0 AND state IN ('scheduled', 'held', 'queued'))
-    OR EXISTS (SELECT 1 FROM scheduling_run
-             WHERE deadline <= statement_timestamp() + %(deadline_near)s::interval
-               AND priority > 3 AND state IN ('scheduled', 'held', 'queued')),
-    EXISTS (SELECT 1 FROM scheduling_failure WHERE noted_at > %(low)s),
     EXISTS (SELECT 1 FROM scheduling_failuregroup WHERE news <> '')
     AND NOT EXISTS (SELECT 1 FROM scheduling_run WHERE unique_key = %(alert)s
                AND state IN ('scheduled', 'held', 'queued', 'running'))
 """
 
+# Each kind's first piece of work, from an instant of its own on.
+LOOK_NARROWLY = f"SELECT statement_timestamp(),\n    {FIRSTS}"
+LOOK = f"{LOOK_NARROWLY},\n    {HELD}, {UNHURRIED}"
+LOOK_UNHURRIED = f"SELECT {UNHURRIED}"
+
+FROM_THE_BEGINNING: dict[str, datetime | None] = dict.fromkeys(KINDS)
+
 
 def look_settings() -> dict[str, Any]:
-    """Return the parameters of LOOK, all but its `low`."""
+    """Return the parameters of LOOK, all but where it begins and ends."""
     return {
-        "lost_after": dispatch.LOST_AFTER,
+        "lost_after": LOST_AFTER,
         "deadline_near": settings.DEADLINE_NEAR,
         "alert": alerts.KEY,
     }
 
 
+def everywhere() -> dict[str, Any]:
+    """Return the parameters of a LOOK that sees everything."""
+    return {**look_settings(), **FROM_THE_BEGINNING, "until": FOREVER, "ahead": ALWAYS}
+
+
+def pages_read(sql: str, parameters: Mapping[str, Any]) -> int:
+    """Return how many pages a query reads."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}", parameters)
+        ((explained,),) = cursor.fetchall()
+    found = json.loads(explained) if isinstance(explained, str) else explained
+    plan = found[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
 class Look(NamedTuple):
-    """What there is to do, in LOOK's order; one cheap probe of an index for each."""
+    """What there is to do."""
 
     now: datetime
     next_due_in: float | None
@@ -70,25 +140,143 @@ class Look(NamedTuple):
 
 
 class Lookout:
-    """Looks for work; what is due and lies before `low` need not be looked for in this tick."""
+    """Looks for work, everywhere while that is cheap, else narrowly.
+
+    `lows` says for each kind of work where it begins: nothing of that kind lies before it, as far
+    as this lookout knows. What a tick does then need not look before it either.
+    """
 
     def __init__(self) -> None:
-        self.low = LONG_AGO
-        self._far_back_at = 0.0
+        self.lanes = Lanes()
+        self.lows = dict(FROM_THE_BEGINNING)
+        self._slow: list[float] = []  # seconds of the last looks, while these were slow
+        self._wide_at = 0.0  # how looks are is not asked before
+        self._past = Slices(0, _place(FOREVER), SECOND)
+        self._now = FOREVER
+        self._firsts = dict(FROM_THE_BEGINNING)
+        self._unhurried = (False, False)
+        self._unhurried_at = 0.0
+
+    @property
+    def narrow(self) -> bool:
+        return self.lanes.narrow
 
     def look(self) -> Look:
         """Return what there is to do now."""
-        begun = time.monotonic()
-        far_back = begun >= self._far_back_at
-        parameters = {**look_settings(), "low": LONG_AGO if far_back else self.low}
-        (found,) = run_prepared(LOOK, parameters)
-        look = Look(*found)
-        self.low = LONG_AGO if far_back else look.now - LOOK_BACK
-        if far_back:
-            wait = max(FAR_BACK_EVERY, FAR_BACK_SHARE * (time.monotonic() - begun))
-            self._far_back_at = begun + min(wait, FAR_BACK_WITHIN)
-        return look
+        if not self.narrow:
+            return self._look_everywhere()
+        now, *firsts = run_prepared(LOOK_NARROWLY, self._parameters(self.lows, FOREVER))[0]
+        self._note(now, firsts)
+        self.look_back(SLICE)
+        if self._past.cost is not None and self._past.cost < TRY_BELOW:
+            self.lanes.narrow = time.monotonic() < self._wide_at
+        return self._found(True, *self._look_unhurried())
 
-    def far_back_within(self, seconds: float) -> None:
-        """Look all the way back in at most so many seconds."""
-        self._far_back_at = min(self._far_back_at, time.monotonic() + seconds)
+    def look_back(self, seconds: float) -> bool:
+        """Look at slices of the past for about so long; return whether work was found.
+
+        Nothing is done while looks see everything, or when the past has had its share of the time.
+        """
+        if not self.narrow:
+            return False
+        found = False
+        for low, high in self._past.go_back(seconds, _place(self._now)):
+            until = FOREVER if high is None else _instant(high)
+            found |= self._look_between(None if low is None else _instant(low), until)
+        return found
+
+    def heard(self, seconds: float | None) -> None:
+        """Look soon for runs that waited so long before they could be seen; None: for how long?"""
+        if seconds is None:
+            self._past.begin_again()
+        else:
+            self.lanes.rewind(seconds)
+
+    def after(self, kind: str) -> datetime:
+        """Return an instant after which all work of this kind is."""
+        low = self.lows[kind]
+        return LONG_AGO if low is None else low - MICROSECOND
+
+    def lower(self, kind: str, instant: datetime | None) -> None:
+        """Note that work of this kind begins at `instant`, or before; None: that it may."""
+        low = self.lows[kind]
+        if instant is None or instant <= BEFORE_ALL:
+            self.lows[kind] = None
+        elif low is not None:
+            self.lows[kind] = min(low, instant)
+
+    def _look_everywhere(self) -> Look:
+        began = time.monotonic()
+        (found,) = run_prepared(LOOK, everywhere())
+        took = time.monotonic() - began + self.lanes.took
+        self._slow = [*self._slow, took] if took > SLOW else []
+        self._note(found[0], found[1 : 1 + len(KINDS)])
+        if len(self._slow) >= SLOW_ONES and sum(self._slow) > SLOW_FOR and began >= self._wide_at:
+            self._slow = []
+            self._be_narrow(took)
+        return self._found(*found[1 + len(KINDS) :])
+
+    def _be_narrow(self, took: float) -> None:
+        """Look narrowly for some time if that reads less; a busy machine makes looks slow, too."""
+        now = time.monotonic()
+        pages = pages_read(LOOK, everywhere()) + pages_read(WAITING_LANES, {})
+        self.lanes.narrow = pages > MANY_PAGES
+        if self.lanes.narrow:
+            self._past = Slices(0, _place(FOREVER), SECOND)
+            event(logger, "looks_narrow", pages=pages, took=round(took, 3))
+            self._wide_at = now + min(WIDE_AGAIN * took, WIDE_AGAIN_WITHIN)
+        else:
+            self._wide_at = now + min(RARELY * took, DOUBT_WITHIN)
+
+    def _note(self, now: datetime, firsts: Sequence[datetime | None]) -> None:
+        """Set the lows: the first piece of work, or just before what was looked at last."""
+        seen = dict.fromkeys(KINDS, now - OVERLAP)
+        seen["queued"] -= LOST_AFTER
+        seen["near"] += settings.DEADLINE_NEAR
+        self._now, self.lows = now, dict[str, datetime | None](seen)
+        self._firsts = dict(zip(KINDS, firsts, strict=True))
+        for name, first in self._firsts.items():
+            if first is not None:
+                self.lower(name, first)
+
+    def _found(self, held: bool, backfills_held: bool, news: bool) -> Look:
+        first, now = self._firsts, self._now
+        next_due_in = None if first["due"] is None else (first["due"] - now).total_seconds()
+        return Look(
+            now, next_due_in, first["to_plan"] is not None, first["leases"] is not None,
+            first["expired"] is not None, held, backfills_held, first["queued"] is not None,
+            first["passed"] is not None or first["near"] is not None,
+            first["failed"] is not None, news,
+        )  # fmt: skip
+
+    def _look_between(self, since: datetime | None, until: datetime) -> bool:
+        lows: dict[str, datetime | None] = dict.fromkeys(KINDS, since)
+        _, *firsts = run_prepared(LOOK_NARROWLY, self._parameters(lows, until))[0]
+        news = self.lanes.look_between(since, until)
+        for name, first in zip(KINDS, firsts, strict=True):
+            low, known = self.lows[name], self._firsts[name]
+            if first is not None and (known is None or first < known):
+                self._firsts[name] = first
+                news |= low is not None and first < low
+                self.lower(name, first)
+        return news
+
+    def _look_unhurried(self) -> tuple[bool, bool]:
+        began = time.monotonic()
+        if began >= self._unhurried_at:
+            (found,) = run_prepared(LOOK_UNHURRIED, {"alert": alerts.KEY})
+            self._unhurried = found[0], found[1]
+            self._unhurried_at = began + RARELY * (time.monotonic() - began)
+        return self._unhurried
+
+    def _parameters(self, lows: dict[str, datetime | None], until: datetime) -> dict[str, Any]:
+        return {**look_settings(), **lows, "until": until, "ahead": THIS_SOON}
+
+
+def _place(instant: datetime) -> int:
+    """Return an instant as microseconds."""
+    return (instant - BEFORE_ALL) // MICROSECOND
+
+
+def _instant(place: int) -> datetime:
+    return BEFORE_ALL + place * MICROSECOND

@@ -40,6 +40,7 @@ SELECT id, attempt, task, max_attempts, failures, worker, lease_expires_at,
 """  # noqa: S608 (constants only)
 
 LOST = f"""{RUNNING}
+   AND lease_expires_at >= COALESCE(%(low)s::timestamptz, '-infinity')
    AND lease_expires_at < {NOW} AND {THERE_SINCE} + %(lease)s::interval < {NOW}
  ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
 """
@@ -150,7 +151,9 @@ class Ledger:
         return over
 
 
-def recover_lost_leases(ledger: Ledger | None = None, limit: int = BATCH) -> int:
+def recover_lost_leases(
+    ledger: Ledger | None = None, limit: int = BATCH, low: datetime | None = None
+) -> int:
     """End the attempts whose lease has run out; return how many.
 
     While Postgres is away nobody can renew: leases are judged only after it has been there for
@@ -159,11 +162,12 @@ def recover_lost_leases(ledger: Ledger | None = None, limit: int = BATCH) -> int
     Args:
         ledger: what a beat knows of that, besides when Postgres started; and of its clock.
         limit: attempts in a batch.
+        low: no lease that has run out did so earlier.
     """
     if ledger is not None and not ledger.may_judge():
         return 0
     ledger = ledger or Ledger()
-    return _end(_leases(LOST, ledger, limit), ledger)
+    return _end(_leases(LOST, ledger, limit, low), ledger)
 
 
 def recover_leases_ahead(ledger: Ledger, limit: int = BATCH) -> int:
@@ -175,9 +179,10 @@ def recover_leases_ahead(ledger: Ledger, limit: int = BATCH) -> int:
     return _end(ledger.over_by_now(_leases(AHEAD, ledger, limit)), ledger)
 
 
-def _leases(sql: str, ledger: Ledger, limit: int) -> list[_Lease]:
+def _leases(sql: str, ledger: Ledger, limit: int, low: datetime | None = None) -> list[_Lease]:
     parameters: dict[str, Any] = {
-        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at, "now": ledger.now
+        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at, "now": ledger.now,
+        "low": low,
     }  # fmt: skip
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)

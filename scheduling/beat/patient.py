@@ -7,8 +7,9 @@ probe in the background has gone through, nothing more is asked.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 from uuid import UUID
@@ -97,17 +98,19 @@ class Bell:
 
     def __init__(self) -> None:
         self._rung = Event()
+        self._said = SimpleQueue[float | None]()
         self._thread: Thread | None = None
         self._closed = Event()
 
-    def wait(self, seconds: float) -> None:
-        """Return at the next ring, or after `seconds`; rings that came together count once."""
+    def wait(self, seconds: float) -> Sequence[float | None]:
+        """Return at the next ring, or after `seconds`: what the rings said that came together."""
         if self._thread is None:
-            arguments = (self._rung, self._closed)
+            arguments = (self._rung, self._said, self._closed)
             self._thread = Thread(target=_listen, args=arguments, name="bell", daemon=True)
             self._thread.start()
         self._rung.wait(max(seconds, 0.0))
         self._rung.clear()
+        return [self._said.get_nowait() for _ in range(self._said.qsize())]  # its only reader
 
     def close(self) -> None:
         self._closed.set()
@@ -115,10 +118,12 @@ class Bell:
     __del__ = close
 
 
-def _listen(rung: Event, closed: Event) -> None:
-    """Set `rung` at each ring, until its owner is gone."""
+def _listen(rung: Event, said: "SimpleQueue[float | None]", closed: Event) -> None:
+    """Set `rung` at each ring, and pass on what it said, until its owner is gone."""
     listener = Listener()
     while not closed.is_set():
-        if listener.wait(LISTEN):
+        if rings := listener.wait(LISTEN):
+            for ring in rings:
+                said.put(ring)
             rung.set()
     listener.close()

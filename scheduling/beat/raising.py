@@ -7,15 +7,19 @@ second one. Until a worker has come to it, it takes room in its old lane's windo
 """
 
 import logging
-from datetime import timedelta
-from typing import Any
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
 
+from scheduling.beat.lanes import Lanes
 from scheduling.logs import event
 from scheduling.models import WAITING_SQL, Priority
+from scheduling.postgres.sql import arrays
+from scheduling.runs.hints import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ UPDATE scheduling_run r SET priority = %(to)s, queued_at = NULL,
     given_priority = COALESCE(r.given_priority, r.priority),
     state = CASE r.state WHEN 'queued' THEN 'scheduled' ELSE r.state END
  WHERE r.id = ANY (ARRAY(SELECT id FROM chosen)) AND r.state IN ({WAITING_SQL})
-RETURNING r.id, r.task, r.deadline
+RETURNING r.id, r.task, r.deadline, r.queue, CASE WHEN run_at <= statement_timestamp()
+    THEN GREATEST(run_at, '0001-01-03Z') END
 """  # noqa: S608 (constants only)
 
 # Each has an index of its own, which does not hold what has been raised already.
@@ -36,6 +41,7 @@ BY_DEADLINE = """
 WITH chosen AS MATERIALIZED (
     SELECT id FROM scheduling_run
      WHERE {which} AND state IN ({waiting})
+       AND deadline >= COALESCE(%(low)s::timestamptz, '-infinity')
      ORDER BY deadline LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
 {rest}"""
 PASSED = BY_DEADLINE.format(
@@ -48,18 +54,15 @@ NEAR = BY_DEADLINE.format(
     rest=RAISE,
 )
 
-# One probe of run_scheduled for each queue.
+# Of the queues in which runs may start: one probe of run_scheduled for each.
 BY_AGE_SCHEDULED = f"""
-WITH RECURSIVE queue AS (
-    (SELECT queue AS name FROM scheduling_run WHERE state = 'scheduled' ORDER BY queue LIMIT 1)
-  UNION ALL
-    SELECT next.queue FROM queue, LATERAL (
-        SELECT queue FROM scheduling_run WHERE state = 'scheduled' AND queue > queue.name
-         ORDER BY queue LIMIT 1) next),
+WITH queue AS (
+    SELECT * FROM unnest(%(queues)s::text[], %(lows)s::timestamptz[]) AS queue (name, low)),
 chosen AS MATERIALIZED (
     SELECT old.id FROM queue, LATERAL (
         SELECT id FROM scheduling_run
          WHERE state = 'scheduled' AND queue = queue.name AND priority = %(from)s
+           AND run_at >= COALESCE(queue.low, '-infinity')
            AND run_at <= statement_timestamp() - %(age)s::interval
          ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED) old)
 {RAISE}"""  # noqa: S608
@@ -69,32 +72,54 @@ BY_AGE_QUEUED = f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM scheduling_run
      WHERE state = 'queued' AND priority = %(from)s
+       AND queued_at >= COALESCE(%(queued)s::timestamptz, '-infinity')
        AND run_at <= statement_timestamp() - %(age)s::interval
      ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
 {RAISE}"""  # noqa: S608
 
 
-def raise_for_deadlines(limit: int = BATCH) -> int:
+class Raised(NamedTuple):
+    """A run that went up; `run_at` is None where its time is still to come."""
+
+    id: UUID
+    task: str
+    deadline: datetime | None
+    queue: str
+    run_at: datetime | None
+
+
+def raise_for_deadlines(
+    limit: int = BATCH,
+    *,
+    passed: datetime | None = None,
+    near: datetime | None = None,
+    lanes: Lanes | None = None,
+) -> int:
     """Raise waiting runs: to the front past their deadline, to high near it; return how many.
 
-    Where the deadline has passed, each is told of. What a retry has lowered is raised again.
+    Where the deadline has passed, each is told of. What a retry has lowered is raised again. No
+    deadline is before `passed`, or `near`; the `lanes` learn of what waits in them now.
     """
-    passed = _raise(PASSED, Priority.FRONT, {"limit": limit})
-    for run_id, task, deadline in passed:
-        event(logger, "deadline_passed", level=logging.WARNING, run=run_id, task=task,
-              deadline=deadline.isoformat())  # fmt: skip
-    near = _raise(NEAR, Priority.HIGH, {"near": settings.DEADLINE_NEAR, "limit": limit})
-    if passed or near:
-        event(logger, "runs_raised", front=len(passed), high=len(near), why="deadline")
-    return len(passed) + len(near)
+    late = _raise(PASSED, Priority.FRONT, lanes, {"limit": limit, "low": passed})
+    for run in late:
+        event(logger, "deadline_passed", level=logging.WARNING, run=run.id, task=run.task,
+              deadline=run.deadline and run.deadline.isoformat())  # fmt: skip
+    parameters = {"near": settings.DEADLINE_NEAR, "limit": limit, "low": near}
+    close = _raise(NEAR, Priority.HIGH, lanes, parameters)
+    if late or close:
+        event(logger, "runs_raised", front=len(late), high=len(close), why="deadline")
+    return len(late) + len(close)
 
 
-def raise_for_age(limit: int = AGED_BATCH) -> int:
+def raise_for_age(
+    limit: int = AGED_BATCH, *, queued: datetime | None = None, lanes: Lanes | None = None
+) -> int:
     """Raise runs that have waited long since `run_at` by one step, never to the front.
 
     What is low becomes medium after AGE_AFTER, what is medium becomes high after twice that. Only
     the `limit` oldest of each queue do at a time, and of what lies in Redis: enough that each has
-    its turn, too few for a great backlog of low ones to become a backlog of high ones.
+    its turn, too few for a great backlog of low ones to become a backlog of high ones. No run was
+    queued before `queued`; the `lanes` are what is known of what waits.
 
     Returns:
         How many were raised.
@@ -102,14 +127,20 @@ def raise_for_age(limit: int = AGED_BATCH) -> int:
     age: timedelta = settings.AGE_AFTER
     if age <= timedelta(0):
         return 0
+    lanes = lanes or Lanes()
+    due = lanes.look().due
     raised = 0
     # The higher step first, so that none goes up two at once.
     for step, to, after in (
         (Priority.MEDIUM, Priority.HIGH, 2 * age),
         (Priority.LOW, Priority.MEDIUM, age),
     ):
+        queues = [(lane.queue, low) for lane, low in due.items() if lane.priority == step]
+        names, lows = arrays(queues, 2)
+        parameters = {"from": step, "age": after, "limit": limit, "queued": queued}
+        parameters |= {"queues": names, "lows": lows}
         for statement in (BY_AGE_SCHEDULED, BY_AGE_QUEUED):
-            raised += len(_raise(statement, to, {"from": step, "age": after, "limit": limit}))
+            raised += len(_raise(statement, to, lanes, parameters))
     if raised:
         event(logger, "runs_raised", runs=raised, why="age")
     return raised
@@ -120,8 +151,13 @@ def age_every() -> timedelta:
     return min(AGE_EVERY, max(settings.AGE_AFTER / 10, timedelta(seconds=1)))
 
 
-def _raise(statement: str, to: Priority, parameters: dict[str, Any]) -> list[tuple[UUID, str, Any]]:
+def _raise(
+    statement: str, to: Priority, lanes: Lanes | None, parameters: Mapping[str, Any]
+) -> list[Raised]:
     with connection.cursor() as cursor:
         cursor.execute(statement, {**parameters, "to": to.value})
-        raised: list[tuple[UUID, str, Any]] = cursor.fetchall()
+        raised = [Raised(*row) for row in cursor.fetchall()]
+    for run in raised:
+        if lanes is not None and run.run_at is not None:
+            lanes.add(Lane(run.queue, to), run.run_at)
     return raised

@@ -18,6 +18,7 @@ from scheduling import heartbeats
 from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising, upkeep
 from scheduling.beat.looking import Look, Lookout
 from scheduling.beat.patient import REDIS_AWAY, Bell, PatientBroker
+from scheduling.beat.slices import Reach, Rests
 from scheduling.execution import waiting
 from scheduling.failures import alerts, groups
 from scheduling.history import backfill_pace
@@ -71,7 +72,8 @@ class Scheduler(beat.Scheduler):
         self._lookout = Lookout()
         self._ledger = lost_leases.Ledger()
         self._prepared: Any = None  # the connection that SESSION was said to
-        self._behind = False
+        self._rests = Rests()
+        self._held = Reach(waiting.FIRST_ID, waiting.LAST_ID)
         self._full_batches = 0  # the last ones, one after the other
         self._newest = False
         self._rehearsed: Any = None  # the connection that a batch has been rehearsed on
@@ -137,7 +139,8 @@ class Scheduler(beat.Scheduler):
             self._pause = 0.0
         seconds = max(seconds, begun + TICK_MIN - time.monotonic())
         if seconds > 0:
-            self._bell.wait(seconds)
+            for waited in self._bell.wait(seconds):
+                self._lookout.heard(waited)
         return 0
 
     def run_once(self) -> float:
@@ -159,7 +162,7 @@ class Scheduler(beat.Scheduler):
         next_due, busy_until = look.next_due_in, time.monotonic() + BUSY_MAX
         try:
             while True:
-                planned = planning.plan_changed() if look.to_plan else 0
+                planned = self._plan() if look.to_plan else 0
                 due = bool(planned) or (next_due is not None and next_due <= 0)
                 published = self._publish(due=due)
                 fired = self._fire(published and published.room) if due else 0
@@ -173,13 +176,8 @@ class Scheduler(beat.Scheduler):
         if self._asks_redis():
             self._asking_redis(partial(self._resend, look, busy=full))
         self._copy_last_runs()
-        if full or planned or self._behind:
-            self._lookout.far_back_within(0)  # there may be more than it sees
-        elif next_due is not None and next_due < -SLEEP_MAX:
-            # What is overdue and was not fired, somebody holds: that must not be lost sight of.
-            self._lookout.far_back_within(SLEEP_MAX)
+        if next_due is not None and next_due < -SLEEP_MAX and not (full or planned):
             self._remove_due_orphans()
-        self._behind = False
         if full or planned or fired or hints or raised or repaired:
             return 0.0
         if next_due is not None and next_due <= 0:
@@ -189,7 +187,7 @@ class Scheduler(beat.Scheduler):
             return 0.0
         next_in = published.next_in if published else None
         waits = [SLEEP_MAX, next_due, next_in, COPY_PAUSE if self._to_copy else None]
-        return max(min(wait for wait in waits if wait is not None), 0.0)
+        return self._look_back(max(min(wait for wait in waits if wait is not None), 0.0))
 
     def _remove_due_orphans(self) -> None:
         """Remove due plans without a schedule, which nothing fires: they fill the batches."""
@@ -208,10 +206,18 @@ class Scheduler(beat.Scheduler):
 
     def _live_through(self, step: float) -> None:
         """Set right what a step of the ledger's clock has left behind."""
-        self._lookout.far_back_within(0)
+        self._lookout.heard(abs(step))
         if step < 0:
             with going_on(logger, "repair_failed"):
                 clock_steps.settle_queued()
+
+    def _look_back(self, wait: float) -> float:
+        """Use some of a wait to look at the past; return what is left of it, 0 if work is there."""
+        if not self._lookout.narrow:
+            return wait
+        begun = time.monotonic()
+        found = self._lookout.look_back(wait / 2)
+        return 0.0 if found else max(begun + wait - time.monotonic(), 0.0)
 
     def _prepare(self) -> None:
         """Make a connection beat's own: what its statements keep to, and how long each may take."""
@@ -250,6 +256,13 @@ class Scheduler(beat.Scheduler):
             self._ledger.not_asked()
             return None
 
+    def _plan(self) -> int:
+        plans = planning.make_plans(planning.BATCH, self._lookout.lows["to_plan"])
+        for plan in plans.made:
+            if plan.next_due_at is not None:  # from the time of the edit on, so it may have passed
+                self._lookout.lower("due", plan.next_due_at)
+        return plans.needed
+
     def _publish(self, *, due: bool) -> dispatch.Published | None:
         """Publish what waits, and look what room the lanes of what is due have, as far as known.
 
@@ -259,29 +272,36 @@ class Scheduler(beat.Scheduler):
         if not self._asks_redis():
             return None
         others, coming = self._lanes if due else (), self._pushes.coming()
-        act = partial(dispatch.publish, self._broker, others=others, coming=coming)
+        lanes = self._lookout.lanes
+        act = partial(dispatch.publish, self._broker, others=others, coming=coming, lanes=lanes)
         return self._asking_redis(act)
 
     def _fire(self, room: Mapping[Lane, int] | None) -> int:
         """Fire a batch, and push what is queued at once; `room` is None where Redis is away."""
         # Short batches first: that is sooner, and other beats may share. Long ones cost less.
         limit = firing.BATCH if self._full_batches < HERD else LONG_BATCH
-        fired = firing.fire_due(self._lookout.low, limit, room, newest=self._newest)
+        low = self._lookout.after("due")
+        fired = firing.fire_due(low, limit, room, newest=self._newest)
         self._full_batches = self._full_batches + 1 if fired.plans >= limit else 0
         # Between the batches of what catches up, and is due still, what is due now has its turn.
-        self._newest = fired.behind and not self._newest
+        self._newest = fired.behind is not None and not self._newest
+        if fired.behind is not None:
+            self._lookout.lower("due", fired.behind)
+        for lane, run_at in fired.lanes.items():
+            if run_at is not None:
+                self._lookout.lanes.add(lane, run_at)
         if self._redis_error is not None:
             self._broker.unsure.update(fired.hints)
         elif fired.hints and self._full_batches:
             self._asking_redis(partial(self._pushes.begin, fired.hints))
         else:
             self._asking_redis(partial(dispatch.push, self._broker, fired.hints))
-        if room is not None and not room.keys() >= fired.lanes and self._asks_redis():
+        if room is not None and not room.keys() >= fired.lanes.keys() and self._asks_redis():
             # What went into lanes that were not known yet.
-            self._asking_redis(partial(dispatch.publish, self._broker))
+            lanes = self._lookout.lanes
+            self._asking_redis(partial(dispatch.publish, self._broker, lanes=lanes))
         self._lanes = list(dict.fromkeys([*fired.lanes, *self._lanes]))[:LANES_MAX]
         self._last_fired.update(fired.schedule_ids)
-        self._behind |= fired.behind
         self._fired_in_all += len(fired.schedule_ids)
         if fired.one_off_ids:
             last_runs.copy(fired.one_off_ids)
@@ -295,31 +315,48 @@ class Scheduler(beat.Scheduler):
         Returns:
             Whether a batch was full, so that there may be more.
         """
-        full = False
-        steps: tuple[tuple[bool, Callable[[], int]], ...] = (
-            (look.leases_lost, partial(lost_leases.recover_lost_leases, self._ledger)),
-            (self._ledger.looks_ahead(), partial(lost_leases.recover_leases_ahead, self._ledger)),
-            (look.expired, waiting.expire_waiting),
-            (look.held and time.monotonic() >= self._release_at, self._release),
-            (look.backfills_held, backfill_pace.let_go),
+        full, lows = False, self._lookout.lows
+        lost = partial(lost_leases.recover_lost_leases, self._ledger, low=lows["leases"])
+        ahead = partial(lost_leases.recover_leases_ahead, self._ledger)
+        steps: tuple[tuple[str, bool, Callable[[], int]], ...] = (
+            ("leases", look.leases_lost, lost),
+            ("ahead", self._ledger.looks_ahead(), ahead),
+            ("expired", look.expired, partial(waiting.expire_waiting, low=lows["expired"])),
+            ("held", look.held and time.monotonic() >= self._release_at, self._release),
+            ("backfills", look.backfills_held, backfill_pace.let_go),
         )
-        for wanted, step in steps:
-            if wanted:
+        for name, wanted, step in steps:
+            if wanted and self._rests.over(name):
                 with going_on(logger, "repair_failed"):
-                    full |= step() >= waiting.BATCH
+                    full |= self._paced(name, step) >= waiting.BATCH
                 self._ledger.heard()
         return full
 
+    def _paced(self, name: str, step: Callable[[], int]) -> int:
+        """Do a step; where an old snapshot makes it long, and it finds nothing to do, it rests."""
+        return self._rests.after(name, step) if self._lookout.narrow else step()
+
     def _release(self) -> int:
-        released = waiting.release_held()
+        released = 0
+        for first, last in self._held.look():
+            found = waiting.release_held_of(first, last)
+            for run in found:
+                if run.run_at is not None:
+                    self._lookout.lanes.add(Lane(run.queue, run.priority), run.run_at)
+            released = max(released, len(found))
         if released < waiting.BATCH:
-            self._release_at = time.monotonic() + RELEASE_EVERY
+            self._release_at = time.monotonic() + (0 if self._held.narrow else RELEASE_EVERY)
         return released
 
     def _raise(self, look: Look) -> int:
-        raised = raising.raise_for_deadlines() if look.deadlines else 0
+        lanes, lows, raised = self._lookout.lanes, self._lookout.lows, 0
+        if look.deadlines and self._rests.over("deadlines"):
+            raise_for_deadlines = partial(
+                raising.raise_for_deadlines, passed=lows["passed"], near=lows["near"], lanes=lanes
+            )
+            raised = self._paced("deadlines", raise_for_deadlines)
         if time.monotonic() >= self._age_at:
-            raised += raising.raise_for_age()
+            raised += raising.raise_for_age(queued=lows["queued"], lanes=lanes)
             self._age_at = time.monotonic() + raising.age_every().total_seconds()
         return raised
 
@@ -330,19 +367,19 @@ class Scheduler(beat.Scheduler):
         """
         settled = 0
         with going_on(logger, "failures_not_settled"):
-            settled = groups.settle(self._lookout.low) if look.failed else 0
+            if look.failed and self._rests.over("failed"):
+                settle = partial(groups.settle, self._lookout.after("failed"))
+                settled = self._paced("failed", settle)
             if look.news:
                 alerts.call()
-        full = settled >= groups.BATCH
-        self._behind |= full
-        return int(full)
+        return int(settled >= groups.BATCH)
 
     def _resend(self, look: Look, *, busy: bool) -> None:
         begun = time.monotonic()
         if not look.hints_old:
             self._resend_by = begun + RESEND_WITHIN
         elif begun >= (self._resend_by if busy else self._resend_at):
-            dispatch.resend(self._broker)
+            dispatch.resend(self._broker, low=self._lookout.lows["queued"])
             took = time.monotonic() - begun
             self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
             self._resend_by = self._resend_at + RESEND_WITHIN

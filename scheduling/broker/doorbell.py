@@ -1,7 +1,12 @@
-"""The bell that ends beat's sleep: a Redis pub/sub channel. A lost ring costs a second, no more."""
+"""The bell that ends beat's sleep: a Redis pub/sub channel. A lost ring costs a second, no more.
+
+A ring says how long the run was there before anybody could see it, in a long transaction say. Where
+an old snapshot makes beat look only at what is new, that is how far back it looks then.
+"""
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -18,6 +23,8 @@ logger = logging.getLogger(__name__)
 CHANNEL = "scheduling.bell"
 SILENCE = 5.0  # seconds for which nobody rings after Redis has not answered a ring
 _silent_until = 0.0
+LONGEST = 1e9  # seconds
+NO_WAIT = 0.25  # seconds: beat looks back so far anyway
 
 
 @cache
@@ -26,28 +33,63 @@ def _client() -> "redis.Redis":
     return clients.client(socket_timeout=1)
 
 
-def ring() -> None:
+def ring(waited: float | None = 0.0) -> None:
     """Wake beat now. Never raises: beat looks by itself within a second.
 
     While Redis does not answer, only one ring in SILENCE seconds waits for that.
+
+    Args:
+        waited: seconds for which a run might have started already; None: nobody knows.
     """
     global _silent_until
     if time.monotonic() < _silent_until:
         return
+    words = b"?" if waited is None else b"%.3f" % waited if waited > 0 else b""
     try:
-        _client().publish(names().channel_of(CHANNEL), b"")
+        _client().publish(names().channel_of(CHANNEL), words)
     except (redis.RedisError, OSError) as error:
         if isinstance(error, redis.TimeoutError | TimeoutError):
             _silent_until = time.monotonic() + SILENCE
         event(logger, "bell_not_rung", level=logging.WARNING, error=error)
 
 
-def ring_on_commit() -> None:
-    """Wake beat when the caller's transaction commits, once however often this is called."""
+class Ring:
+    """A ring for when a transaction commits: what it wrote could not be seen until then."""
+
+    def __init__(self, waited: float | None) -> None:
+        self._begun = time.monotonic()
+        self._waited = waited
+
+    def __call__(self) -> None:
+        if self._waited is None:
+            ring(None)
+        elif (waited := self._waited + self._age()) > NO_WAIT:
+            ring(waited)
+        else:
+            ring()
+
+    def also(self, waited: float | None) -> None:
+        """Say the longer of two waits."""
+        if waited is None or self._waited is None:
+            self._waited = None
+        else:
+            self._waited = max(self._waited, waited - self._age())
+
+    def _age(self) -> float:
+        return time.monotonic() - self._begun
+
+
+def ring_on_commit(waited: float | None = 0.0) -> None:
+    """Wake beat when the caller's transaction commits, once however often this is called.
+
+    Args:
+        waited: seconds for which a run might have started already; None: nobody knows.
+    """
     callbacks: list[Any] = connection.run_on_commit
-    if callbacks and callbacks[-1][1] is ring:
+    if callbacks and isinstance(callbacks[-1][1], Ring):
+        callbacks[-1][1].also(waited)
         return
-    transaction.on_commit(ring)
+    transaction.on_commit(Ring(waited))
 
 
 class Listener:
@@ -56,26 +98,32 @@ class Listener:
     def __init__(self) -> None:
         self._pubsub: Any = None
 
-    def wait(self, seconds: float) -> bool:
-        """Return True at the next ring, or False after `seconds`.
+    def wait(self, seconds: float) -> Sequence[float | None]:
+        """Return at the next ring, or after `seconds`.
 
-        Rings that came together count once.
+        Returns:
+            What the rings said that came together: the seconds that a run had waited, or None.
+            Nothing, if there was none.
         """
         until = time.monotonic() + max(seconds, 0.0)
         try:
             if self._pubsub is None:
                 self._pubsub = self._subscribe()
-            while self._pubsub.get_message(timeout=max(until - time.monotonic(), 0.0)) is None:
+            while (ring := self._next(until - time.monotonic())) is None:
                 if time.monotonic() >= until:
-                    return False
-            while self._pubsub.get_message(timeout=0) is not None:
-                pass
-            return True
+                    return ()
+            rings = [_said(ring)]
+            while (ring := self._next(0)) is not None:
+                rings.append(_said(ring))
+            return rings
         except (redis.RedisError, OSError) as error:
             event(logger, "bell_not_heard", level=logging.WARNING, error=error)
             self.close()
             time.sleep(max(until - time.monotonic(), 0.0))
-            return False
+            return ()
+
+    def _next(self, seconds: float) -> Any:
+        return self._pubsub.get_message(timeout=max(seconds, 0.0))
 
     def _subscribe(self) -> Any:
         client = clients.client(socket_timeout=5)
@@ -89,3 +137,11 @@ class Listener:
         if pubsub is not None:
             with suppress(redis.RedisError, OSError):
                 pubsub.close()
+
+
+def _said(ring: Mapping[str, Any]) -> float | None:
+    try:
+        seconds = float(ring["data"] or 0)
+    except (TypeError, ValueError):  # anybody can write to Redis
+        return None
+    return seconds if 0 <= seconds <= LONGEST else None

@@ -90,13 +90,17 @@ UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
         SELECT 1 FROM scheduling_run o WHERE o.schedule_id = done.schedule_id
            AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running')
            AND o.id <> done.id))
- RETURNING id
+ RETURNING run_at
 """
 
 # How many moved, and whether others may start now: what was released, the next of a backfill.
+# Beat is told how long ago the time of what was released had come.
 MOVED = """
 SELECT count(*),
-    EXISTS (SELECT 1 FROM released) OR count(*) FILTER (WHERE final AND backfill_id IS NOT NULL) > 0
+    EXISTS (SELECT 1 FROM released)
+    OR count(*) FILTER (WHERE final AND backfill_id IS NOT NULL) > 0,
+    (SELECT max(extract(epoch FROM clock_timestamp() - GREATEST(run_at, '0001-01-03Z')))::float
+       FROM released)
   FROM done
 """
 
@@ -244,9 +248,9 @@ def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) ->
     sql = _with_all(move, noted="n_error" in parameters, recorded=result is not None)
     if result is not None:
         parameters = {**parameters, **_columns(result)}
-    ((moved, others_may_go),) = run_alone(sql, parameters)
+    ((moved, others_may_go, waited),) = run_alone(sql, parameters)
     if others_may_go:
-        ring_on_commit()
+        ring_on_commit(waited or 0.0)
     return int(moved)
 
 

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from celery import states
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500  # runs that a repair of beat's takes at a time
 
+FIRST_ID, LAST_ID = -(2**31), 2**31 - 1  # of schedules
+
 PATIENCE = 5.0  # seconds for which a cancel waits for a row that somebody holds
 
 CLOSE = """
@@ -46,16 +49,17 @@ SELECT id FROM scheduling_run WHERE {where} AND follow_ups <> '' LIMIT %(limit)s
 """
 # A run that has replaced itself had started in time: what its replacement may take is not its own.
 EXPIRED = f"""
-expires_at <= statement_timestamp() AND state IN ({WAITING_SQL}) AND run_at <> %(parked)s
+expires_at <= statement_timestamp() AND expires_at >= COALESCE(%(low)s::timestamptz, '-infinity')
+AND state IN ({WAITING_SQL}) AND run_at <> %(parked)s
 """
 
 
-def expire_waiting(limit: int = BATCH) -> int:
-    """End the waiting runs whose `expires_at` has passed; return how many.
+def expire_waiting(limit: int = BATCH, low: datetime | None = None) -> int:
+    """End the waiting runs whose `expires_at` has passed, at `low` or later; return how many.
 
     Those that wait for another attempt too: there is no use in that either.
     """
-    parameters: dict[str, Any] = {"limit": limit, "parked": PARKED}
+    parameters: dict[str, Any] = {"limit": limit, "parked": PARKED, "low": low}
     return sum(
         _close_waiting(
             f"{EXPIRED} AND {which}", State.EXPIRED,
@@ -182,11 +186,13 @@ RELEASE_HELD = """
 UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id = ANY (ARRAY(
     WITH RECURSIVE holding AS (
         (SELECT schedule_id FROM scheduling_run WHERE state = 'held' AND backfill_id IS NULL
+            AND schedule_id >= %(first)s AND schedule_id <= %(last)s
           ORDER BY schedule_id LIMIT 1)
       UNION ALL
         SELECT next.schedule_id FROM holding, LATERAL (
             SELECT schedule_id FROM scheduling_run
              WHERE state = 'held' AND backfill_id IS NULL AND schedule_id > holding.schedule_id
+               AND schedule_id <= %(last)s
              ORDER BY schedule_id LIMIT 1) next)
     SELECT (SELECT h.id FROM scheduling_run h WHERE h.schedule_id = holding.schedule_id
                AND h.state = 'held' AND h.backfill_id IS NULL ORDER BY h.due_at, h.id LIMIT 1)
@@ -194,18 +200,35 @@ UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id = ANY 
         SELECT 1 FROM scheduling_run o WHERE o.schedule_id = holding.schedule_id
            AND o.backfill_id IS NULL AND o.state IN ('scheduled', 'queued', 'running'))
      LIMIT %(limit)s))
+RETURNING queue, priority, CASE WHEN run_at <= statement_timestamp()
+    THEN GREATEST(run_at, '0001-01-03Z') END
 """
 
 
+class Released(NamedTuple):
+    """A run that waits no more for others; `run_at` is None where its time is still to come."""
+
+    queue: str
+    priority: int
+    run_at: datetime | None
+
+
 def release_held(limit: int = BATCH) -> int:
+    """Let held runs of up to `limit` schedules go, as `release_held_of` does; return how many."""
+    return len(release_held_of(FIRST_ID, LAST_ID, limit))
+
+
+def release_held_of(first: int, last: int, limit: int = BATCH) -> Sequence[Released]:
     """Let the oldest held run of each schedule go whose others are final; the net of RELEASE.
 
+    Of schedules whose ids are from `first` to `last`.
+
     Returns:
-        How many runs of up to `limit` schedules.
+        The runs, of up to `limit` schedules.
     """
     with connection.cursor() as cursor:
-        cursor.execute(RELEASE_HELD, {"limit": limit})
-        return int(cursor.rowcount)
+        cursor.execute(RELEASE_HELD, {"limit": limit, "first": first, "last": last})
+        return [Released(*row) for row in cursor.fetchall()]
 
 
 UNKNOWN_TASK = """

@@ -81,6 +81,14 @@ class Run(models.Model):
                 name="run_scheduled",
                 condition=Q(state=State.SCHEDULED),
             ),
+            # In the order in which they come due, whatever their lane: what is new since a look.
+            # `attempt > 0` holds always. A statement that says it means this index; in any other,
+            # Postgres must not prefer it to the one above, and read past the runs of other lanes.
+            models.Index(
+                fields=["run_at"],
+                name="run_coming",
+                condition=Q(state=State.SCHEDULED, attempt__gt=0),
+            ),
             models.Index(fields=["queued_at"], name="run_queued", condition=Q(state=State.QUEUED)),
             models.Index(
                 fields=["lease_expires_at"], name="run_running", condition=Q(state=State.RUNNING)

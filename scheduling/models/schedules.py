@@ -137,7 +137,8 @@ class Plan(models.Model):
             models.Index(
                 fields=["next_due_at"], name="plan_due", condition=Q(next_due_at__isnull=False)
             ),
-            models.Index(fields=["schedule"], name="plan_to_make", condition=Q(needs_plan=True)),
+            # In the order of the edits: what was planned already lies before what was not.
+            models.Index(fields=["plan_from"], name="plan_to_make", condition=Q(needs_plan=True)),
         )
 
     def __str__(self) -> str:

@@ -199,7 +199,7 @@ def enqueue_many(
                 _insert_many(cursor, {**dict(same), "follow_ups": carried, **texts})
             count += len(batch)
         if count:
-            ring_on_commit()
+            ring_on_commit(_waited({"at": at}))
     return count
 
 
@@ -256,7 +256,7 @@ def _insert_one(columns: Mapping[str, Any]) -> UUID:
     connection.validate_no_broken_transaction()
     if not run_alone(INSERT_ONE, columns):
         raise RunExistsError(columns["id"])
-    ring_on_commit()
+    ring_on_commit(_waited(columns))
     run_id: UUID = columns["id"]
     return run_id
 
@@ -328,7 +328,7 @@ def _go_on_with(columns: Mapping[str, Any]) -> UUID:
     with connection.cursor() as cursor:
         cursor.execute(GO_ON, {**columns, "parked": follow_ups.PARKED})
         if cursor.rowcount:
-            ring_on_commit()
+            ring_on_commit(_waited(columns))
             return run_id
     state = Run.objects.filter(pk=run_id).values_list("state", flat=True).first()
     if state in FINAL:
@@ -421,7 +421,7 @@ def insert_run(columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
     while True:
         rows = list(Run.objects.raw(f"{INSERT} ON CONFLICT DO NOTHING RETURNING *", parameters))
         if rows:
-            ring_on_commit()
+            ring_on_commit(_waited(columns))
             return _with_created(rows[0], created=True)
         key = columns["unique_key"]
         if key is None:
@@ -429,6 +429,11 @@ def insert_run(columns: Mapping[str, Any], args: str, kwargs: str) -> Run:
         found = Run.objects.filter(unique_key=key, state__in=UNFINISHED).first()
         if found is not None:
             return _with_created(found, created=False)
+
+
+def _waited(columns: Mapping[str, Any]) -> float | None:
+    """Return for how long the run might have started: not at all, or as long as its call says."""
+    return 0.0 if columns["at"] is None else None
 
 
 def _as_uuid(value: str | UUID) -> UUID:

@@ -49,7 +49,8 @@ SET LOCAL plan_cache_mode = force_generic_plan
 LOCK_CHANGED = """
 SELECT schedule_id FROM scheduling_plan
  WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)
- LIMIT %s FOR NO KEY UPDATE SKIP LOCKED
+   AND plan_from >= COALESCE(%s::timestamptz, '-infinity')
+ ORDER BY plan_from LIMIT %s FOR NO KEY UPDATE SKIP LOCKED
 """
 
 # Read after the locks are held: an edit that is committed before them is seen, a later one waits
@@ -120,18 +121,30 @@ class Planned(NamedTuple):
     error: str
 
 
+class Plans(NamedTuple):
+    """Plans that were made; `needed` is how many there were, those without a schedule included."""
+
+    needed: int
+    made: Sequence[Planned]
+
+
 def plan_changed(limit: int = BATCH) -> int:
-    """Plan up to `limit` schedules that need it; return how many there were.
+    """Plan up to `limit` schedules that need it; return how many there were."""
+    return make_plans(limit).needed
+
+
+def make_plans(limit: int = BATCH, low: datetime | None = None) -> Plans:
+    """Plan up to `limit` schedules that need it since `low`, the first ones; return their plans.
 
     A rule that cannot be evaluated, or arguments that cannot be read, put that one plan in
     quarantine (`error`, until its schedule is edited), never the batch.
     """
     with transaction.atomic(), lean_cursor() as cursor:
         cursor.execute(BATCH_SETTINGS)
-        cursor.execute(LOCK_CHANGED, [limit])
+        cursor.execute(LOCK_CHANGED, [low, limit])
         ids = [row[0] for row in cursor.fetchall()]
         if not ids:
-            return 0
+            return Plans(0, ())
         cursor.execute(READ_CHANGED, [ids])
         changed = all_changed(cursor.fetchall())
         planned = [plan(schedule) for schedule in changed]
@@ -139,7 +152,7 @@ def plan_changed(limit: int = BATCH) -> int:
         if len(planned) < len(ids):
             cursor.execute(REMOVE_ORPHANS, [ids])
     _tell(planned, [schedule.schedule_id for schedule in changed if schedule.fields.is_slowed])
-    return len(ids)
+    return Plans(len(ids), planned)
 
 
 def remove_due_orphans(limit: int = BATCH) -> int:

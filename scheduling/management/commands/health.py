@@ -6,11 +6,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from scheduling.health import SERVICES, check_services
+from scheduling.health import SERVICES, check_services, what_hurts
 
 
 class Command(BaseCommand):
-    help = "Say what works. Exit 0 where all of it, or the named service, is well; else 1."
+    help = (
+        "Say what works, and what makes it slow. Exit 0 where all of it, or the named service,"
+        " works; else 1."
+    )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -22,5 +25,7 @@ class Command(BaseCommand):
         wanted = ("database", service) if service else tuple(findings)
         for name in wanted:
             self.stdout.write(f"{name}: {findings[name]}")
+        for name, words in what_hurts().items():
+            self.stdout.write(f"{name}: {words}")
         if any(findings[name] != "ok" for name in wanted):
             sys.exit(1)

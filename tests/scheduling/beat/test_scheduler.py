@@ -19,9 +19,10 @@ from pytest_django import Settings
 
 from config.embedded import RedisServer
 from scheduling import clock, heartbeats
-from scheduling.beat import dispatch, firing, looking, lost_leases
+from scheduling.beat import dispatch, firing, lost_leases
 from scheduling.beat import scheduler as beat
-from scheduling.beat.looking import LONG_AGO, LOOK, look_settings
+from scheduling.beat.lanes import WAITING_LANES
+from scheduling.beat.looking import LONG_AGO, LOOK, everywhere
 from scheduling.beat.scheduler import Scheduler
 from scheduling.execution import finishing
 from scheduling.models import UNFINISHED, Plan, Priority, Run, State
@@ -371,7 +372,6 @@ class TestAfterAnOutage:
         row = schedule(crontab=crontab(), policy=policy)
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(hours=hours))
-        scheduler._lookout.far_back_within(0)  # beat has just been started
         settle(scheduler)
         assert len(runs_of(row)) >= hours * 60
 
@@ -383,7 +383,6 @@ class TestAfterAnOutage:
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(minutes=5))
         set_plan(other, clock.now() - timedelta(minutes=5))
-        scheduler._lookout.far_back_within(0)
         with second_connection() as somebody:
             somebody.execute(
                 "SELECT 1 FROM scheduling_plan WHERE schedule_id = %s FOR UPDATE", [row.pk]
@@ -400,18 +399,6 @@ class TestAfterAnOutage:
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(minutes=5))
         wait_for(lambda: scheduler.run_once() >= 0 and bool(runs_of(row)), timeout=2)
-
-    def test_looks_far_back_are_rarer_where_an_old_snapshot_makes_them_long(
-        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settle(scheduler)
-        lookout = looking.Lookout()
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                looking, "LOOK", LOOK.replace("EXISTS", "pg_sleep(0.1) IS NULL OR EXISTS", 1)
-            )
-            lookout.look()
-        assert 8 < lookout._far_back_at - time.monotonic() <= looking.FAR_BACK_WITHIN
 
     def test_beat_does_not_spin_while_somebody_holds_what_is_due(
         self, scheduler: Scheduler
@@ -627,7 +614,7 @@ class TestTheCostOfNothing:
         assert len(few) == len(lots) == 2
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE scheduling_plan")
-            plan = explained(cursor, LOOK, {**look_settings(), "low": clock.now()})
+            plan = explained(cursor, LOOK, everywhere())
         assert "plan_due" in plan
         assert "plan_to_make" in plan
         assert "Seq Scan" not in plan
@@ -662,8 +649,8 @@ class TestTheCostOfNothing:
         )
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE scheduling_run")
-            look = explained(cursor, LOOK, {**look_settings(), "low": now})
-            lanes = explained(cursor, dispatch.WAITING_LANES)
+            look = explained(cursor, LOOK, everywhere())
+            lanes = explained(cursor, WAITING_LANES)
         assert "Seq Scan on scheduling_run" not in look + lanes
         for index in (
             "run_running", "run_expiring", "run_held", "run_queued",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 from django.db import transaction
+from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from config.embedded import RedisServer
 from scheduling.broker import doorbell
@@ -48,6 +49,20 @@ class TestAListener:
             ring()
         assert heard(listener)
         assert not heard(listener, 0.2)
+
+    @pytest.mark.parametrize("said", [0.0, 12.5, None])
+    def test_it_hears_how_long_a_run_could_not_be_seen(
+        self, listener: Listener, said: float | None
+    ) -> None:
+        ring(said)
+        assert listener.wait(5) == [said]
+
+    @pytest.mark.parametrize("words", [b"nan", b"-1", b"inf", b"1e300", b"x", b"\xff"])
+    def test_words_that_mean_nothing_are_a_ring_like_any(
+        self, listener: Listener, redis_client: redis.Redis, words: bytes
+    ) -> None:
+        redis_client.publish(doorbell.CHANNEL, words)
+        assert listener.wait(5) == [None]
 
     def test_without_a_ring_it_waits_its_time(self, listener: Listener) -> None:
         assert not heard(listener, 0.2)
@@ -129,3 +144,35 @@ class Rings:
         while self._pubsub.get_message(timeout=0.1) is not None:
             found += 1
         return found
+
+
+@pytest.mark.django_db
+class TestARingOnCommit:
+    @pytest.fixture
+    def said(self, monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+        found: list[float | None] = []
+        monkeypatch.setattr(doorbell, "ring", lambda waited=0.0: found.append(waited))
+        return found
+
+    def test_it_says_the_longest_wait_of_a_transaction(
+        self,
+        said: list[float | None],
+        django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
+    ) -> None:
+        with django_capture_on_commit_callbacks(execute=True):
+            ring_on_commit()
+            ring_on_commit(60)
+            ring_on_commit(5)
+        (waited,) = said
+        assert waited is not None
+        assert 60 <= waited < 70
+
+    def test_what_nobody_knows_stays_so(
+        self,
+        said: list[float | None],
+        django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
+    ) -> None:
+        with django_capture_on_commit_callbacks(execute=True):
+            ring_on_commit(None)
+            ring_on_commit(60)
+        assert said == [None]

@@ -1,0 +1,128 @@
+"""How beat bounds the time of what it does again and again, however much there is to read."""
+
+import time
+from collections.abc import Callable, Iterator
+
+SLOW = 0.005  # seconds that something done in each tick may take
+VERY_SLOW = 0.05  # that something done once a second may take
+SLOW_ONES = 3  # one after the other: a busy machine alone makes one slow
+RARELY = 20  # what is slow and did nothing is done again after so many times what it took
+SLICE = 0.002  # seconds that a slice should take
+SHARE = 0.1  # of the time that all slices may take
+AT_ONCE = 0.05  # seconds that may be saved up of it
+WIDER = 8  # times as wide is what follows a slice that took little
+
+
+class Slices:
+    """Goes from `high` back to `low`, places on any scale of whole numbers, again and again.
+
+    A slice is as wide as it can be for what it takes, and begins `width` wide. So what is mostly
+    empty is passed in a few steps.
+    """
+
+    def __init__(self, low: int, high: int, width: int) -> None:
+        self.cost: float | None = None  # seconds of the last whole way
+        self._low, self._high, self._first_width = low, high, width
+        self._credit, self._since = AT_ONCE, time.monotonic()
+        self._may_begin_again = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self._until, self._width, self._took = self._high, self._first_width, 0.0
+
+    def begin_again(self) -> None:
+        """Go back to `high`, but not so often that the way to `low` never ends."""
+        if self._may_begin_again:
+            self._may_begin_again = False
+            self._begin()
+
+    def go_back(
+        self, seconds: float, high: int | None = None
+    ) -> Iterator[tuple[int | None, int | None]]:
+        """Yield slices for about so long, to the end at most: from where, and to where.
+
+        None is for what has no bound. The caller does a slice's work before it asks for the next.
+        The width of the first slice counts from `high`, where it is given, and beyond that it is
+        open.
+        """
+        until = time.monotonic() + seconds
+        while self._has_credit():
+            begun = time.monotonic()
+            low = min(self._until, self._high if high is None else high) - self._width
+            yield (
+                None if low <= self._low else low,
+                None if self._until == self._high else self._until,
+            )
+            now = time.monotonic()
+            self._note(low, now - begun)
+            if low <= self._low or now >= until:
+                return
+
+    def _has_credit(self) -> bool:
+        now = time.monotonic()
+        self._credit = min(self._credit + (now - self._since) * SHARE, AT_ONCE)
+        self._since = now
+        return self._credit > 0
+
+    def _note(self, low: int, took: float) -> None:
+        self._credit -= took
+        self._took += took
+        if low <= self._low:
+            self.cost = self._took
+            self._may_begin_again = True
+            self._begin()
+            return
+        self._until = low
+        if took < SLICE / 2:
+            self._width *= WIDER
+        elif took > SLICE:
+            self._width = max(int(self._width * SLICE / took), 1)
+
+
+class Reach:
+    """A range that is looked at as a whole while that is quick, and else in slices."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.narrow = False
+        self._slow = 0
+        self._low, self._high = low, high
+        self._slices = Slices(low, high, 1)
+
+    def look(self) -> Iterator[tuple[int, int]]:
+        """Yield what to look at now: from where, and to where, both included."""
+        if not self.narrow:
+            begun = time.monotonic()
+            yield self._low, self._high
+            self._slow = self._slow + 1 if time.monotonic() - begun > VERY_SLOW else 0
+            if self._slow >= SLOW_ONES:
+                self.narrow, self._slow = True, 0
+                self._slices = Slices(self._low, self._high, 1)
+            return
+        for low, high in self._slices.go_back(SLOW):
+            yield self._low if low is None else low, self._high if high is None else high
+        cost = self._slices.cost
+        self.narrow = cost is None or cost >= VERY_SLOW
+
+
+class Rests:
+    """Steps that took long and did nothing rest for a while: something keeps them from their work.
+
+    A row that a user has locked is found in each tick, and what is found is then looked for among
+    all that an old snapshot keeps.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def over(self, name: str) -> bool:
+        """Return whether the step need not rest any more."""
+        return time.monotonic() >= self._until.get(name, 0.0)
+
+    def after(self, name: str, step: Callable[[], int]) -> int:
+        """Do the step; return what it returns: how much it did."""
+        begun = time.monotonic()
+        done = step()
+        took = time.monotonic() - begun
+        if not done and took > SLOW:
+            self._until[name] = begun + RARELY * took
+        return done
