@@ -6,7 +6,6 @@ in a second terminal reads them there when its own environment names no database
 
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -140,9 +139,6 @@ try:
 except AddressError as error:
     refuse(f"REDIS_URL {error}")
 DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
-# Whether a connection plans the statements that every run needs once in a while
-# (`scheduling.postgres.prepared`), and not every time.
-PREPARED_STATEMENTS = env.bool("PREPARED_STATEMENTS", default=True)
 # A connection that was lost without a word is noticed in seconds, not in TCP's quarter of an hour.
 DATABASES["default"]["OPTIONS"] = {
     "connect_timeout": 5,
@@ -163,28 +159,12 @@ if vars()["EMAIL_BACKEND"] == "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_TIMEOUT = 20
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="truebeat@localhost")
 
+# --- Scheduling -----------------------------------------------------------------------------------
+from scheduling.defaults import *  # noqa: E402, F403  (they read the environment, as of here)
+
 # --- Celery ---------------------------------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL
-CELERY_BROKER_TRANSPORT = "scheduling.broker.transport:Transport"
-CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "queue_order_strategy": "priority",
-    "priority_steps": [0, 3, 6, 9],
-    "socket_timeout": 15,
-    "socket_connect_timeout": 5,
-    "socket_keepalive": True,
-}
-CELERY_RESULT_BACKEND = "scheduling.celery_app.results:Backend"
-CELERY_RESULT_EXTENDED = True
 CELERY_TIMEZONE = TIME_ZONE
-CELERY_TASK_DEFAULT_PRIORITY = 6
-CELERY_BEAT_SCHEDULER = "scheduling.beat:Scheduler"
-CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_WORKER_DISABLE_PREFETCH = True
-CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
-# Celery closes database connections around every task unless told how often to reuse them.
-CELERY_DB_REUSE_MAX = sys.maxsize // 4
 CELERY_BEAT_SCHEDULE = {
     "notifications.sweep": {
         "task": "notifications.tasks.sweep",
@@ -200,51 +180,6 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": crontab(minute="0", hour="7"),
     },
 }
-
-# --- Scheduling -----------------------------------------------------------------------------------
-# Hints of one queue and priority that may lie in Redis at once; the backlog waits in Postgres.
-QUEUE_WINDOW = env.int("QUEUE_WINDOW", default=10_000)
-# Attempts of a run whose job says nothing of retries.
-DEFAULT_MAX_ATTEMPTS = env.int("DEFAULT_MAX_ATTEMPTS", default=3)
-# A worker that has not renewed a run's lease for this long has lost it.
-RUN_LEASE = timedelta(seconds=env.float("RUN_LEASE_SECONDS", default=30))
-# What a job that runs on though its run is cancelled is given before it is killed.
-CANCEL_GRACE = timedelta(seconds=env.float("CANCEL_GRACE_SECONDS", default=10))
-# How long a worker that is told to end lets its runs go on, before it hands them back.
-SHUTDOWN_GRACE = timedelta(seconds=env.float("SHUTDOWN_GRACE_SECONDS", default=50))
-# A worker that takes nothing for this long, though it could, starts itself anew.
-STUCK_AFTER = timedelta(seconds=env.float("STUCK_AFTER_SECONDS", default=30))
-# Above these a worker takes no work: load average per core, memory and CPU in per cent; 0 is off.
-MAX_LOAD = env.float("MAX_LOAD", default=0)
-MAX_MEMORY = env.float("MAX_MEMORY", default=0)
-MAX_CPU = env.float("MAX_CPU", default=0)
-# The wait after a run's first failed attempt; it doubles with each, up to an hour.
-RETRY_BACKOFF = timedelta(seconds=env.float("RETRY_BACKOFF_SECONDS", default=10))
-# How long before its deadline a waiting run is raised to high.
-DEADLINE_NEAR = timedelta(seconds=env.float("DEADLINE_NEAR_SECONDS", default=60))
-# Waiting runs go up a step after this long, low to medium, and after twice as long from medium to
-# high, so that none waits for ever; 0: they never do.
-AGE_AFTER = timedelta(seconds=env.float("AGE_AFTER_SECONDS", default=600))
-# Days after its end for which a run is kept, with its result; 0: for ever.
-KEEP_RUNS = timedelta(days=min(env.int("KEEP_RUNS_DAYS", default=90), 36_500))
-KEEP_FAILED = timedelta(days=min(env.int("KEEP_FAILED_DAYS", default=365), 36_500))
-# Who is told of failures of what has no owner: mail addresses and https URLs; none: nobody.
-ALERTS_TO = env.list("ALERTS_TO", default=[])
-# A group of failures is told of at most this often; the next message counts what was held back.
-ALERT_EVERY = timedelta(seconds=env.float("ALERT_EVERY_SECONDS", default=14_400))
-# And messages of all groups go out at most this often.
-ALERT_PACE = timedelta(seconds=env.float("ALERT_PACE_SECONDS", default=300))
-# So many failures in a row of a schedule, or of a task, are told of again; 0: never.
-ALERT_AFTER_FAILURES = env.int("ALERT_AFTER_FAILURES", default=3)
-# A group that was quiet for so long has come back when it is seen again.
-ALERT_QUIET = timedelta(days=env.float("ALERT_QUIET_DAYS", default=7))
-# Whether webhooks may go to private addresses, and without TLS: for development only.
-ALERT_ALLOW_PRIVATE = env.bool("ALERT_ALLOW_PRIVATE", default=False)
-# Tasks (names, or patterns such as `reports.*`) whose calls stay Celery's plain messages. Those of
-# all others are rows in the ledger.
-UNTRACKED_TASKS = env.list("UNTRACKED_TASKS", default=[])
-# Whether workers run plain messages of other tasks, which anybody who can write to Redis can send.
-ACCEPT_UNTRACKED = env.bool("ACCEPT_UNTRACKED", default=DEBUG)
 
 
 # --- Logs -----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 import sys
 from typing import Any, TextIO
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.signals import connection_created
@@ -11,9 +12,18 @@ from django.db.models.signals import post_migrate, pre_migrate
 class SchedulingConfig(AppConfig):
     name = "scheduling"
     verbose_name = "Scheduling"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def import_models(self) -> None:
+        for needed in ("django_celery_beat", "django_celery_results"):
+            if not apps.is_installed(needed):
+                raise ImproperlyConfigured(
+                    f"INSTALLED_APPS has 'scheduling' but not {needed!r}: add it before that."
+                )
+        super().import_models()
 
     def ready(self) -> None:
-        from scheduling import checks  # noqa: F401  (registers its checks)
+        from scheduling import checks  # noqa: F401  (registers its checks, and those of settings)
         from scheduling.postgres import connections, infinity, silence
 
         # Django's own hooks: for new connections; for rows that belong to code.

@@ -1,4 +1,4 @@
-"""System checks: what would make Truebeat break its promises, said at start-up."""
+"""System checks of what users and code have: tasks, schedules, plans; see also setting_checks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,85 +10,28 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
-from kombu.serialization import prepare_accept_content
 
+from scheduling import setting_checks
 from scheduling.base_job import BaseJob
-from scheduling.errors import EnqueueError, ScheduleError
+from scheduling.errors import ScheduleError
 from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
 from scheduling.schedules import auditing, code_entries, from_code, reconciling
 from scheduling.schedules.planning import rule_version
-from scheduling.task_options import check_queue
-
-JSON = "application/json"
-EXPECTED = {
-    "CELERY_BEAT_SCHEDULER": "scheduling.beat:Scheduler",
-    "CELERY_RESULT_BACKEND": "scheduling.celery_app.results:Backend",
-    "CELERY_BROKER_TRANSPORT": "scheduling.broker.transport:Transport",
-}
 
 
-@register()
-def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """The parts of Celery that Truebeat replaces must be the ones that are set."""
-    return [
-        Error(
-            f"{name} is {getattr(settings, name, None)!r}.",
-            hint=f"Set it to {expected!r}: without it runs are lost or doubled.",
-            id="scheduling.E001",
-        )
-        for name, expected in EXPECTED.items()
-        if getattr(settings, name, None) != expected
-    ]
-
-
-@register()
-def check_broker(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """What is set for Celery's broker must fit the engine's own messages and clients."""
-    found: list[CheckMessage] = []
-    conf = current_app.conf
-    accepted = prepare_accept_content(conf.accept_content)
-    if accepted is not None and JSON not in accepted:
-        found.append(
-            Error(
-                f"accept_content is {list(conf.accept_content)!r}: workers would refuse every hint,"
-                " which is JSON, and no run would start.",
-                hint='Add "json" to CELERY_ACCEPT_CONTENT.',
-                id="scheduling.E020",
-            )
-        )
-    if conf.broker_use_ssl:
-        found.append(
-            Error(
-                "CELERY_BROKER_USE_SSL is set: only Celery's own connections would use it.",
-                hint="Take it away, and let REDIS_URL begin with rediss://: it has options for"
-                " certificates (docs/operations.md, Ways to Redis).",
-                id="scheduling.E021",
-            )
-        )
-    found += [
-        Error(str(error), hint="Rename it in CELERY_TASK_QUEUES.", id="scheduling.E022")
-        for queue in current_app.amqp.queues
-        if (error := _refusal_of(queue))
-    ]
-    return found
-
-
-def _refusal_of(queue: str) -> EnqueueError | None:
-    try:
-        check_queue(queue)
-    except EnqueueError as error:
-        return error
-    return None
+def _ledger_in(databases: Sequence[str] | None) -> bool:
+    """Return whether the ledger is to be looked at, and no setting keeps it from being one."""
+    return bool(databases) and "default" in (databases or ()) and setting_checks.fit()
 
 
 @register()
 def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """Whoever is to be told of failures must be somebody that can be told."""
     try:
-        addresses.validate(",".join(settings.ALERTS_TO))
+        addresses.validate(",".join(getattr(settings, "ALERTS_TO", ())))
     except ValidationError as error:
         return [
             Error(
@@ -103,6 +46,8 @@ def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[C
 @register()
 def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """A task whose class cannot be made a Job's would run unclaimed."""
+    if not setting_checks.fit():
+        return []
     return [
         Error(
             f"Task {name} is a {type(current_app.tasks[name]).__mro__[1].__name__}, not a Job.",
@@ -117,6 +62,8 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
 @register()
 def check_code_schedules(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """An entry of the code's schedules that cannot be read would keep all of them unwritten."""
+    if not setting_checks.fit():
+        return []
     found: list[CheckMessage] = [
         Error(problem, hint="No schedule of code is written before that.", id="scheduling.E004")
         for problem in code_entries.problems()
@@ -139,7 +86,7 @@ def check_code_schedules_are_followed(
 ) -> list[CheckMessage]:
     """Users' schedules that have the name of an entry and say something else."""
     try:
-        if not databases or "default" not in databases:
+        if not _ledger_in(databases):
             return []
         left = from_code.compare().left
     except (DatabaseError, ScheduleError):  # not migrated yet; the other check names a bad entry
@@ -160,7 +107,7 @@ def check_plans_are_current(
 ) -> list[CheckMessage]:
     """Plans that another rule engine, or other time zone data, has made."""
     try:
-        if not databases or "default" not in databases or not auditing.is_due():
+        if not _ledger_in(databases) or not auditing.is_due():
             return []
     except DatabaseError:  # not migrated yet
         return []
@@ -178,7 +125,7 @@ def check_triggers_act(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
     """Schedules that no trigger has given a plan, and triggers that do not act."""
-    if not databases or "default" not in databases:
+    if not _ledger_in(databases):
         return []
     try:
         unplanned, asleep = reconciling.has_unplanned(), reconciling.asleep()
@@ -212,7 +159,7 @@ def check_tasks_are_known(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
     """Schedules and waiting runs whose task no module of this project defines."""
-    if not databases or "default" not in databases:
+    if not _ledger_in(databases):
         return []
     known = [*known_names(), "celery.backend_cleanup"]
     schedules = Schedule.objects.filter(enabled=True).exclude(task__in=known)

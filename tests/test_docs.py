@@ -275,10 +275,12 @@ def test_python_takes_all_examples(block: Block) -> None:
 
 
 def variables_read() -> dict[str, ast.expr | None]:
-    """Return the variables that settings.py reads, with their defaults."""
+    """Return the variables that the settings read, with their defaults."""
     found = {}
-    for node in ast.walk(ast.parse((ROOT / "config/settings.py").read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("env.", "required")):
+    readers = ("env.", "_env.", "required")
+    files = [ROOT / "config/settings.py", ROOT / "scheduling/defaults.py"]
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(readers):
             name = node.args[0] if node.args else None
             if isinstance(name, ast.Constant):
                 default = {word.arg: word.value for word in node.keywords}.get("default")

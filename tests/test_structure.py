@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What stands in `scheduling/`, from low to high: each imports from earlier layers only.
 LAYERS = (
-    ("base_job", "clock", "errors", "ids", "logs", "recurrence"),
+    ("base_job", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
     ("postgres",),
     ("outgoing", "broker"),
     ("models",),
@@ -23,6 +23,7 @@ LAYERS = (
     ("execution",),
     ("history", "jobs"),
     ("celery_app", "tasks"),
+    ("setting_checks",),
     ("beat", "workers", "health", "checks"),
     ("apps", "admin", "management"),
 )

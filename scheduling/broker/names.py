@@ -64,7 +64,7 @@ _names = Names({})
 def names() -> Names:
     """Return the names under the transport options that are set now."""
     global _names
-    options = dict(current_app.conf.broker_transport_options)
+    options = dict(current_app.conf.broker_transport_options or {})
     if options != _names.options:
         _names = Names(options)
     return _names

@@ -4,15 +4,20 @@ from datetime import datetime
 from typing import Any
 
 from celery import Celery
+from celery.apps.beat import Beat as CeleryBeat
 from celery.result import AsyncResult
 from celery.signals import worker_process_init
 from celery.utils.imports import symbol_by_name
+from click import ClickException
+from kombu.utils.objects import cached_property
 
 # `celery control` knows its command by this.
 from scheduling.celery_app import load_limits as load_limits
 from scheduling.celery_app import sending
 from scheduling.errors import EnqueueError
 from scheduling.ids import give_celery_sorted_ids
+
+SCHEDULER = "scheduling.beat:Scheduler"
 
 give_celery_sorted_ids()
 
@@ -31,6 +36,24 @@ def forget_lost_connection(**_: Any) -> None:
         connection.connection = None
 
 
+class Beat(CeleryBeat):
+    """`celery beat`, which runs no other scheduler than the ledger's: that would do all twice."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        wanted = symbol_by_name(SCHEDULER)
+        given: Any = self.scheduler_cls  # type: ignore[attr-defined]
+        try:
+            is_the_ledgers = issubclass(symbol_by_name(given), wanted)
+        except (ImportError, AttributeError, ValueError, TypeError):
+            is_the_ledgers = False
+        if not is_the_ledgers:
+            raise ClickException(
+                f"beat was told to use the scheduler {given!r}, which knows nothing of the ledger:"
+                f" start it without -S, and set CELERY_BEAT_SCHEDULER = {SCHEDULER!r}."
+            )
+
+
 class App(Celery):
     """A Celery app whose tasks are Jobs, and whose calls of them are rows in the ledger."""
 
@@ -43,6 +66,10 @@ class App(Celery):
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("scheduling.workers:LeaseKeeper")
         self.steps["consumer"].add("scheduling.workers.rate_limits:RateLimits")
+
+    @cached_property
+    def Beat(self) -> Any:
+        return self.subclass_with_self(Beat)
 
     def create_task_cls(self) -> Any:
         """Create the app's base class of tasks (see Celery's): a Job, whatever `task_cls` is."""

@@ -9,8 +9,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
-from scheduling.checks import check_broker
 from scheduling.models import FINAL, UNFINISHED, State
+from scheduling.setting_checks import check_messages
 from tests.scheduling.commands import called
 from tests.scheduling.ledger import ADD, plans_of, run, schedule, write_successes
 
@@ -82,7 +82,7 @@ def test_what_celerys_broker_is_told_must_fit_the_engine(
     before = conf[option]
     conf[option] = value
     try:
-        found = " ".join(str(message.id) for message in check_broker(None))
+        found = " ".join(str(message.id) for message in check_messages(None))
     finally:
         conf[option] = before
     assert found == expected
