@@ -39,11 +39,11 @@ def required(name: str, in_development: str) -> str:
     refuse(f"{name} is {'a development default' if value else 'not set'}: set it, or DEBUG=1.")
 
 
-def check_secret_key(key: str) -> None:
+def check_key(name: str, key: str) -> None:
     """Refuse what could be guessed: by Django's own measure (security.W009)."""
     if len(key) < 50 or len(set(key)) < 5 or key.startswith("django-insecure-"):
         refuse(
-            "SECRET_KEY can be guessed: it needs 50 characters or more, 5 different ones, and no"
+            f"{name} can be guessed: it needs 50 characters or more, 5 different ones, and no"
             ' prefix django-insecure-. Make one: python -c "import secrets;'
             ' print(secrets.token_urlsafe(50))"'
         )
@@ -52,8 +52,13 @@ def check_secret_key(key: str) -> None:
 # --- Core -----------------------------------------------------------------------------------------
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = required("SECRET_KEY", in_development="insecure-development-key")
+# Keys that were SECRET_KEY (or HINT_KEY) before: what was signed with them still counts.
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
+# Signs hints, for beat and workers alike.
+HINT_KEY = env.str("HINT_KEY", default=SECRET_KEY) or SECRET_KEY
 if not DEBUG:
-    check_secret_key(SECRET_KEY)
+    check_key("SECRET_KEY", SECRET_KEY)
+    check_key("HINT_KEY", HINT_KEY)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1"] if DEBUG else [])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 ROOT_URLCONF = "config.urls"

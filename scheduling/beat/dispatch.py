@@ -21,6 +21,7 @@ from django.db import connection
 from scheduling.beat.lanes import Lanes
 from scheduling.logs import event
 from scheduling.models import Priority
+from scheduling.postgres.identity import ask_ledger_id
 from scheduling.postgres.prepared import run_prepared
 from scheduling.runs.hints import PIECE, UNUSABLE, Broker, Hint, Lane
 
@@ -216,6 +217,7 @@ def resend(broker: Broker, limit: int = BATCH, low: datetime | None = None) -> i
     that plain Celery messages make longer than twice its window is looked through by and by, and
     only for runs that were queued LOST_BY_AGE ago. No run was queued before `low`.
     """
+    ask_ledger_id()  # after a fail-over it may be another: workers refuse hints of the one before
     parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER, "low": low}
     with connection.cursor() as cursor:
         cursor.execute(OLD_LANES, parameters)

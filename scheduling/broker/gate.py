@@ -2,35 +2,57 @@
 
 It stands in the worker's parent, before Celery sees the message: what it refuses takes no room in
 the pool and reaches no code of Celery's or of a job.
+
+A hint is the id of a run, an attempt, a task and time limits, signed by a beat of this ledger. All
+else that its message says, anybody may have written who can write to Redis; so Celery is handed
+another message, made here, that says nothing more.
 """
 
 import base64
 import logging
 import time
+from collections.abc import Callable
+from itertools import count
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, is_signed
 from scheduling.broker.untracked import all_untracked, is_untracked
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
 
-# The header of a hint that names the attempt it may start; its presence makes a message a hint.
-ATTEMPT = "run_attempt"
-
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 TOLD_EVERY = 60.0  # seconds between two log lines about refused messages of one task
 TOLD_OF = 100  # tasks that are told apart: anybody can make up names
+MEDIUM = 6
+
+# A worker sets these.
+ledger = ""  # whose hints are its own
+report_unknown: Callable[[UUID, int, str], None] = lambda run, attempt, task: None  # noqa: E731
 
 _app: Any = None
+_frame: dict[str, Any] = {}
+_tags = count(1)
+
+
+class ForeignHintError(Exception):
+    """A hint of another ledger: another installation uses this Redis."""
 
 
 def open_in(app: Any) -> None:
     """Judge what this process takes from its queues of tasks, from now on: it is a worker."""
-    global _app
-    _app = app
+    global _app, _frame
+    made: Any = app.amqp.as_task_v2("", "")
+    _app, _frame = app, {
+        "headers": made.headers,
+        "body": base64.b64encode(dumps(made.body).encode()).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }  # fmt: skip
 
 
 def judges(queue: str) -> bool:
@@ -46,47 +68,82 @@ def judges(queue: str) -> bool:
     return not queue.endswith(control) and not queue.startswith(events)
 
 
-class _Told:
-    """When the refusal of each task's messages was last logged, and how many have come since."""
-
-    def __init__(self) -> None:
-        self._since: dict[str, tuple[float, int]] = {}
-
-    def count(self, task: str) -> int:
-        """Count a message; return how many there were since the last line, 0 if none is due."""
-        now = time.monotonic()
-        if task not in self._since and len(self._since) >= TOLD_OF:
-            task = ""
-        last, count = self._since.get(task, (now - TOLD_EVERY, 0))
-        due = now - last >= TOLD_EVERY
-        self._since[task] = (now, 0) if due else (last, count + 1)
-        return count + 1 if due else 0
-
-
-_told = _Told()
-
-
-def judge(raw: dict[str, Any]) -> dict[str, Any] | None:
+def judge(raw: Any, queue: str) -> dict[str, Any] | None:
     """Return the message that Celery shall get, or None: it starts nothing.
 
-    `raw` is what lay in Redis, read as JSON; anybody who can write there may have written it.
+    Args:
+        raw: what lay in Redis, read as JSON; anybody who can write there may have written it.
+
+    Raises:
+        ForeignHintError: it is another ledger's.
     """
-    headers = raw["headers"]
-    if ATTEMPT in headers or settings.ACCEPT_UNTRACKED or _is_wanted(raw):
-        return raw
-    task = str(headers.get("task"))[:200]
-    if count := _told.count(task):
-        event(logger, "untracked_refused", level=logging.WARNING, task=task, messages=count)
+    headers = raw.get("headers") if isinstance(raw, dict) else None
+    if not isinstance(headers, dict):
+        _refuse("message_refused", "", "it has no headers")
+        return None
+    if ATTEMPT in headers:
+        return _judge_hint(raw, headers, queue)
+    if settings.ACCEPT_UNTRACKED or _is_wanted(raw, headers):
+        return raw  # type: ignore[no-any-return]
+    _refuse("untracked_refused", str(headers.get("task"))[:200])
     return None
 
 
-def _is_wanted(raw: dict[str, Any]) -> bool:
+# --- Hints ---------------------------------------------------------------------------------------
+
+
+def _judge_hint(raw: dict[str, Any], headers: dict[str, Any], queue: str) -> dict[str, Any] | None:
+    texts: list[Any] = [headers.get(name) for name in ("id", "task", LEDGER, SIGNATURE)]
+    run_id, task, whose, signature = texts
+    attempt, limits = headers[ATTEMPT], headers.get("timelimit")
+    if not all(isinstance(text, str) for text in texts):
+        _refuse("hint_refused", str(task)[:200], "it is not signed")
+        return None
+    if whose != ledger:
+        raise ForeignHintError(whose)
+    if not is_signed(signature, ledger, queue, run_id, attempt, task, limits):
+        why = "it is not signed with this worker's HINT_KEY or SECRET_KEY"
+        _refuse("hint_refused", task[:200], why)
+        return None
+    if task not in _app.tasks:
+        report_unknown(UUID(run_id), attempt, task)
+        return None
+    return _made_anew(raw, run_id, queue, task, {ATTEMPT: attempt, "timelimit": limits,
+                      LEDGER: whose, SIGNATURE: signature})  # fmt: skip
+
+
+def _made_anew(
+    raw: dict[str, Any], run_id: str, queue: str, task: str, ours: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the message of a hint that says what was signed, and nothing else."""
+    properties = raw.get("properties")
+    priority = properties.get("priority") if isinstance(properties, dict) else None
+    known = type(priority) is int and 0 <= priority <= 9
+    return {
+        **_frame,
+        "headers": {**_frame["headers"], "id": run_id, "root_id": run_id, "task": task, **ours},
+        "properties": {
+            "correlation_id": run_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": priority if known else MEDIUM,  # in which list it is put back
+            "body_encoding": "base64",
+            "delivery_tag": f"{run_id}.{next(_tags)}",
+        },
+    }
+
+
+# --- Plain messages ------------------------------------------------------------------------------
+
+
+def _is_wanted(raw: dict[str, Any], headers: dict[str, Any]) -> bool:
     """Return whether UNTRACKED_TASKS names a plain message's task, and all that it would set off.
 
     An errback runs in the worker's parent, a callback becomes a run: a message of a task that is
     named must start no other.
     """
-    task = raw["headers"].get("task")
+    task = headers.get("task")
     if not isinstance(task, str) or not is_untracked(task):
         return False
     try:
@@ -97,3 +154,31 @@ def _is_wanted(raw: dict[str, Any]) -> bool:
         return all_untracked([embedded.get(name) for name in EMBEDDED])
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return False
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+class _Told:
+    """When the refusal of each task's messages was last logged, and how many have come since."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def count(self, *what: str) -> int:
+        """Count a message; return how many there were since the last line, 0 if none is due."""
+        now = time.monotonic()
+        if what not in self._since and len(self._since) >= TOLD_OF:
+            what = ()
+        last, seen = self._since.get(what, (now - TOLD_EVERY, 0))
+        due = now - last >= TOLD_EVERY
+        self._since[what] = (now, 0) if due else (last, seen + 1)
+        return seen + 1 if due else 0
+
+
+_told = _Told()
+
+
+def _refuse(name: str, task: str, why: str = "") -> None:
+    if messages := _told.count(name, task):
+        event(logger, name, level=logging.WARNING, task=task, messages=messages, why=why)

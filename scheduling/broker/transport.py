@@ -14,7 +14,7 @@ from redis import Connection, ResponseError
 
 from scheduling.broker import gate, intake
 from scheduling.broker.address import connection_options, without_password
-from scheduling.broker.gate import ATTEMPT as ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class Transport(redis.Transport):
 
     def _deliver(self, message: Any, queue: Any) -> None:
         """Hand a message on; a worker's gate judges what comes from its queues of tasks."""
-        judged = gate.judge(message) if gate.judges(queue) else message
+        judged = gate.judge(message, queue) if gate.judges(queue) else message
         if judged is not None:
             super()._deliver(judged, queue)
 

@@ -28,7 +28,7 @@ from django.db import DatabaseError, Error, connection
 from kombu.utils.json import loads
 
 from scheduling.base_job import BaseJob
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.errors import EnqueueError
 from scheduling.execution.attempts import died, not_stored, outcome_of, refused
 from scheduling.execution.finishing import finish

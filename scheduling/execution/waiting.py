@@ -231,12 +231,7 @@ def release_held_of(first: int, last: int, limit: int = BATCH) -> Sequence[Relea
         return [Released(*row) for row in cursor.fetchall()]
 
 
-UNKNOWN_TASK = """
-UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
-    run_at = clock_timestamp() + interval '30 seconds'
- WHERE id = %(id)s AND state = 'queued'
-"""
-
+UNKNOWN_FOR = timedelta(seconds=30)  # until a worker is asked again that may know its task
 
 PUT_BACK = """
 UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reason)s,
@@ -258,16 +253,14 @@ def put_back(run_id: UUID, attempt: int, task: str, reason: str, wait: timedelta
         return bool(cursor.rowcount)
 
 
-def hand_back_unknown(run_id: UUID, task: str, worker: str) -> bool:
+def hand_back_unknown(run_id: UUID, attempt: int, task: str, worker: str) -> bool:
     """Send a queued run back to wait: the worker that took its hint does not know its task.
 
     Returns:
-        Whether there is such a run. One that is not queued (this was a second hint) stays as it is.
+        Whether it did. A run that is not queued any more (this was a second hint) stays as it is.
     """
     reason = f"no worker knows task {task} (last asked: {worker})"
-    with connection.cursor() as cursor:
-        cursor.execute(UNKNOWN_TASK, {"id": run_id, "reason": reason})
-        found = bool(cursor.rowcount)
+    found = put_back(run_id, attempt, task, reason, UNKNOWN_FOR)
     if found:
         event(logger, "task_unknown", level=logging.ERROR, run=run_id, task=task, worker=worker)
-    return found or Run.objects.filter(pk=run_id).exists()
+    return found

@@ -1,9 +1,9 @@
 """Hints: the Celery messages in Redis that say a run may start.
 
-A hint holds the task's name, the run's id, the attempt and the time limits; no arguments. All hints
-of a task differ in ids alone, so one is built through Celery's and kombu's own code, which keeps
-the format theirs, and the others are cut from it: over 100,000 a second, where `apply_async` makes
-1,000 (docs/benchmarks.md).
+A hint holds the task's name, the run's id, the attempt, the time limits and a signature over these;
+no arguments. All hints of a task differ in ids and signatures alone, so one is built through
+Celery's and kombu's own code, which keeps the format theirs, and the others are cut from it: over
+100,000 a second, where `apply_async` makes 1,000 (docs/benchmarks.md).
 """
 
 import logging
@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -27,16 +27,18 @@ from redis.exceptions import NoPermissionError
 
 from scheduling.broker import clients
 from scheduling.broker.names import names
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, signer
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
+from scheduling.postgres.identity import ledger_id
 from scheduling.runs.options import LONGEST, read_options
 
 logger = logging.getLogger(__name__)
 
 # What a template's message holds where a hint has its own id, attempt and delivery tag.
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
-SLOTS = re.compile(f"{TAG}|{TRY}")
+WHOSE, SIGNED = "truebeat-ledger", "truebeat-signature"
+SLOTS = re.compile(f"{TAG}|{TRY}|{WHOSE}")
 ALL_BUT_ID = itemgetter(slice(1, None))
 NO_RUN = UUID(int=0)
 TOLD_EVERY = 60.0  # seconds between two lines about a lane that cannot be used
@@ -128,8 +130,8 @@ class Broker:
         lanes = defaultdict[Lane, list[str]](list)
         for alike, some in groupby(hints, key=ALL_BUT_ID):
             _, _, queue, priority, _ = alike
-            pieces = _pieces(*alike)
-            lanes[Lane(queue, priority)] += [str(hint.id).join(pieces) for hint in some]
+            make = _maker(*alike)
+            lanes[Lane(queue, priority)] += [make(str(hint.id)) for hint in some]
         pipeline = self._redis.pipeline(transaction=False)
         for lane, messages in lanes.items():
             pipeline.lpush(list_key(lane), *messages)
@@ -166,15 +168,20 @@ def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
 
 def message(hint: Hint) -> str:
     """Return the hint as kombu's Redis transport would store it."""
-    return str(hint.id).join(_pieces(*hint[1:]))
+    return _maker(*hint[1:])(str(hint.id))
 
 
-def _pieces(attempt: int, task: str, queue: str, priority: int, options: str) -> list[str]:
-    """Return what lies between the places of the id in the messages of hints that are alike."""
-    template = _template(task, queue, priority, *_time_limits(options))
+def _maker(
+    attempt: int, task: str, queue: str, priority: int, options: str
+) -> Callable[[str], str]:
+    """Return the function from an id to the message, for hints that are alike but for that."""
+    limits, ledger = _time_limits(options), ledger_id()
     # A hint that is sent again is another message: its tag must be its own.
-    tag = f"{ID}.{time.time_ns()}"
-    return (template % {TAG: tag, str(TRY): attempt}).split(ID)
+    slots = {TAG: f"{ID}.{time.time_ns()}", str(TRY): attempt, WHOSE: ledger}
+    before, after = (_template(task, queue, priority, *limits) % slots).split(SIGNED)
+    head, tail = before.split(ID), after.split(ID)
+    sign = signer(ledger, queue, attempt, task, list(limits))
+    return lambda run_id: f"{run_id.join(head)}{sign(run_id)}{run_id.join(tail)}"
 
 
 @lru_cache(maxsize=4096)
@@ -215,7 +222,7 @@ def _template(
         priority,
         content_type,
         content_encoding,
-        {**celery_message.headers, ATTEMPT: TRY},
+        {**celery_message.headers, ATTEMPT: TRY, LEDGER: WHOSE, SIGNATURE: SIGNED},
         {**celery_message.properties, "delivery_mode": 2},
     )
     channel._inplace_augment_message(text, "", queue)

@@ -18,8 +18,8 @@ from celery.utils.functional import noop
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from scheduling.broker import gate
-from scheduling.broker.gate import ATTEMPT
+from scheduling.broker import gate, intake
+from scheduling.broker.signing import ATTEMPT
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
@@ -37,9 +37,14 @@ worker_process_init.connect(waits.watch, weak=False)
 # What Celery is told where a child has ended in the midst of its work.
 LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
+_keeper: Keeper | None = None
+
 
 class HintRequest(Request):
     """A request that acknowledges hints as soon as a child has them: leases bring work back.
+
+    Remote control reaches no hint: anybody who can write to Redis can tell workers to revoke one.
+    Which runs are cancelled, the ledger says.
 
     What becomes of a hint whose child was lost is the ledger's to say, which the lease thread asks.
     Celery would look for its result here, in the consumer's loop, and send the task again.
@@ -78,6 +83,15 @@ class HintRequest(Request):
             context = self._context  # type: ignore[attr-defined]
             task.backend.mark_as_failure(self.id, lost, request=context)
 
+    def revoked(self) -> Any:
+        return not self.is_hint and super().revoked()
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        if not self.is_hint:
+            super().terminate(pool, signal)
+        elif _keeper is not None:
+            _keeper.look_soon()
+
     def _success_was_stored(self) -> Any:
         return not self.is_hint and super()._success_was_stored()  # type: ignore[misc]
 
@@ -104,12 +118,14 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         gate.open_in(worker.app)
+        intake.close("gate", "waits for Postgres to say whose hints are its own")
         share_memory()
         claiming.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
 
     def start(self, worker: Any) -> None:
-        keeper = Keeper(worker)
-        claiming.reporter = keeper.take
+        global _keeper
+        keeper = _keeper = Keeper(worker)
+        claiming.reporter, gate.report_unknown = keeper.take, keeper.take_unknown
         rate_limits.put_back = keeper.put_back
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
         threading.Thread(target=keeper.keep_within_leases, name="fence", daemon=True).start()

@@ -16,17 +16,19 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import Error, connection
 
 from scheduling import heartbeats
-from scheduling.broker import intake
+from scheduling.broker import gate, intake
 from scheduling.execution import attempts, claiming, waiting
 from scheduling.execution.claiming import Told
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
+from scheduling.postgres.identity import ask_ledger_id
 from scheduling.postgres.sql import is_away
 from scheduling.runs import outcomes
 from scheduling.runs.running import run_id_of
@@ -80,8 +82,13 @@ class Keeper:
         """Queue what Celery reports of a message. Does no database work."""
         if os.getpid() != self._parent:
             return told.attempt is not None
-        unknown = isinstance(told.error, dict) and told.error.get("exc_type") == "NotRegistered"
-        if (told.attempt is None and not unknown) or run_id_of(told.task_id) is None:
+        if told.attempt is None:
+            error = told.error
+            if not isinstance(error, dict) or error.get("exc_type") != "NotRegistered":
+                return False
+            self._reports.put(partial(reports.store_unknown, told))
+            return True
+        if run_id_of(told.task_id) is None:
             return False
         held = held_as(told.task_id, told.attempt, told.claimant)
         if held in self._stopped:
@@ -100,6 +107,18 @@ class Keeper:
         reason = f"waits for its turn: rate_limit {limit!r} of task {task}"
         seconds = timedelta(seconds=wait)
         self._reports.put(partial(waiting.put_back, run_id, attempt, task, reason, seconds))
+
+    def take_unknown(self, run_id: UUID, attempt: int, task: str) -> None:
+        """Queue that a hint has come whose task this worker does not know. No database work."""
+        self._reports.put(
+            partial(waiting.hand_back_unknown, run_id, attempt, task, claiming.worker_name)
+        )
+
+    def look_soon(self) -> None:
+        """Ask the ledger within a second whose runs shall end: a worker was told of a revoke."""
+        if self._tend_at > time.monotonic() + HURRY:
+            self._tend_at = time.monotonic() + HURRY / 2
+            self._reports.put(lambda: None)  # wakes the thread
 
     def live(self) -> None:
         while True:
@@ -194,6 +213,8 @@ class Keeper:
         running, self._kept = running_here(), False
         try:
             with no_fork:
+                gate.ledger = ask_ledger_id()
+                intake.reopen("gate")
                 renewed = renew(running)
                 self._kept = renewed.kept
                 heartbeats.pulse(claiming.worker_name, "worker", self._doing.words(len(running)))

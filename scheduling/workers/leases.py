@@ -13,7 +13,7 @@ from celery.worker import state as worker_state
 from django.conf import settings
 from django.db import connection
 
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.execution import claiming
 from scheduling.ids import claimant_of
 from scheduling.models import FINAL, Run, State

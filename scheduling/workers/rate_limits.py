@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from celery import bootsteps
 from celery.worker import state as worker_state
 
-from scheduling.broker.gate import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 
 AHEAD = 1.0  # seconds before its turn that a run is kept here, at most
 EARLY = AHEAD / 2  # and so long before its turn it is sent again

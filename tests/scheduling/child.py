@@ -6,7 +6,7 @@ from celery import current_app
 from celery.app.trace import build_tracer
 
 from scheduling import clock
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.models import Run, State
 
 

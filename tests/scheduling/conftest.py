@@ -7,6 +7,13 @@ from django.db import connection
 from django_celery_beat.models import PeriodicTask
 
 from chaos.network import Proxy
+from scheduling.postgres import identity
+
+
+@pytest.fixture(autouse=True)
+def known_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests without a database make hints, too: each names its ledger."""
+    monkeypatch.setattr(identity, "_known", identity._known or "a-ledger-of-tests")
 
 
 @pytest.fixture

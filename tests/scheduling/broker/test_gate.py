@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -13,7 +14,10 @@ from kombu import Consumer, Queue
 from pytest_django import Settings
 
 from scheduling.broker import gate
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE
 from scheduling.ids import uuid7
+from scheduling.postgres import identity
+from scheduling.runs.hints import Hint, message
 from tests.jobs.tasks import add, write
 
 OTHER = "tests.jobs.tasks.write"
@@ -37,17 +41,21 @@ def plain(name: str = add.name, **options: Any) -> dict[str, Any]:
             "content-type": "application/json", "content-encoding": "utf-8"}  # fmt: skip
 
 
+def judge(message: Any) -> Any:
+    return gate.judge(message, "probe")
+
+
 class TestPlainMessages:
     def test_one_of_a_task_that_is_named_passes_as_it_is(self) -> None:
         message = plain()
-        assert gate.judge(message) is message
+        assert judge(message) is message
 
     def test_one_of_another_task_is_refused_unless_all_are_accepted(
         self, settings: Settings
     ) -> None:
-        assert gate.judge(plain(OTHER)) is None
+        assert judge(plain(OTHER)) is None
         settings.ACCEPT_UNTRACKED = True
-        assert gate.judge(plain(OTHER)) is not None
+        assert judge(plain(OTHER)) is not None
 
     @pytest.mark.parametrize(
         "options",
@@ -61,13 +69,13 @@ class TestPlainMessages:
         ids=lambda options: next(iter(options)),
     )
     def test_one_that_would_set_off_another_task_is_refused(self, options: Any) -> None:
-        assert gate.judge(plain(**options)) is None
+        assert judge(plain(**options)) is None
 
     @pytest.mark.parametrize(
         "options", [{"callbacks": [add.s(1)]}, {"chain": [add.s(1)]}, {"chord": add.s(1)}], ids=str
     )
     def test_one_that_sets_off_tasks_that_are_named_passes(self, options: Any) -> None:
-        assert gate.judge(plain(**options)) is not None
+        assert judge(plain(**options)) is not None
 
     @pytest.mark.parametrize(
         "damage",
@@ -79,7 +87,7 @@ class TestPlainMessages:
         ids=lambda damage: str(damage)[:30],
     )  # fmt: skip
     def test_what_cannot_be_read_is_refused(self, damage: Any) -> None:
-        assert gate.judge({**plain(), **damage}) is None
+        assert judge({**plain(), **damage}) is None
 
     def test_a_flood_of_them_is_a_line_a_minute_for_each_task(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -88,17 +96,130 @@ class TestPlainMessages:
         monkeypatch.setattr("time.monotonic", lambda: now[0])
         with caplog.at_level(logging.WARNING, "scheduling.broker.gate"):
             for _ in range(500):
-                gate.judge(plain(OTHER))
-                gate.judge(plain("t.b"))
+                judge(plain(OTHER))
+                judge(plain("t.b"))
             now[0] += 61
-            gate.judge(plain(OTHER))
+            judge(plain(OTHER))
             for number in range(1000):
-                gate.judge(plain(f"made.up.{number}"))
+                judge(plain(f"made.up.{number}"))
         lines = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
         assert [(line["task"], line["messages"]) for line in lines[:3]] == [
             (OTHER, 1), ("t.b", 1), (OTHER, 500),
         ]  # fmt: skip
         assert len(lines) <= 4 + gate.TOLD_OF
+
+
+LEDGER_ID = "0c0f6c1e-0000-4000-8000-000000000001"
+
+
+class TestHints:
+    @pytest.fixture(autouse=True)
+    def own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(identity, "_known", LEDGER_ID)
+        monkeypatch.setattr(gate, "ledger", LEDGER_ID)
+        gate.open_in(current_app)
+        monkeypatch.setattr(gate, "_app", current_app)
+
+    def test_one_passes_with_nothing_but_what_is_signed(self) -> None:
+        sent = hint()
+        passed = judge({**sent, "headers": {**sent["headers"], **LIES}, "body": LIE})
+        assert passed is not None
+        headers = passed["headers"]
+        assert {name: headers[name] for name in SIGNED} == {
+            name: sent["headers"][name] for name in SIGNED
+        }
+        assert not any(headers.get(name) == lie for name, lie in LIES.items() if lie)
+        assert headers["root_id"] == headers["id"]
+        args, kwargs, embedded = json.loads(base64.b64decode(passed["body"]))
+        assert (args, kwargs, set(embedded.values())) == ([], {}, {None})
+
+    def test_its_limits_are_those_of_its_run(self) -> None:
+        passed = judge(hint(options='{"time_limit": 9.5, "soft_time_limit": 7}'))
+        assert passed["headers"]["timelimit"] == [9.5, 7]
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            {"id": str(UUID(int=7))}, {ATTEMPT: 2}, {ATTEMPT: True}, {ATTEMPT: "1"}, {ATTEMPT: 1.0},
+            {"task": OTHER}, {"timelimit": [0.1, None]}, {"timelimit": None}, {SIGNATURE: "0" * 64},
+            {SIGNATURE: None}, {SIGNATURE: "\ud800"}, {"id": "\ud800"}, {"id": 7}, {"task": ["t"]},
+            {LEDGER: None},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_one_that_is_not_what_was_signed_is_refused(self, lie: dict[str, Any]) -> None:
+        sent = hint()
+        assert judge({**sent, "headers": {**sent["headers"], **lie}}) is None
+
+    def test_one_of_a_release_that_did_not_sign_is_refused(self) -> None:
+        sent = hint()
+        del sent["headers"][SIGNATURE], sent["headers"][LEDGER]
+        assert judge(sent) is None
+
+    def test_one_in_another_queue_is_refused(self) -> None:
+        assert gate.judge(hint(), "another") is None
+
+    def test_one_of_another_ledger_is_told_apart(self) -> None:
+        sent = hint()
+        sent["headers"][LEDGER] = str(uuid7())
+        with pytest.raises(gate.ForeignHintError):
+            judge(sent)
+
+    def test_keys_can_be_changed(self, settings: Settings) -> None:
+        old = hint()
+        settings.HINT_KEY = "n" * 50
+        assert judge(old) is None
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        assert judge(old) is not None
+        assert judge(hint()) is not None
+
+    def test_one_of_a_task_that_is_unknown_here_is_told_of_and_goes_no_further(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[Any] = []
+        monkeypatch.setattr(gate, "report_unknown", lambda *what: told.append(what))
+        sent = hint(task="gone.task")
+        assert judge(sent) is None
+        assert told == [(UUID(sent["headers"]["id"]), 1, "gone.task")]
+
+    def test_no_two_have_the_same_tag_whatever_they_say(self) -> None:
+        sent = hint()
+        tags = {judge(sent)["properties"]["delivery_tag"] for _ in range(3)}
+        assert len(tags) == 3
+
+    @pytest.mark.parametrize(
+        ("said", "priority"), [(0, 0), (9, 9), (10, 6), ("0", 6), (True, 6), (None, 6), ([], 6)]
+    )
+    def test_an_odd_priority_is_the_medium_one(self, said: Any, priority: int) -> None:
+        sent = hint()
+        sent["properties"]["priority"] = said
+        assert judge(sent)["properties"]["priority"] == priority
+
+    @pytest.mark.parametrize(
+        "odd", [None, [], "x", 7, {}, {"headers": None}, {"headers": []}], ids=str
+    )
+    def test_what_is_no_message_is_refused(self, odd: Any) -> None:
+        assert judge(odd) is None
+
+
+SIGNED = ("id", "task", "timelimit", ATTEMPT, LEDGER, SIGNATURE)
+LIES = {
+    "eta": "2099-01-01T00:00:00", "expires": "2001-01-01T00:00:00", "retries": 7, "group": "g",
+    "group_index": 1, "stamped_headers": ["s"], "stamps": {"s": 1}, "s": 1, "shadow": "x",
+    "root_id": "r", "parent_id": "p", "ignore_result": True, "replaced_task_nesting": 3,
+    "made_up": 1, "argsrepr": "", "kwargsrepr": "",
+}  # fmt: skip
+LIE = base64.b64encode(
+    json.dumps([[1], {"y": 2}, {"callbacks": [add.s(1)], "errbacks": [add.s(1)]}]).encode()
+).decode()
+
+
+def hint(**columns: Any) -> dict[str, Any]:
+    """Return a hint as it lies in Redis."""
+    values: dict[str, Any] = {"id": uuid7(), "attempt": 1, "task": add.name, "queue": "probe",
+                              "priority": 6, "options": "{}"}  # fmt: skip
+    found: dict[str, Any] = json.loads(message(Hint(**{**values, **columns})))
+    return found
 
 
 class TestAWorkersTransport:

@@ -8,7 +8,7 @@ from celery.app.task import Context
 from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.execution import claiming
 from scheduling.execution.finishing import finish
 from scheduling.ids import uuid7

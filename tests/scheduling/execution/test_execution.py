@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 
 from scheduling import clock
 from scheduling.beat import firing
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.errors import EnqueueError
 from scheduling.execution import claiming
 from scheduling.execution.attempts import backoff

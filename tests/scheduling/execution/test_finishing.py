@@ -565,8 +565,8 @@ class TestExpiry:
 @pytest.mark.django_db
 class TestUnknownTasks:
     def test_a_queued_run_goes_back_to_wait_with_its_attempt(self) -> None:
-        made = run(State.QUEUED)
-        assert hand_back_unknown(made.pk, "gone.task", "w1")
+        made = run(State.QUEUED, task="gone.task")
+        assert hand_back_unknown(made.pk, 1, "gone.task", "w1")
         after = fresh(made)
         assert (after.state, after.attempt, after.failures, after.queued_at) == (
             State.SCHEDULED, 1, 0, None,
@@ -576,10 +576,17 @@ class TestUnknownTasks:
 
     @pytest.mark.parametrize("state", [state for state in State if state != State.QUEUED])
     def test_nothing_else_moves(self, state: State) -> None:
-        made = run(state)
+        made = run(state, task="gone.task")
         before = snapshot(made)
-        assert hand_back_unknown(made.pk, "gone.task", "w1")
+        assert not hand_back_unknown(made.pk, 1, "gone.task", "w1")
+        assert snapshot(made) == before
+
+    @pytest.mark.parametrize(("attempt", "task"), [(2, "gone.task"), (1, "another.task")])
+    def test_another_attempt_or_task_moves_nothing(self, attempt: int, task: str) -> None:
+        made = run(State.QUEUED, task="gone.task")
+        before = snapshot(made)
+        assert not hand_back_unknown(made.pk, attempt, task, "w1")
         assert snapshot(made) == before
 
     def test_a_message_without_a_run_is_none(self) -> None:
-        assert not hand_back_unknown(uuid7(), "gone.task", "w1")
+        assert not hand_back_unknown(uuid7(), 1, "gone.task", "w1")

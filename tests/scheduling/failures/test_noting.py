@@ -10,7 +10,7 @@ from celery.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from django.conf import settings as project
 from django.db import transaction
 
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT
 from scheduling.execution.attempts import refused
 from scheduling.execution.finishing import finish
 from scheduling.failures.noting import described, group_id, place_of, type_of

@@ -10,9 +10,10 @@ from celery import current_app
 from kombu import Queue
 from pytest_django import Settings
 
-from scheduling.broker.transport import ATTEMPT
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE
 from scheduling.ids import uuid7
 from scheduling.models import Priority
+from scheduling.postgres.identity import ledger_id
 from scheduling.runs.hints import Broker, Hint, Lane, list_key, message
 from tests.jobs.tasks import add
 from tests.scheduling.ledger import ADD
@@ -41,7 +42,7 @@ def structure(payload: str | bytes) -> dict[str, Any]:
 
 class TestTheFormat:
     @pytest.mark.parametrize("priority", list(Priority))
-    def test_a_hint_is_what_apply_async_puts_into_redis_but_for_ids_arguments_and_attempt(
+    def test_a_hint_is_what_apply_async_puts_into_redis_but_for_ids_arguments_and_what_is_signed(
         self, redis_client: redis.Redis, settings: Settings, priority: Priority
     ) -> None:
         settings.UNTRACKED_TASKS = [ADD]
@@ -61,6 +62,8 @@ class TestTheFormat:
         )
         wanted = structure(theirs)
         assert ours["headers"].pop(ATTEMPT) == 1
+        assert ours["headers"].pop(LEDGER) == ledger_id()
+        assert len(ours["headers"].pop(SIGNATURE)) == 64
         assert ours["body"] == [[], {}, wanted["body"][2]]
         assert wanted["body"][:2] == [[1, 2], {}]
         wanted["body"] = ours["body"]

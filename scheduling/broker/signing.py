@@ -1,0 +1,58 @@
+"""Signatures of hints: who can write to Redis, and has no key of the ledger's, can make up none.
+
+The key is HINT_KEY, or SECRET_KEY where that is not set. To change it without a pause, name the old
+one in SECRET_KEY_FALLBACKS: hints are signed with the new key, and signatures of the old one count.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from django.conf import settings
+
+# What a hint holds besides Celery's own fields: the attempt it may start (its presence makes a
+# message a hint), whose ledger the run is in, and the signature.
+ATTEMPT, LEDGER, SIGNATURE = "run_attempt", "run_ledger", "run_signature"
+
+
+def signer(
+    ledger: str, queue: str, attempt: int, task: str, limits: Sequence[float | None]
+) -> Callable[[str], str]:
+    """Return the function that signs hints which differ in the run's id alone."""
+    alike, (key, *_) = _alike(ledger, queue, attempt, task, limits), _keys()
+    return lambda run_id: _signature(key, alike, run_id)
+
+
+def is_signed(
+    signature: str, ledger: str, queue: str, run_id: str, attempt: object, task: str, limits: object
+) -> bool:
+    """Return whether a hint was signed, as it is, with one of the keys."""
+    alike = _alike(ledger, queue, attempt, task, limits)
+    given = signature.encode("utf-8", "replace")
+    return any(
+        hmac.compare_digest(_signature(key, alike, run_id).encode(), given) for key in _keys()
+    )
+
+
+def _alike(ledger: str, queue: str, attempt: object, task: str, limits: object) -> bytes:
+    # No name holds a NUL, which Postgres refuses: texts that are equal have equal parts.
+    return "\0".join((ledger, queue, repr(attempt), repr(limits), task, "")).encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def _signature(key: bytes, alike: bytes, run_id: str) -> str:
+    return hmac.digest(key, alike + run_id.encode("utf-8", "backslashreplace"), "sha256").hex()
+
+
+def _keys() -> tuple[bytes, ...]:
+    return _derived(settings.HINT_KEY, tuple(settings.SECRET_KEY_FALLBACKS))
+
+
+@lru_cache
+def _derived(key: str, earlier: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return the keys of hints: not the secrets themselves, which sign other things, too."""
+    return tuple(
+        hashlib.sha256(b"truebeat.hint\0" + secret.encode()).digest() for secret in (key, *earlier)
+    )

@@ -1,0 +1,99 @@
+"""Who can write to Redis, and to nothing else, has nothing started and nothing ended."""
+
+import base64
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import current_app
+from celery.app.control import Control
+
+from scheduling.ids import uuid7
+from scheduling.jobs import enqueue
+from scheduling.models import Run, State
+from scheduling.runs.hints import Hint, message
+from tests.jobs import tasks
+from tests.system.processes import System
+from tests.waiting import wait_for
+
+PAST, FUTURE = "2001-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00"
+
+
+def hint_of(run: Run, **headers: Any) -> dict[str, Any]:
+    """Return a hint that a beat has signed, and that somebody has changed since."""
+    made = Hint(run.pk, run.attempt, run.task, run.queue, run.priority, run.options)
+    found: dict[str, Any] = json.loads(message(made))
+    found["headers"].update(headers)
+    return found
+
+
+def with_body(found: dict[str, Any], *args: Any, **embedded: Any) -> dict[str, Any]:
+    body = base64.b64encode(json.dumps([args, {}, embedded]).encode()).decode()
+    return {**found, "body": body}
+
+
+def test_who_writes_to_redis_starts_and_ends_nothing(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    write, path = tasks.write, str(evidence)
+    worker = system.ready_worker(2)
+    system.beat()
+    running = enqueue(tasks.sleep, (path, 5))
+    wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
+    waiting = enqueue(tasks.sleep, (path, 0), after=timedelta(seconds=4))
+    said = write.s(path, "FORGED")
+
+    def push(*found: dict[str, Any]) -> None:
+        redis_client.lpush("celery\x06\x166", *map(json.dumps, found))
+
+    plain = hint_of(running, id=str(uuid7()), root_id=str(uuid7()))
+    del plain["headers"]["run_attempt"]
+    push(
+        # Messages that are made up.
+        with_body(plain, path, "FORGED", errbacks=[said], callbacks=[said]),
+        with_body({**plain, "headers": {**plain["headers"], "timelimit": [0.01, 0.01],
+                   "task": tasks.sleep.name}}, path, 3, errbacks=[said]),
+        with_body({**plain, "headers": {**plain["headers"], "task": "no.such.task",
+                   "id": str(waiting.pk)}}, errbacks=[said]),
+        # Copies of hints, with more in them.
+        with_body(hint_of(waiting, eta=FUTURE), callbacks=[said], errbacks=[said]),
+        *(hint_of(run, expires=PAST) for run in (running, waiting)),
+        *(hint_of(run, retries=99, group="g", ignore_result=True) for run in (running, waiting)),
+        with_body(hint_of(running, timelimit=[0.01, 0.01]), errbacks=[said]),
+        # What is signed for another run.
+        hint_of(waiting, id=str(running.pk)), hint_of(running, task=write.name),
+    )  # fmt: skip
+    # What tells workers, and not the ledger.
+    anybody = Control(app=current_app)
+    for run in (running, waiting):
+        anybody.revoke(str(run.pk))
+        anybody.revoke(str(run.pk), terminate=True, signal="SIGKILL")
+    push(hint_of(running), hint_of(waiting))
+    for run in (running, waiting):
+        wait_for(lambda run=run: Run.objects.get(pk=run.pk).finished_at, timeout=20)  # type: ignore[misc]
+        after = Run.objects.get(pk=run.pk)
+        assert (after.state, after.attempt, after.failures) == (State.SUCCEEDED, 1, 0)
+    assert Run.objects.count() == 2
+    lines = [line.rsplit(" ", 1)[0] for line in evidence.read_text().splitlines()]
+    assert sorted(lines) == ["end 1", "end 1", "start 1", "start 1"]
+    assert worker.said("untracked_refused")
+    assert worker.said("hint_refused")
+
+
+def test_hints_of_an_earlier_release_are_pushed_anew(
+    system: System, evidence: Path, redis_client: redis.Redis
+) -> None:
+    made = enqueue(tasks.write, (str(evidence), "once"))
+    Run.objects.filter(pk=made.pk).update(state=State.QUEUED, queued_at=made.run_at)
+    unsigned = hint_of(made)
+    for name in ("run_ledger", "run_signature"):
+        del unsigned["headers"][name]
+    redis_client.lpush("celery\x06\x166", json.dumps(unsigned))
+    worker = system.ready_worker(1).wait_until_said("hint_refused")
+    beat = system.beat()
+    wait_for(lambda: Run.objects.get().state == State.SUCCEEDED, timeout=30)
+    assert beat.said("hints_resent")
+    assert evidence.read_text() == "once\n"
+    assert worker.process.poll() is None
