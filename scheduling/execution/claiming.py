@@ -44,7 +44,7 @@ from scheduling.registry import check_arguments, decode_call
 from scheduling.runs.enqueueing import enqueue_message
 from scheduling.runs.errbacks import errback_arguments
 from scheduling.runs.follow_ups import request_fields
-from scheduling.runs.options import read_options
+from scheduling.runs.options import DELAYED, read_options
 from scheduling.runs.outcomes import Outcome, text_of
 from scheduling.runs.running import Again, Claimed, Execution, entered, run_id_of
 
@@ -153,7 +153,7 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
         AND (expires_at IS NULL OR expires_at > clock_timestamp())
         OR state = 'running' AND claim_id = %(claim_id)s)
  RETURNING args, kwargs, options, schedule_name, {saturated("due_at")}, failures, max_attempts,
-    follow_ups
+    follow_ups, COALESCE(given_priority, priority)
 """  # noqa: S608 (constants only)
 
 
@@ -259,9 +259,12 @@ def _fill_request(
     headers = headers if isinstance(headers, dict) else {}
     request.update({name: value for name, value in headers.items() if name not in request})
     request.update(request_fields(options))
-    if "priority" in options:
-        delivery = request.get("delivery_info") or {}
-        request["delivery_info"] = {**delivery, "priority": options["priority"]}
+    if DELAYED in options:
+        request[DELAYED] = claimed.due_at.isoformat()
+    request["delivery_info"] = {
+        **(request.get("delivery_info") or {}),
+        "priority": options.get("priority", claimed.priority),
+    }
     request.update(
         args=args,
         kwargs=kwargs,

@@ -27,6 +27,7 @@ from scheduling.registry import (
 )
 from scheduling.runs import follow_ups
 from scheduling.runs.options import (
+    DELAYED,
     checked,
     checked_key,
     checked_options,
@@ -237,7 +238,7 @@ def enqueue_message(
         "args": encode(list(args or ())),
         "kwargs": encode(dict(kwargs or {})),
         "task": checked("task", name, 200),
-        "options": encode(message_options(options)),
+        "options": encode(message_options({**options, DELAYED: bool(eta or countdown)})),
         "follow_ups": follow_ups.carried_in(options),
         "failures": options.get("retries") or 0,
     }

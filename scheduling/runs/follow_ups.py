@@ -104,7 +104,7 @@ def in_words(text: str) -> str:
 
 def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row's options are called in the request of a Celery task."""
-    left_out = ("headers", "failure", "priority")
+    left_out = ("headers", "failure", "priority", "eta")
     fields = {name: value for name, value in options.items() if name not in left_out}
     if "group_id" in fields:
         fields["group"] = fields.pop("group_id")

@@ -21,10 +21,10 @@ LONGEST = timedelta(days=36_500)
 MOST = 32_767  # attempts
 
 
+DELAYED = "eta"  # a countdown or an ETA was asked for: `due_at` is that instant
 MESSAGE = ("headers", "time_limit", "soft_time_limit", "ignore_result", "shadow",
-           "replaced_task_nesting", "stamped_headers", "failure")  # fmt: skip
+           "replaced_task_nesting", "stamped_headers", "failure", DELAYED)  # fmt: skip
 FAMILY = ("root_id", "parent_id", "group_id", "group_index")
-ASKED = "priority"  # as it was asked for: the column has the nearest step, and retries lower it
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def read_options(text: str) -> dict[str, Any]:
 def message_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `send_task`'s options that a run keeps for its message."""
     kept = {name: options[name] for name in MESSAGE if options.get(name)}
-    kept.update({name: options[name] for name in (*FAMILY, ASKED) if options.get(name) is not None})
+    kept.update({name: options[name] for name in FAMILY if options.get(name) is not None})
+    if options.get("priority") not in (None, *Priority.values):  # the column has the nearest step
+        kept["priority"] = options["priority"]
     if options.get("ignore_result") is False and getattr(
         options.get("task_type"), "ignore_result", False
     ):

@@ -44,6 +44,7 @@ class Claimed(NamedTuple):
     failures: int
     max_attempts: int | None
     follow_ups: str
+    priority: int  # as it was given
 
 
 @dataclass

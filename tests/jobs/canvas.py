@@ -152,3 +152,8 @@ def asked_priority_after_a_retry(self: "Task[Any, Any]") -> Any:
 @shared_task(bind=True)
 def becomes_many(self: "Task[Any, Any]", count: int, queue: str) -> None:
     self.replace(group(plus.si(n, 1).set(queue=queue) for n in range(count)) | total.s())
+
+
+@shared_task(bind=True)
+def asked_eta(self: "Task[Any, Any]") -> Any:
+    return self.request.eta

@@ -13,8 +13,10 @@ from celery.exceptions import ChordError
 from celery.result import AsyncResult
 from django_celery_results.models import ChordCounter  # type: ignore[attr-defined]
 
+from scheduling import clock
 from scheduling.models import UNFINISHED, Run, State
 from tests.jobs.canvas import (
+    asked_eta,
     asked_priority,
     asked_priority_after_a_retry,
     fail,
@@ -201,3 +203,19 @@ class TestPriorities:
         promised = chain(five.s(), asked_priority.s()).apply_async(priority=4, **NOW)
         work()
         assert value_of(promised) == 4
+
+
+class TestDelays:
+    def test_each_part_is_told_the_instant_it_was_asked_to_wait_for(self) -> None:
+        later: Any = {"countdown": 0.001}
+        (group(asked_eta.s(), asked_eta.s()) | hear.s()).apply_async(**later)
+        asked_eta.apply_async(eta=clock.now())
+        work()
+        ((_, etas),) = heard
+        parts = Run.objects.filter(task=asked_eta.name).order_by("id")
+        assert etas == [part.due_at.isoformat() for part in parts[:2]]
+
+    def test_a_call_without_a_delay_is_told_of_none(self) -> None:
+        promised = asked_eta.apply_async(**NOW)
+        work()
+        assert value_of(promised) is None
