@@ -16,6 +16,13 @@ from scheduling.jobs import PermanentError
 from scheduling.outgoing.http import Limits, request
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print no traceback: clients hang up here on purpose."""
+
+
 class Server:
     """An HTTP/1.1 server that keeps connections, and answers as a test says."""
 
@@ -51,8 +58,7 @@ class Server:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (its name there)
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/things"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
