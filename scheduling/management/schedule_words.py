@@ -19,7 +19,7 @@ from scheduling.schedules.standing import Standing, is_paused
 TICK = timedelta(microseconds=1)
 EDGES = 3  # occurrences shown from either end of a backfill
 CLOCK_CHANGES = {
-    "shifted": "{missing} is jumped over by the clocks: the first instant after",
+    "shifted": "the clocks jump over {missing}: this is the first instant after",
     "repeated": "second pass: the clocks were turned back",
     "skipped": "nothing runs for {missing}, which the clocks jump over",
 }

@@ -232,7 +232,7 @@ class TestTheForm:
             ),
             (
                 "*/30",
-                "2,3",
+                "2-3",
                 "3",
                 r"the clocks left \d{4}-03-\d\d 02:00 and 1 more out: nothing ran for",
             ),

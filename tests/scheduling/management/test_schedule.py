@@ -391,7 +391,7 @@ class TestNext:
     def test_it_counts_the_times_that_the_clocks_leave_out(self) -> None:
         added("--cron", "*/15 2,3 * * *", "--timezone", "Europe/Berlin")
         words = ("schedule", "next", "nightly", "-n", "1", "--from", "2027-03-27T12:00Z")
-        assert "nothing runs for 2027-03-28 02:00 and 3 more, which" in called(*words).out
+        assert "the clocks jump over 2027-03-28 02:00 and 3 more: this is" in called(*words).out
         (occurrence,) = json.loads(called(*words, "--json").out)
         assert (occurrence["missing"], occurrence["missing_more"]) == ("2027-03-28T02:00:00", 3)
 
@@ -423,8 +423,13 @@ class TestNext:
     @pytest.mark.parametrize(
         ("rule", "start", "note"),
         [
-            ("30 2 * * *", "2027-03-27T12:00Z", "2027-03-28 02:30 is jumped over by the clocks"),
-            ("*/30 2 * * *", "2027-03-27T12:00Z", "nothing runs for 2027-03-28 02:00"),
+            ("30 2 * * *", "2027-03-27T12:00Z", "the clocks jump over 2027-03-28 02:30: this is"),
+            (
+                "*/30 2 * * *",
+                "2027-03-27T12:00Z",
+                "the clocks jump over 2027-03-28 02:00 and 1 more: this is",
+            ),
+            ("*/30 2-3 * * *", "2027-03-28T00:45Z", "nothing runs for 2027-03-28 02:00"),
             ("30 * * * *", "2027-10-31T00:45Z", "second pass"),
         ],
     )
