@@ -25,7 +25,9 @@ class SchedulingConfig(AppConfig):
     def ready(self) -> None:
         from scheduling import checks  # noqa: F401  (registers its checks, and those of settings)
         from scheduling.postgres import connections, infinity, silence
+        from scheduling.schedules.unknown_zones import read_unknown_zones
 
+        read_unknown_zones()
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
         connection_created.connect(connections.note_settings)

@@ -122,17 +122,13 @@ def failed_attempts(errors: Sequence[Mapping[str, Any]]) -> SafeString:
     shown = [
         {
             **error,
-            "started": moment(_instant_of(error.get("started_at"))),
-            "ended": moment(_instant_of(error.get("ended_at"))),
+            "started": moment(error.get("started_at")),
+            "ended": moment(error.get("ended_at")),
             "text": block(error.get("traceback")) if error.get("traceback") else "",
         }
         for error in errors
     ]
     return render_to_string("admin/scheduling/run/attempts.html", {"attempts": shown})
-
-
-def _instant_of(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
 
 
 def pretty(json_text: str) -> str:
@@ -141,5 +137,5 @@ def pretty(json_text: str) -> str:
         value = json.loads(json_text)
         line = json.dumps(value, ensure_ascii=False)
         return line if len(line) <= LINE else json.dumps(value, indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json_text

@@ -25,7 +25,7 @@ from scheduling.admin.filters import TaskFilter
 from scheduling.admin.object_actions import EngineRows
 from scheduling.admin.paging import BoundedPaginator
 from scheduling.failures.groups import reopen, resolve
-from scheduling.models import FailureGroup, News, Run, Schedule
+from scheduling.models import FailureGroup, Run, Schedule
 
 NAMES_SHOWN = 3
 
@@ -125,7 +125,7 @@ class FailureGroupAdmin(EngineRows):
     def state(self, group: FailureGroup) -> SafeString:
         if group.resolved_at is not None:
             return badge("succeeded", "resolved")
-        news = f", {News(group.news).label}" if group.news else ""
+        news = f", {group.get_news_display()}" if group.news else ""
         return badge("failed", f"open{news}")
 
     @admin.display(description="times")

@@ -31,6 +31,7 @@ from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
 from scheduling.schedules import silencing
 from scheduling.schedules.rules import check_length, fields_of, rule_of
+from scheduling.schedules.unknown_zones import UnknownZone
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The column of PeriodicTask that names a row of each table.
@@ -57,6 +58,17 @@ class RuleForm(forms.ModelForm[Any]):
             silencing.check_rule(column, self.instance, now)
         except (recurrence.RecurrenceError, SchedulingError) as error:
             self.add_error(None, str(error))
+
+
+class CrontabForm(RuleForm):
+    """Shows a time zone that is not known here, and asks for another one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        zone = self.instance.timezone
+        if isinstance(zone, UnknownZone) and "timezone" in self.fields:
+            field: Any = self.fields["timezone"]
+            field.widget.choices = [(str(zone), f"{zone} (not known here)"), *field.choices]
 
 
 class RuleAdmin(admin.ModelAdmin[Any]):
@@ -102,6 +114,7 @@ class RuleAdmin(admin.ModelAdmin[Any]):
 
 
 class CrontabAdmin(RuleAdmin):
+    form = CrontabForm
     list_display = ("__str__", "in_words", "users")
     fields = (*CRON_FIELDS, "timezone", "in_words", "users")
     readonly_fields = ("in_words", "users")

@@ -40,6 +40,7 @@ from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
 from scheduling.runs.enqueueing import replay
 from scheduling.runs.follow_ups import in_words
+from scheduling.runs.outcomes import errors_of
 
 NO_TIME = timedelta(0)
 
@@ -255,7 +256,7 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="failed attempts")
     def attempts(self, run: Run) -> SafeString | str:
-        return failed_attempts(run.errors) if run.errors else "none"
+        return failed_attempts(errors_of(run)) if run.errors else "none"
 
     @admin.display(description="stored result")
     def result(self, run: Run) -> SafeString | str:

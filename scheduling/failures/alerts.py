@@ -51,6 +51,11 @@ WORDS = {
 }
 
 
+def _news(group: FailureGroup) -> str:
+    """Return why its owners are told; raw SQL can have written another word."""
+    return WORDS.get(News(group.news), "") if group.news in News.values else group.news
+
+
 # --- Who is to know -------------------------------------------------------------------------------
 
 
@@ -129,7 +134,7 @@ def of_failures(groups: Sequence[FailureGroup], now: datetime) -> Message:
     """Return the message about groups of failures that are news, the newest first."""
     groups = sorted(groups, key=lambda group: group.last_seen_at, reverse=True)
     first, others = groups[0], len(groups) - 1
-    subject = f"{first.exception} in {first.task} ({WORDS[News(first.news)]})"
+    subject = f"{first.exception} in {first.task} ({_news(first)})"
     if others:
         subject += f" and {others} more"
     shown = groups[:LISTED]
@@ -199,7 +204,7 @@ def _lines_of(group: FailureGroup) -> list[str]:
     since = group.count - group.told_count
     names = [name for name in group.untold if name]
     lines = [
-        f"{group.exception} in {group.task}: {WORDS[News(group.news)]}",
+        f"{group.exception} in {group.task}: {_news(group)}",
         f"  {group.last_error[:ERROR_SHOWN]}",
         f"  where:     {group.place or 'unknown'}",
         f"  how often: {since} since the last message, {group.count} in all",

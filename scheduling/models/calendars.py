@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models import Q
 
 from scheduling import recurrence
+from scheduling.models.arrays import PlainArrayField
 
 ALL_WEEK = list(range(7))
 
@@ -19,7 +19,7 @@ class Calendar(models.Model):
     name = models.CharField(max_length=100, unique=True)
     description = models.TextField(blank=True, default="", db_default="")
     # Monday is 0, as in datetime.date.weekday().
-    weekdays = ArrayField(
+    weekdays = PlainArrayField(
         models.PositiveSmallIntegerField(validators=[MaxValueValidator(6)]),
         default=list,
         blank=True,

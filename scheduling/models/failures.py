@@ -1,9 +1,9 @@
 """Recurring errors: the failures of a task that are of one kind."""
 
-from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 
+from scheduling.models.arrays import PlainArrayField
 from scheduling.models.words import News
 
 
@@ -47,11 +47,11 @@ class FailureGroup(models.Model):
     last_error = models.TextField()
     last_run_id = models.UUIDField()
     # Names of the schedules it has hit: up to 100 of them.
-    schedules = ArrayField(models.CharField(max_length=200), default=list)
+    schedules = PlainArrayField(models.CharField(max_length=200), default=list)
     # What the owners are to be told; "" is nothing.
     news = models.CharField(max_length=6, choices=News, blank=True, default="", db_default="")
     # Those it has hit since the owners were told, and "" for runs of no schedule.
-    untold = ArrayField(models.CharField(max_length=200), default=list)
+    untold = PlainArrayField(models.CharField(max_length=200), default=list)
     told_at = models.DateTimeField(null=True)
     # `count` when the owners were told last, and at the last daily digest.
     told_count = models.PositiveBigIntegerField(default=0)

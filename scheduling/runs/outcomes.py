@@ -1,13 +1,13 @@
 """What became of one attempt, and the outcomes that no job decides itself."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import NamedTuple, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, cast
 
 from celery import current_app, states
 from celery.exceptions import TaskRevokedError, WorkerLostError
 
-from scheduling.models import State
+from scheduling.models import Run, State
 from scheduling.postgres.sql import shortened
 from scheduling.registry import attempts_allowed
 from scheduling.runs.stored_results import PreparingBackend, StoredResult
@@ -131,3 +131,22 @@ def cancelled(by: str) -> Outcome:
     reason = f"cancelled by {by}"
     result = backend().prepare_error(states.REVOKED, TaskRevokedError(reason))
     return Outcome(State.CANCELLED, reason, result=result)
+
+
+def errors_of(run: Run) -> list[dict[str, Any]]:
+    """Return a run's failed attempts for people; raw SQL can have written any JSON there.
+
+    `started_at` and `ended_at` are instants, or None.
+    """
+    written = run.errors if isinstance(run.errors, list) else [run.errors] if run.errors else []
+    errors = [each if isinstance(each, dict) else {"error": str(each)} for each in written]
+    times = ("started_at", "ended_at")
+    return [{**error, **{name: _instant(error.get(name)) for name in times}} for error in errors]
+
+
+def _instant(text: object) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

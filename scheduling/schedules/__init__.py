@@ -8,7 +8,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Unpack
 
 from django.db import IntegrityError, transaction
@@ -244,7 +244,7 @@ def next_occurrences(
     return [
         NextOccurrence(
             o.due_at,
-            o.due_at + offset,
+            _later(o.due_at, offset),
             o.local,
             o.dst,
             o.missing,
@@ -254,6 +254,14 @@ def next_occurrences(
         )
         for o in found
     ]
+
+
+def _later(due_at: datetime, offset: timedelta) -> datetime:
+    """Return when a run may start; raw SQL can write a spread that no instant can hold."""
+    try:
+        return due_at + offset
+    except OverflowError:
+        return END
 
 
 def paused(now: datetime) -> Q:

@@ -155,7 +155,7 @@ def fields_of(schedule: PeriodicTask) -> RuleFields:
         day_of_month=crontab and crontab.day_of_month,
         month_of_year=crontab and crontab.month_of_year,
         day_of_week=crontab and crontab.day_of_week,
-        timezone=crontab and str(crontab.timezone),
+        timezone=crontab and str(crontab.timezone or ""),
         every=interval and interval.every,
         period=interval and interval.period,
         clocked_time=clocked and clocked.clocked_time,

@@ -45,7 +45,7 @@ def standing(schedule: PeriodicTask) -> Standing:
         schedule=schedule,
         policy=policy_of(schedule),
         rule=_rule_text(schedule, plan),
-        timezone=str(crontab.timezone) if crontab else None,
+        timezone=str(crontab.timezone or "UTC") if crontab else None,
         next_due_at=plan.next_due_at,
         last_due_at=plan.last_due_at,
         problem=plan.error,

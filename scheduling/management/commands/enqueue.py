@@ -21,6 +21,7 @@ from scheduling.management.command import (
 from scheduling.management.output import full_clock
 from scheduling.models import FINAL, Run, State
 from scheduling.runs.enqueueing import enqueue
+from scheduling.runs.outcomes import errors_of
 
 # How often the ledger is asked for the state of a run that is waited for, in seconds.
 FIRST_LOOK = 0.05
@@ -138,7 +139,7 @@ class Command(LedgerCommand):
         self.say(run.state)
         if run.state == State.SUCCEEDED:
             return 0
-        why = run.reason or (run.errors[-1].get("error", "") if run.errors else "")
+        why = run.reason or "".join(str(error.get("error", "")) for error in errors_of(run)[-1:])
         if why:
             self.note(one_line(why))
         return NOT_SUCCEEDED

@@ -17,6 +17,7 @@ from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
 from scheduling.runs import enqueueing, follow_ups
+from scheduling.runs.outcomes import errors_of
 
 # Columns that can be large and that a table does not show.
 UNSHOWN = ("args", "kwargs", "options", "errors", "follow_ups")
@@ -95,7 +96,7 @@ class Command(LedgerCommand):
             self.say_lines(output.json_lines(output.run_json(run)))
             return
         self.say_lines(_details(run, now))
-        for error in run.errors:
+        for error in errors_of(run):
             self.say_lines(_error_lines(error, now))
 
     def cancel(self, options: dict[str, Any], now: datetime) -> None:
@@ -273,7 +274,8 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
 
 
 def _call(run: Run) -> str:
-    return " ".join(text for text, empty in ((run.args, "[]"), (run.kwargs, "{}")) if text != empty)
+    texts = (text for text, empty in ((run.args, "[]"), (run.kwargs, "{}")) if text != empty)
+    return " ".join(map(output.shortened, texts))
 
 
 def _when(at: datetime | None, now: datetime) -> str:
@@ -287,13 +289,10 @@ def _deadline(run: Run, now: datetime) -> str:
 
 def _error_lines(error: dict[str, Any], now: datetime) -> Iterator[str]:
     """Yield a failed attempt: what it was, and the traceback as the job's process wrote it."""
-    began, ended = (
-        datetime.fromisoformat(error[name]) if error.get(name) else None
-        for name in ("started_at", "ended_at")
-    )
+    began, ended = error["started_at"], error["ended_at"]
     took = f", for {output.length(ended - began)}" if began and ended else ""
     when = f"{output.full_clock(began, now)}{took}"
     yield ""
     yield output.printable(f"Attempt {error.get('attempt', '?')}, {when}: {error.get('error', '')}")
-    for line in output.printable_lines(error.get("traceback") or ""):
+    for line in output.printable_lines(str(error.get("traceback") or "")):
         yield f"    {line}"
