@@ -41,6 +41,7 @@ class Beat(CeleryBeat):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        sending.set_up()  # not done yet if CELERY_SKIP_CHECKS is set
         wanted = symbol_by_name(SCHEDULER)
         given: Any = self.scheduler_cls  # type: ignore[attr-defined]
         try:
