@@ -5,7 +5,7 @@ import logging
 from django.db import Error
 from django.http import HttpRequest, JsonResponse
 
-from scheduling.heartbeats import alive
+from scheduling.heartbeats import alive, shared_redis
 from scheduling.postgres import snapshots
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,11 @@ def check_services(host: str = "") -> dict[str, str]:
 
 
 def what_hurts() -> dict[str, str]:
-    """Return what makes the ledger slow, in words, by what it is; empty where nothing does."""
+    """Return what makes the ledger slow, or its hints go astray, in words; empty if none."""
     try:
-        snapshot = snapshots.that_hurts()
+        snapshot, shared = snapshots.that_hurts(), shared_redis()
     except Error:
         logger.exception("health_unknown")
         return {}
-    return {"oldest_snapshot": str(snapshot)} if snapshot else {}
+    found = {"oldest_snapshot": str(snapshot) if snapshot else "", "redis": shared}
+    return {what: words for what, words in found.items() if words}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from celery import __version__ as celery_version
 from django.db import connection
+from django.db.models.functions import Now
 
 from scheduling import __version__
 from scheduling.ids import uuid7
@@ -14,6 +15,7 @@ from scheduling.models import Heartbeat
 # A service not seen for this long is taken for dead; its row goes after a day.
 STALE = timedelta(seconds=45)
 FORGOTTEN = timedelta(days=1)
+SHARED = "Redis is shared with ledger"  # what a beat says in its row, and whose ids
 
 BEAT = """
 INSERT INTO scheduling_heartbeat
@@ -70,6 +72,15 @@ def forget_dead() -> int:
 def farewell(name: str) -> None:
     """Delete this process's row at its orderly end."""
     Heartbeat.objects.filter(pk=name).delete()
+
+
+def shared_redis() -> str:
+    """Return with which other ledgers this one shares its Redis, as a beat said; "" with none."""
+    beats = Heartbeat.objects.filter(
+        service="beat", doing__contains=SHARED, seen_at__gt=Now() - STALE
+    )
+    doing = beats.values_list("doing", flat=True).first() or ""
+    return doing[doing.index(SHARED) :] if doing else ""
 
 
 def alive(host: str = "") -> dict[str, Status]:

@@ -19,6 +19,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling.broker.doorbell import Listener
 from scheduling.logs import event
+from scheduling.postgres.identity import ledger_id
 from scheduling.runs.hints import Broker, Hint, Lane
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,10 @@ class PatientBroker(Broker):
 
     def probe(self) -> None:
         self._soon(super().probe)
+
+    def sign_in(self) -> list[str]:
+        ledger_id()  # asks the ledger on this thread's connection, if it must
+        return self._soon(super().sign_in)
 
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
         return self._soon(lambda: super(PatientBroker, self).lengths(lanes))

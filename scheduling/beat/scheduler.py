@@ -42,6 +42,8 @@ PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
 COPY_BATCH = 200  # schedules at a time
 COPY_PAUSE = 0.05  # seconds between batches, where nothing is due
+SIGN_IN_EVERY = 15.0  # seconds between notes in Redis that this beat is there
+TELL_SHARED_EVERY = 600.0  # seconds between lines about another ledger in the same Redis
 PULSE_EVERY = 5.0  # seconds between heartbeats
 RELEASE_EVERY = 1.0  # seconds between looks at held runs, which the ends of others let go
 ORPHANS_EVERY = 1.0  # seconds between looks for plans without a schedule, where one is overdue
@@ -83,6 +85,8 @@ class Scheduler(beat.Scheduler):
         self._age_at = 0.0
         self._release_at = 0.0
         self._orphans_at = 0.0
+        self._sign_in_at = self._tell_shared_at = 0.0
+        self._shared = ""
         self._copy_at = time.monotonic() + COPY_EVERY
         self._last_fired: set[int] = set()
         self._to_copy: set[int] = set()
@@ -175,6 +179,8 @@ class Scheduler(beat.Scheduler):
             self._asking_redis(self._pushes.end)
         if self._asks_redis():
             self._asking_redis(partial(self._resend, look, busy=full))
+        if self._asks_redis() and time.monotonic() >= self._sign_in_at and not full:
+            self._asking_redis(self._sign_in)
         self._copy_last_runs()
         if next_due is not None and next_due < -SLEEP_MAX and not (full or planned):
             self._remove_due_orphans()
@@ -384,6 +390,15 @@ class Scheduler(beat.Scheduler):
             self._resend_at = begun + max(RESEND_EVERY, RESEND_SHARE * took)
             self._resend_by = self._resend_at + RESEND_WITHIN
 
+    def _sign_in(self) -> None:
+        """Say in Redis whose hints these are, and here who else uses the same Redis."""
+        self._sign_in_at = time.monotonic() + SIGN_IN_EVERY
+        others = self._broker.sign_in()
+        self._shared = f"; {heartbeats.SHARED} {', '.join(others)}" if others else ""
+        if others and time.monotonic() >= self._tell_shared_at:
+            self._tell_shared_at = time.monotonic() + TELL_SHARED_EVERY
+            event(logger, "redis_shared", level=logging.WARNING, others=", ".join(others))
+
     def _copy_last_runs(self) -> None:
         """Copy a few at a time: a minute's fired ones at once would keep what is due waiting."""
         if self._last_fired and not self._to_copy and time.monotonic() >= self._copy_at:
@@ -396,6 +411,7 @@ class Scheduler(beat.Scheduler):
     def _pulse(self, look: Look) -> None:
         if time.monotonic() >= self._pulse_at:
             doing = f"fired {self._fired_in_all} in all; looked at {look.now:%H:%M:%S} UTC"
+            doing += self._shared
             heartbeats.pulse(self._name, "beat", doing)
             heartbeats.forget_dead()
             self._pulse_at = time.monotonic() + PULSE_EVERY

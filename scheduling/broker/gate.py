@@ -42,6 +42,10 @@ _tags = count(1)
 class ForeignHintError(Exception):
     """A hint of another ledger: another installation uses this Redis."""
 
+    def __init__(self, ledger: str) -> None:
+        super().__init__(ledger)
+        self.ledger = ledger
+
 
 def open_in(app: Any) -> None:
     """Judge what this process takes from its queues of tasks, from now on: it is a worker."""

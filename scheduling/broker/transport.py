@@ -14,6 +14,7 @@ from redis import Connection, ResponseError
 
 from scheduling.broker import gate, intake
 from scheduling.broker.address import connection_options, without_password
+from scheduling.broker.sharing import foreign
 from scheduling.broker.signing import ATTEMPT
 from scheduling.logs import event
 
@@ -224,8 +225,16 @@ class Transport(redis.Transport):
 
     def _deliver(self, message: Any, queue: Any) -> None:
         """Hand a message on; a worker's gate judges what comes from its queues of tasks."""
-        judged = gate.judge(message, queue) if gate.judges(queue) else message
+        if not gate.judges(queue):
+            super()._deliver(message, queue)
+            return
+        try:
+            judged = gate.judge(message, queue)
+        except gate.ForeignHintError as error:
+            foreign.hand_on(self.channels[0], message, queue, error.ledger)
+            return
         if judged is not None:
+            foreign.own()
             super()._deliver(judged, queue)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

@@ -25,7 +25,7 @@ from kombu.serialization import dumps as serialize
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError
 
-from scheduling.broker import clients
+from scheduling.broker import clients, sharing
 from scheduling.broker.names import names
 from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, signer
 from scheduling.errors import EnqueueError
@@ -85,6 +85,10 @@ class Broker:
     def probe(self) -> None:
         """Raise what is wrong if Redis is away, or takes no writes."""
         Broker.lengths(self, ())
+
+    def sign_in(self) -> list[str]:
+        """Note that a beat of this ledger is there; return the ids of others in this Redis."""
+        return sharing.sign_in(self._redis, names().key_of(sharing.LEDGERS), ledger_id())
 
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
         """Return how many messages lie in each lane, other people's plain ones included.

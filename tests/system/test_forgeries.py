@@ -6,14 +6,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from celery import current_app
 from celery.app.control import Control
 
+from scheduling import health
 from scheduling.ids import uuid7
 from scheduling.jobs import enqueue
 from scheduling.models import Run, State
-from scheduling.runs.hints import Hint, message
+from scheduling.postgres import identity
+from scheduling.runs.hints import Broker, Hint, Lane, message
 from tests.jobs import tasks
 from tests.system.processes import System
 from tests.waiting import wait_for
@@ -80,6 +83,32 @@ def test_who_writes_to_redis_starts_and_ends_nothing(
     assert sorted(lines) == ["end 1", "end 1", "start 1", "start 1"]
     assert worker.said("untracked_refused")
     assert worker.said("hint_refused")
+
+
+def test_hints_of_another_ledger_in_the_same_redis_are_left_to_its_workers(
+    system: System,
+    evidence: Path,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(identity, "_known", str(uuid7()))
+        for ledger in ("it is there", "it has gone"):
+            run = Run(task=tasks.write.name, queue="celery", priority=6)
+            if ledger == "it is there":
+                Broker().sign_in()
+                theirs = str(run.pk)
+            else:
+                elsewhere.setattr(identity, "_known", str(uuid7()))
+            redis_client.lpush("celery\x06\x166", json.dumps(hint_of(run)))
+    system.beat().wait_until_said("redis_shared")
+    worker = system.ready_worker(1)
+    for number in range(3):
+        run_id = enqueue(tasks.write, (str(evidence), str(number))).pk
+        wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)  # noqa: B023
+    wait_for(lambda: {str(found) for found in Broker().ids_in(Lane("celery", 6))} == {theirs})
+    assert worker.log.read_text().count("foreign_hint") == 1
+    assert "Redis is shared with ledger" in health.what_hurts()["redis"]
 
 
 def test_hints_of_an_earlier_release_are_pushed_anew(
