@@ -79,3 +79,7 @@ ALERT_ALLOW_PRIVATE = _env.bool("ALERT_ALLOW_PRIVATE", default=False)
 UNTRACKED_TASKS = _env.list("UNTRACKED_TASKS", default=[])
 # Whether workers run plain messages of other tasks, which anybody who can write to Redis can send.
 ACCEPT_UNTRACKED = _env.bool("ACCEPT_UNTRACKED", default=_env.bool("DEBUG", default=False))
+# Whether workers obey commands of remote control that are not signed (`celery control` signs its).
+ACCEPT_UNSIGNED_CONTROL = _env.bool(
+    "ACCEPT_UNSIGNED_CONTROL", default=_env.bool("DEBUG", default=False)
+)

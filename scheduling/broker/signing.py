@@ -20,7 +20,7 @@ def signer(
     ledger: str, queue: str, attempt: int, task: str, limits: Sequence[float | None]
 ) -> Callable[[str], str]:
     """Return the function that signs hints which differ in the run's id alone."""
-    alike, (key, *_) = _alike(ledger, queue, attempt, task, limits), _keys()
+    alike, (key, *_) = _alike(ledger, queue, attempt, task, limits), keys()
     return lambda run_id: _signature(key, alike, run_id)
 
 
@@ -31,7 +31,7 @@ def is_signed(
     alike = _alike(ledger, queue, attempt, task, limits)
     given = signature.encode("utf-8", "replace")
     return any(
-        hmac.compare_digest(_signature(key, alike, run_id).encode(), given) for key in _keys()
+        hmac.compare_digest(_signature(key, alike, run_id).encode(), given) for key in keys()
     )
 
 
@@ -46,8 +46,12 @@ def _signature(key: bytes, alike: bytes, run_id: str) -> str:
     return hmac.digest(key, alike + run_id.encode("utf-8", "backslashreplace"), "sha256").hex()
 
 
-def _keys() -> tuple[bytes, ...]:
-    return _derived(settings.HINT_KEY, tuple(settings.SECRET_KEY_FALLBACKS))
+def keys() -> tuple[bytes, ...]:
+    """Return the keys that count; the first signs."""
+    return _derived(
+        getattr(settings, "HINT_KEY", "") or settings.SECRET_KEY,
+        tuple(settings.SECRET_KEY_FALLBACKS),
+    )
 
 
 @lru_cache

@@ -231,7 +231,8 @@ class Transport(redis.Transport):
         try:
             judged = gate.judge(message, queue)
         except gate.ForeignHintError as error:
-            foreign.hand_on(self.channels[0], message, queue, error.ledger)
+            channel: Any = self.channels and self.channels[0]
+            foreign.hand_on(channel, message, queue, error.ledger)
             return
         if judged is not None:
             foreign.own()

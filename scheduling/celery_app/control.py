@@ -7,10 +7,14 @@ from uuid import UUID
 from celery.app.control import Control as CeleryControl
 from celery.utils.functional import maybe_list
 
+from scheduling.celery_app.remote_control import is_command, signed
 from scheduling.celery_app.sending import set_up
 from scheduling.errors import EnqueueError, HeldError, SchedulingError
 
 BY = "revoke"
+# Celery makes arguments of the command of all others.
+OF_A_BROADCAST = {"destination", "connection", "reply", "timeout", "limit", "callback", "channel",
+                  "pattern", "matcher"}  # fmt: skip
 
 
 class Control(CeleryControl):
@@ -28,6 +32,9 @@ class Control(CeleryControl):
         if command == "revoke_by_stamped_headers" and arguments:
             stamped = _stamped(arguments.get("headers") or {})
             _revoke(stamped, terminate=bool(arguments.get("terminate")))
+        if is_command(command):
+            more = {name: kwargs.pop(name) for name in kwargs.keys() - OF_A_BROADCAST}
+            arguments = signed(command, {**(arguments or {}), **more})
         return super().broadcast(command, arguments, *args, **kwargs)
 
 

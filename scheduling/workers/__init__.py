@@ -20,6 +20,7 @@ from celery.worker.state import task_ready
 
 from scheduling.broker import gate, intake
 from scheduling.broker.signing import ATTEMPT
+from scheduling.celery_app import remote_control
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
@@ -118,6 +119,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         gate.open_in(worker.app)
+        remote_control.guard()
         intake.close("gate", "waits for Postgres to say whose hints are its own")
         share_memory()
         claiming.worker_name = f"{worker.hostname[-200:]}:{os.getpid()}:{uuid7().hex[-8:]}"
