@@ -30,7 +30,7 @@ class SchedulingConfig(AppConfig):
         read_unknown_zones()
         # Django's own hooks: for new connections; for rows that belong to code.
         connection_created.connect(infinity.read_instants)
-        connection_created.connect(connections.note_settings)
+        connection_created.connect(connections.note_statements)
         connection_created.connect(silence.time_answers)
         pre_migrate.connect(refuse_what_will_fail, sender=self)
         post_migrate.connect(sync_code_schedules, sender=self)

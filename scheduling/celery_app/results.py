@@ -4,7 +4,8 @@ A result that is written apart from the run it belongs to can contradict it. So 
 result is only prepared; it is stored in the transaction that moves the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +16,14 @@ from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
 from celery.exceptions import ChordError
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
+from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
 from scheduling import clock
 from scheduling.execution import claiming, finishing, waiting
 from scheduling.history import pruning
 from scheduling.models import Run
+from scheduling.postgres.connections import drop_unclean
 from scheduling.runs import chords
 from scheduling.runs.errbacks import send_errbacks
 from scheduling.runs.follow_ups import sender
@@ -53,8 +56,30 @@ class Backend(PreparingBackend):
         elif request is None and status == states.REVOKED and _is_run(task_id):
             pass  # a worker was told of a revoke: what becomes of the run, the ledger says
         elif not claiming.report(task_id, request, status, result, traceback):
-            super()._store_result(task_id, result, status, traceback, request, using)
+            store = super()._store_result
+            _patiently(partial(store, task_id, result, status, traceback, request, using))
         return result
+
+    # What a worker's parent learns of plain messages its lease thread stores: the consumer's loop
+    # must not wait for the ledger, and an error there would end the worker.
+
+    def mark_as_failure(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        act = partial(super().mark_as_failure, task_id, exc, traceback, request, **options)
+        return None if claiming.left_to_the_parent(act, request) else act()
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, **options: Any
+    ) -> Any:
+        act = partial(super().mark_as_revoked, task_id, reason, request, **options)
+        return None if claiming.left_to_the_parent(act, request) else act()
+
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        act = partial(super().mark_as_retry, task_id, exc, traceback, request, **options)
+        return None if claiming.left_to_the_parent(act, request) else act()
 
     def _get_task_meta_for(self, task_id: str) -> Any:
         """Read a result by the id of its task: of a run in whatever form its UUID was given."""
@@ -85,7 +110,8 @@ class Backend(PreparingBackend):
         """Count a part of a chord; the last one writes its body, or fails it."""
         sending = sender()
         if sending is None:
-            super().on_chord_part_return(request, state, result, **kwargs)
+            count = super().on_chord_part_return
+            _patiently(partial(count, request, state, result, **kwargs))
             return
         header = chords.count_part(request.group)
         if header is None:
@@ -203,6 +229,16 @@ class Backend(PreparingBackend):
         for part in group_callback.tasks:
             self._call_errbacks_of(part, error, own)
             self._fail(part, error, states.FAILURE)
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Write for a plain message, once its body has ended; wait for a ledger that is away."""
+    running = current()
+    if running is None or running.in_body:
+        act()
+    else:
+        drop_unclean()  # what the job has left must not keep its result from being written
+        claiming.patiently(act, settings.RUN_LEASE)
 
 
 def _chord_around(step: Any) -> Any:

@@ -70,13 +70,14 @@ def traced(job: BaseJob, tracer: Tracer) -> Tracer:
             if ATTEMPT in request:
                 return _run_tracked(job, tracer, task_id, request)
             return _run_untracked(job, tracer, task_id, args, kwargs, request)
-        except (Exception, WorkerShutdown, WorkerTerminate):
+        except (WorkerShutdown, WorkerTerminate):
             raise
         except BaseException:
-            # A child ends with SystemExit and its like. Other pools live on, and there Celery would
-            # take the message for one at work for ever.
+            # Of a child, Celery is told so. Other pools live on: there Celery would take the
+            # message for one at work for ever, and an error would end a worker without children.
             if current_process().daemon:
                 raise
+            logger.exception("message_failed")
             return NOTHING_DONE
 
     return trace
@@ -324,6 +325,15 @@ class Told(NamedTuple):
 # Set in the parent of a worker. Returns whether it took charge of the report.
 Reporter = Callable[[Told], bool]
 reporter: Reporter | None = None
+
+# Likewise. Takes what is to be stored for a plain message, to do it in the lease thread.
+Storer = Callable[[Callable[[], object]], bool]
+storer: Storer | None = None
+
+
+def left_to_the_parent(act: Callable[[], object], request: Any) -> bool:
+    """Return whether the lease thread has taken over what is to be stored for a plain message."""
+    return storer is not None and not hasattr(request, ATTEMPT) and storer(act)
 
 
 def report(task_id: str, request: Any, status: str, error: Any, traceback: str | None) -> bool:

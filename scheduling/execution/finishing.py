@@ -14,7 +14,7 @@ from uuid import UUID
 from celery import states
 from celery.exceptions import TaskRevokedError
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import Error, connection, transaction
 
 from scheduling.broker.doorbell import ring_on_commit
 from scheduling.failures import streaks
@@ -22,7 +22,7 @@ from scheduling.failures.noting import NOTE, described
 from scheduling.logs import event
 from scheduling.models import Run, State
 from scheduling.postgres.prepared import run_alone
-from scheduling.postgres.sql import clean, shortened
+from scheduling.postgres.sql import clean, is_away, shortened
 from scheduling.runs import follow_ups
 from scheduling.runs.follow_ups import FollowUpError, MovedMeanwhileError
 from scheduling.runs.options import limit
@@ -289,7 +289,9 @@ def record_progress(run_id: UUID, attempt: int, result: StoredResult) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql, {"id": run_id, "attempt": attempt, **_columns(result)})
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
+        if not is_away(error):
+            raise
         event(logger, "progress_not_stored", level=logging.WARNING, run=run_id, error=error)
 
 

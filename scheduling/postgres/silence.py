@@ -36,6 +36,11 @@ class Waits:
         self._waiting: dict[int, tuple[float, psycopg.Connection[Any]]] = {}
         self._entered = threading.local()
 
+    @property
+    def entered(self) -> bool:
+        """Whether this thread has entered."""
+        return bool(getattr(self._entered, "depth", 0))
+
     def __enter__(self) -> None:
         self._entered.depth = getattr(self._entered, "depth", 0) + 1
 
@@ -45,7 +50,7 @@ class Waits:
     @contextmanager
     def for_answer(self, raw: "psycopg.Connection[Any]") -> Iterator[None]:
         """While this lasts, the thread waits for one answer on this connection."""
-        if not getattr(self._entered, "depth", 0) and not hasattr(raw, "truebeat_timed"):
+        if not self.entered and not hasattr(raw, "truebeat_timed"):
             yield
             return
         thread = threading.get_ident()

@@ -24,7 +24,7 @@ from scheduling.celery_app import remote_control
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
-from scheduling.workers import rate_limits
+from scheduling.workers import pools, rate_limits
 from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
 from scheduling.workers.leases import ours_from
@@ -118,6 +118,7 @@ class LeaseKeeper(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        pools.refuse_others(worker.pool_cls)
         gate.open_in(worker.app)
         remote_control.guard()
         intake.close("gate", "waits for Postgres to say whose hints are its own")
@@ -127,8 +128,8 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         global _keeper
         keeper = _keeper = Keeper(worker)
-        claiming.reporter, gate.report_unknown = keeper.take, keeper.take_unknown
-        rate_limits.put_back = keeper.put_back
+        claiming.reporter, claiming.storer = keeper.take, keeper.store
+        gate.report_unknown, rate_limits.put_back = keeper.take_unknown, keeper.put_back
         threading.Thread(target=keeper.live, name="leases", daemon=True).start()
         threading.Thread(target=keeper.keep_within_leases, name="fence", daemon=True).start()
         waits.watch()

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import queue
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from scheduling.logs import event
 from scheduling.postgres.identity import ask_ledger_id
 from scheduling.postgres.sql import is_away
 from scheduling.runs import outcomes
-from scheduling.runs.running import run_id_of
+from scheduling.runs.running import current, run_id_of
 from scheduling.workers import reports, stopping
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import STOP_BEFORE, Held, held_as, ours_from, renew, running_here
@@ -67,6 +68,7 @@ class Keeper:
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._parent = os.getpid()
+        self._thread: threading.Thread | None = None  # the one that lives
         self._reports: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._kept = True  # whether all leases that are needed were renewed
         self._unwritten = deque[tuple[Callable[[], object], float]]()  # until when to try
@@ -120,7 +122,16 @@ class Keeper:
             self._tend_at = time.monotonic() + HURRY / 2
             self._reports.put(lambda: None)  # wakes the thread
 
+    def store(self, act: Callable[[], object]) -> bool:
+        """Queue what is to be stored for a plain message; not what a job stores itself."""
+        lease_thread = threading.current_thread() is self._thread
+        if os.getpid() != self._parent or lease_thread or current() is not None:
+            return False
+        self._reports.put(act)
+        return True
+
     def live(self) -> None:
+        self._thread = threading.current_thread()
         while True:
             pause = min(self._tend_at, self._end_by) - time.monotonic()
             with suppress(queue.Empty):

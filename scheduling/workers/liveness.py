@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import redis
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state as worker_state
 from django.conf import settings
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 REFUSAL_LASTS = 10.0  # seconds for which an error that Redis answered says why nothing is taken
 
 
+LOOK_EVERY = 2.0  # seconds
+LOOP_SLEEPS = 10.0  # seconds for which kombu's loop sleeps, at most, with nothing to do
+
+
 class Liveness:
     """Looks again and again whether the worker does what it is there for."""
 
@@ -37,9 +42,11 @@ class Liveness:
     def stuck(self) -> str:
         """Return why the worker is stuck, or "". To be called some times in settings.STUCK_AFTER.
 
-        One look is never enough: a worker that was frozen has a clock that jumped.
+        If that is 0, no worker is stuck. One look is never enough: a worker that was frozen has a
+        clock that jumped.
         """
-        waiting = self._waiting() if self._could_take() else 0
+        watched = settings.STUCK_AFTER.total_seconds() > 0
+        waiting = self._waiting() if watched and self._could_take() else 0
         if not waiting or intake.taken != self._taken:
             self._since, self._taken, self._looks = None, intake.taken, 0
             return ""
@@ -57,8 +64,11 @@ class Liveness:
             return False
         pool = self._worker.pool
         slots = getattr(self._worker, "max_concurrency", None) or pool.num_processes
-        standing = time.monotonic() - intake.looked_at > settings.STUCK_AFTER.total_seconds()
-        return standing or len(active_requests()) < slots
+        busy, patience = len(active_requests()), settings.STUCK_AFTER.total_seconds()
+        if busy and isinstance(pool, SoloPool):
+            return False  # the loop itself runs the job, for as long as that takes
+        standing = time.monotonic() - intake.looked_at > max(patience, LOOP_SLEEPS) + LOOK_EVERY
+        return standing or busy < slots
 
     def _limits_rates(self) -> bool:
         """Whether messages wait in this process for Celery's rate limits, which is no fault."""

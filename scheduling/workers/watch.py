@@ -3,20 +3,21 @@
 import logging
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import Error
 
 from scheduling.broker import intake
 from scheduling.workers import stopping
 from scheduling.workers.leases import active_requests, running_here
-from scheduling.workers.liveness import Liveness
+from scheduling.workers.liveness import LOOK_EVERY, Liveness
 from scheduling.workers.load_guard import LoadGuard
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 2.0  # seconds
 FIRST_LOOK = 0.1  # seconds of which the first figure of the CPU is
 
 
@@ -43,16 +44,25 @@ class Watch:
             except Exception:
                 logger.exception("watch_error")
             self._looked.set()
-            pause = min(LOOK_EVERY, settings.STUCK_AFTER.total_seconds() / 5)
+            pause = min(LOOK_EVERY, settings.STUCK_AFTER.total_seconds() / 5 or LOOK_EVERY)
 
     def _start_anew(self, why: str) -> None:
-        """Let what runs end, as a shutdown would, hand back the rest, and begin again."""
+        """Let what runs end, as a shutdown would, hand back the rest, and begin again.
+
+        A worker that takes a message meanwhile is not stuck: it goes on.
+        """
+        taken = intake.taken
         intake.close("restart", "about to restart")
         until = time.monotonic() + settings.SHUTDOWN_GRACE.total_seconds()
         while active_requests() and time.monotonic() < until:
             time.sleep(0.1)
+            if intake.taken != taken:
+                intake.reopen("restart")
+                return
         running, overlap = list(running_here().values()), stopping.OVERLAP
         if stopping.can_stop_one(self._worker):
-            running, overlap = stopping.stop_running(running), timedelta(0)
+            # If the ledger cannot be asked, their leases bring them back.
+            with suppress(Error):
+                running, overlap = stopping.stop_running(running), timedelta(0)
         stopping.hand_back(running, "its worker was stuck and restarts", overlap)
         stopping.start_anew(self._worker, why)

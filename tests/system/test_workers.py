@@ -14,6 +14,7 @@ import pytest
 import redis
 from celery import current_app, states
 from celery.app.control import Control as CeleryControl
+from pytest_django import Settings
 
 from chaos.network import Proxy
 from scheduling import clock
@@ -319,7 +320,9 @@ def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
         )  # fmt: skip
         first = enqueue(tasks.write, (str(evidence), "first")).id
         wait_for(lambda: run_of(first).state == State.SUCCEEDED, timeout=20)
-        long = enqueue(tasks.sleep, (str(evidence), 60)).id
+        # Without children, it is the consumer's loop that runs the job: first that must end.
+        solo = pool == "solo"
+        long = enqueue(tasks.sleep, (str(evidence), 5 if solo else 60)).id
         wait_for(lambda: run_of(long).state == State.RUNNING, timeout=20)
         Run.objects.filter(pk=long).update(args=f'["{evidence}", 0.1]')
         proxy.swallow()
@@ -330,7 +333,7 @@ def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
     assert worker.said("worker_restarts")
     assert worker.process.poll() is None
     run = run_of(long)
-    assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 2, 0)
+    assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 1 if solo else 2, 0)
     assert (clock.now() - begun).total_seconds() < 25
 
 
@@ -354,6 +357,61 @@ def test_one_tasks_rate_limit_is_kept_and_keeps_no_other_waiting(
     gaps = [later - start for start, later in pairwise(starts)]
     assert all(1.9 < gap < 2.6 for gap in gaps), gaps
     assert set(Run.objects.values_list("attempt", flat=True)) == {1}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_job_that_outlasts_every_limit_of_a_stuck_worker_ends(
+    system: System, evidence: Path, pool: str
+) -> None:
+    system.beat()
+    worker = system.ready_worker(
+        1, "--pool", pool, "--without-heartbeat", "--without-gossip", "--without-mingle",
+        STUCK_AFTER_SECONDS="1", SHUTDOWN_GRACE_SECONDS="1",
+    )  # fmt: skip
+    long = enqueue(tasks.sleep, (str(evidence), 8)).id
+    wait_for(lambda: lines(evidence), timeout=20)
+    enqueue(tasks.write, (str(evidence), "next"))
+    wait_for(all_final, timeout=20)
+    assert (run_of(long).state, run_of(long).attempt) == (State.SUCCEEDED, 1)
+    assert not worker.said("worker_restarts")
+
+
+# --- What can be waited out ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_plain_message_whose_end_only_the_parent_sees_ends_no_worker(
+    system: System, evidence: Path, pool: str, settings: Settings
+) -> None:
+    settings.UNTRACKED_TASKS = ["*"]
+    system.env["UNTRACKED_TASKS"] = "*"
+    with Proxy.before(system.env["DATABASE_URL"]) as proxy:
+        worker = system.ready_worker(
+            1, "--pool", pool, ACCEPT_UNTRACKED="1", DATABASE_URL=f"{proxy.url}?connect_timeout=1"
+        )
+        tasks.write.apply_async((str(evidence), "first"))
+        wait_for(lambda: lines(evidence) == ["first"], timeout=20)
+        proxy.cut_off()
+        expired = tasks.write.apply_async((str(evidence), "expired"), expires=-5)
+        unknown = current_app.signature("tests.jobs.tasks.unheard_of").apply_async()
+        done = tasks.write.apply_async((str(evidence), "done"))
+        wait_for(lambda: lines(evidence) == ["first", "done"], timeout=20)
+        proxy.mend()
+        found = {expired: states.REVOKED, unknown: states.FAILURE, done: states.SUCCESS}
+        wait_for(lambda: all(one.state == state for one, state in found.items()), timeout=20)
+    assert worker.process.poll() is None
+    assert worker.stop() == 0
+
+
+def test_a_worker_with_an_unknown_kind_of_pool_does_not_start(system: System) -> None:
+    worker = system.worker(
+        1, "--pool", "custom", CELERY_CUSTOM_WORKER_POOL="celery.concurrency.base:BasePool"
+    )
+    assert worker.process.wait(20) == 1
+    last = worker.log.read_text().splitlines()[-1]
+    assert last.startswith(
+        "truebeat: a worker cannot use the pool celery.concurrency.base:BasePool"
+    )
 
 
 def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidence: Path) -> None:

@@ -17,6 +17,7 @@ from billiard.process import current_process
 from celery import Task, current_app, shared_task, signals, states
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
 from django_celery_results.models import TaskResult
 from psycopg.pq import TransactionStatus
 
@@ -30,6 +31,7 @@ from scheduling.execution.claiming import NOTHING_DONE
 from scheduling.ids import uuid7
 from scheduling.jobs import CurrentRun, Job, PermanentError, current_run, enqueue
 from scheduling.models import FINAL, Origin, Run, State
+from scheduling.postgres import connections as connections_of_jobs
 from scheduling.runs.running import current
 from tests.jobs import tasks
 from tests.scheduling.child import deliver, forget_tracers, hint
@@ -727,18 +729,86 @@ class TestOutsideATransaction:
             ("search_path", "pg_catalog"),
             ("datestyle", "German"),
             ("default_transaction_read_only", "on"),
+            ("lock_timeout", "7s"),
+            ("statement_timeout", "9min"),
         ],
     )
     def test_a_setting_of_its_connection_is_no_other_runs(
         self, setting: str, value: str, of_alias: str, other_database: Any
     ) -> None:
-        if setting == "search_path" and connection.cursor().connection.info.server_version < 180000:
-            pytest.skip("Postgres tells of it from version 18 on")
         usual = hint(of(says, f"SHOW {setting}", of_alias)).retval
         made = of(says, f"SET {setting} = '{value}'", of_alias)
         hint(made)
         assert fresh(made).state == State.SUCCEEDED
         assert hint(of(says, f"SHOW {setting}", of_alias)).retval == usual != value
+
+    @pytest.mark.parametrize(
+        ("leave", "probe"),
+        [
+            ("SET app.tenant = '7'", "SELECT COALESCE(current_setting('app.tenant', true), '')"),
+            ("DO $$ BEGIN PERFORM set_config('app.tenant', '7', false); END $$",
+             "SELECT COALESCE(current_setting('app.tenant', true), '')"),
+            ("SET ROLE pg_monitor", "SELECT current_user"),
+            ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user"),
+            ("SELECT pg_advisory_lock(42)", "SELECT count(*) FROM pg_locks"
+             " WHERE locktype = 'advisory' AND pid = pg_backend_pid()"),
+            ("CREATE TEMP TABLE mine (x int)",
+             "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
+            ("PREPARE mine AS SELECT 1",
+             "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'"),
+            ("LISTEN mine", "SELECT count(*) FROM pg_listening_channels()"),
+            ("DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+             "SELECT count(*) FROM pg_cursors WHERE name = 'mine'"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("tracked", [True, False])
+    def test_what_a_job_leaves_in_its_session_is_no_other_runs(
+        self, leave: str, probe: str, tracked: bool
+    ) -> None:
+        usual = hint(of(says, probe)).retval
+        before = connection.connection
+        made, following = of(says, leave), of(says, probe)
+        if tracked:
+            hint(made)
+        else:
+            deliver(says.name, str(uuid7()), args=(leave,))
+        assert hint(following).retval == usual
+        assert fresh(made).state == (State.SUCCEEDED if tracked else State.QUEUED)
+        assert (connection.connection is before) is not leave.startswith("PREPARE")
+
+    def test_what_a_project_does_to_each_new_connection_stays_done(self) -> None:
+        def greet(*, connection: Any, **_: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SET app.greeting = 'hello'")
+
+        connection_created.connect(greet)
+        try:
+            connection.close()
+            hint(of(says, "SET app.greeting = 'mine'"))
+            assert hint(of(says, "SELECT current_setting('app.greeting')")).retval == "hello"
+        finally:
+            connection_created.disconnect(greet)
+            connection.close()
+
+    def test_a_job_that_asks_nothing_costs_no_statement(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cleaned = 0
+
+        def clean(*_: object) -> bool:
+            nonlocal cleaned
+            cleaned += 1
+            return True
+
+        monkeypatch.setattr(connections_of_jobs, "_is_cleaned", clean)
+        *quiet, asks = [*(of(tasks.add, 1, 2) for _ in range(2)), of(says, "SELECT 1")]
+        raw: Any = connection.connection
+        raw.truebeat_used = False  # by the test itself
+        for made in quiet:
+            hint(made)
+        assert cleaned == 0
+        hint(asks)
+        assert cleaned == 1
 
     def test_a_setting_for_one_transaction_costs_no_connection(self) -> None:
         hint(of(says, "SELECT 1"))

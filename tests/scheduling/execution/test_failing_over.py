@@ -37,7 +37,7 @@ def fail_over() -> Iterator[Callable[[], None]]:
 
         def switch() -> None:
             alter("SET default_transaction_read_only = on")
-            connection.cursor().execute("SET default_transaction_read_only = on")
+            connection.close()  # the next session has it from its beginning
             timers.append(threading.Timer(1, alter, ["RESET default_transaction_read_only"]))
             timers[-1].start()
 
