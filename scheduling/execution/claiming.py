@@ -98,7 +98,7 @@ def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, 
     except EnqueueError as error:
         _conclude(run_id, attempt, refused(job, str(error)))
         return NOTHING_DONE
-    _fill_request(request, claimed, args, kwargs, options)
+    _fill_request(request, attempt, claimed, args, kwargs, options)
     try:
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
         outcome = outcome_of(execution, claimed, returned)
@@ -250,6 +250,7 @@ def _call_of(
 
 def _fill_request(
     request: dict[str, Any],
+    attempt: int,
     claimed: Claimed,
     args: list[Any],
     kwargs: dict[str, Any],
@@ -265,6 +266,8 @@ def _fill_request(
     request["delivery_info"] = {
         **(request.get("delivery_info") or {}),
         "priority": options.get("priority", claimed.priority),
+        # An attempt before this one was given back, or rejected to be tried again.
+        "redelivered": attempt > claimed.failures + 1,
     }
     request.update(
         args=args,

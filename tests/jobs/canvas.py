@@ -155,5 +155,12 @@ def becomes_many(self: "Task[Any, Any]", count: int, queue: str) -> None:
 
 
 @shared_task(bind=True)
+def second_delivery(self: "Task[Any, Any]") -> str:
+    if not (self.request.delivery_info or {}).get("redelivered"):
+        raise Reject("not yet", requeue=True)
+    return "second"
+
+
+@shared_task(bind=True)
 def asked_eta(self: "Task[Any, Any]") -> Any:
     return self.request.eta

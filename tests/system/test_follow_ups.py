@@ -39,6 +39,9 @@ def test_canvases_of_runs_work_as_celerys_own(
     summed = chord(parts, total.s()).apply_async(countdown=0.1)
     middle: Any = plus.s(1, 1) | group(plus.s(10), plus.s(20)) | total.s() | plus.s(1)
     middled = middle.apply_async(countdown=0.1)
+    deep = chain(plus.s(10), group(plus.s(100), third_time.s()))
+    nested: Any = plus.s(1, 1) | group(plus.s(1), deep) | canvas.hear.s()
+    nested = nested.apply_async(countdown=0.1)
     replaced = canvas.becomes.apply_async((1, "chord"), countdown=0.1)
     failed = canvas.fail.apply_async(countdown=0.1, link_error=note)
     doomed = chord([plus.s(1, 1), canvas.fail.s()], total.s().on_error(note))
@@ -49,6 +52,7 @@ def test_canvases_of_runs_work_as_celerys_own(
     assert [value_of(result) for result in (stepwise, summed, middled, replaced, plain)] == [
         13, 14, 35, 32, 7,
     ]  # fmt: skip
+    assert value_of(nested) == [3, [112, 12]]
     ended: list[AsyncResult[Any]] = [AsyncResult(failed.id), AsyncResult(broken.id)]
     for result in ended:
         with pytest.raises(Exception, match="no luck"):

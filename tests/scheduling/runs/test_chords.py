@@ -25,6 +25,7 @@ from tests.jobs.canvas import (
     hear,
     heard,
     plus,
+    second_delivery,
     third_time,
     told,
     told_id,
@@ -219,3 +220,11 @@ class TestDelays:
         promised = asked_eta.apply_async(**NOW)
         work()
         assert value_of(promised) is None
+
+
+def test_a_job_that_was_rejected_to_be_tried_again_is_told_so() -> None:
+    promised = chord([second_delivery.s(), third_time.s("third")], hear.s()).apply_async(**NOW)
+    work()
+    Run.objects.filter(task=second_delivery.name).update(run_at=clock.now())
+    work()
+    assert value_of(promised) == ["second", "third"]
