@@ -202,7 +202,7 @@ def check_messages(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
         )
     found += [
         Error(str(error), hint="Rename it in CELERY_TASK_QUEUES.", id="scheduling.E022")
-        for queue in current_app.amqp.queues
+        for queue in current_app.amqp.Queues(conf.task_queues)
         if (error := _refusal_of(queue))
     ]
     return found

@@ -21,9 +21,11 @@ from celery.worker.state import task_ready
 from scheduling.broker import gate, intake
 from scheduling.broker.signing import ATTEMPT
 from scheduling.celery_app import remote_control
+from scheduling.errors import EnqueueError
 from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.postgres.silence import waits
+from scheduling.task_options import check_queue
 from scheduling.workers import pools, rate_limits
 from scheduling.workers.forking import share_memory
 from scheduling.workers.keeper import Keeper
@@ -119,6 +121,8 @@ class LeaseKeeper(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         pools.refuse_others(worker.pool_cls)
+        for queue in worker.app.amqp.queues.consume_from:
+            _check_queue(queue)
         gate.open_in(worker.app)
         remote_control.guard()
         intake.close("gate", "waits for Postgres to say whose hints are its own")
@@ -138,6 +142,14 @@ class LeaseKeeper(bootsteps.StartStopStep):
             ask_anew_at_each_end(worker.pool, worker.hub)
         worker_shutting_down.connect(keeper.shut_down, weak=False)
         worker_shutdown.connect(keeper.drain, weak=False)
+
+
+def _check_queue(queue: str) -> None:
+    """End the worker at once if it is told to listen to what is no queue: `-Q unacked`."""
+    try:
+        check_queue(queue)
+    except EnqueueError as error:
+        raise SystemExit(f"truebeat: {error}") from None
 
 
 def ask_anew_at_each_end(pool: Any, loop: Any) -> None:

@@ -37,7 +37,7 @@ class States:
 
     def __init__(self, client: redis.Redis, password: str) -> None:
         self._client: Any = client
-        self._place: str = self._client.config_get("dir")["dir"]
+        self._place = str(self._client.config_get("dir")["dir"])
         self._password = password
         self.all: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
             "READONLY": (self._follow_nobody, self._lead),

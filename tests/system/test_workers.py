@@ -414,6 +414,14 @@ def test_a_worker_with_an_unknown_kind_of_pool_does_not_start(system: System) ->
     )
 
 
+def test_a_worker_that_is_told_to_listen_to_what_is_no_queue_ends_with_a_line(
+    system: System,
+) -> None:
+    worker = system.worker(1, "-Q", "celery,unacked")
+    assert worker.process.wait(20) == 1
+    assert "truebeat: queue 'unacked': the broker uses this name itself" in worker.log.read_text()
+
+
 def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidence: Path) -> None:
     system.beat()
     system.ready_worker(1)

@@ -1,21 +1,30 @@
 """Hints lie where kombu's own channel puts a message, whatever the transport options say."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 from celery import current_app
+from celery.app.routes import Router, prepare
+from django_celery_beat.models import PeriodicTask
 from kombu import Queue
 
+from scheduling import clock, schedules
+from scheduling.beat.firing import fire_due
 from scheduling.broker import doorbell
 from scheduling.broker.names import names
 from scheduling.errors import EnqueueError
 from scheduling.ids import uuid7
-from scheduling.models import Priority
+from scheduling.jobs import enqueue
+from scheduling.models import Priority, State
 from scheduling.runs.hints import Broker, Hint, Lane
+from scheduling.schedules.planning import plan_changed
 from scheduling.task_options import options_of
 from tests.jobs.tasks import add
+from tests.scheduling.commands import called
+from tests.scheduling.ledger import ADD, LONG_AGO, plan_of, runs_of, schedule, set_plan
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -40,6 +49,7 @@ def options(request: pytest.FixtureRequest, redis_client: redis.Redis) -> Iterat
         conf.broker_transport_options = before
 
 
+EVERY_MINUTE = schedules.Every(timedelta(minutes=1))
 TAKEN = [
     "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery",
     "_kombu.binding_deadlines",
@@ -105,3 +115,53 @@ class TestEveryTransportOption:
         expected = options.get("global_keyprefix", "") + doorbell.CHANNEL
         assert redis_client.pubsub_numsub(expected)[0][1] >= 1
         listener.close()
+
+
+@pytest.mark.django_db
+class TestEveryFace:
+    """A name that the broker uses itself is refused wherever a queue can be named."""
+
+    def test_enqueue_and_schedules(self) -> None:
+        acts: tuple[Callable[[], object], ...] = (
+            lambda: enqueue(add, (1, 2), queue="unacked"),
+            lambda: add.apply_async((1, 2), queue="unacked", countdown=5),
+            lambda: add.apply_async((1, 2), queue="unacked"),
+            lambda: schedules.add("odd", ADD, EVERY_MINUTE, by="t", args=(1, 2), queue="unacked"),
+        )  # fmt: skip
+        for act in acts:
+            with pytest.raises(EnqueueError, match="the broker uses this name itself"):
+                act()
+        assert "unacked" not in current_app.amqp.queues
+
+    def test_commands(self) -> None:
+        for command in (
+            ("enqueue", ADD, "--args", "[1, 2]", "--queue", "unacked"),
+            ("schedule", "add", "odd", ADD, "--every", "5m", "--args", "[1, 2]", "--queue",
+             "unacked"),
+        ):  # fmt: skip
+            answer = called(*command)
+            assert answer.code in (1, 2)
+            assert "the broker uses this name itself" in answer.err
+
+    def test_a_route(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        amqp: Any = current_app.amqp
+        router = Router(
+            prepare([{ADD: {"queue": "unacked_index"}}]), amqp.queues, True, current_app
+        )
+        monkeypatch.setitem(amqp.__dict__, "router", router)
+        with pytest.raises(EnqueueError, match="the broker uses this name itself"):
+            enqueue(add, (1, 2))
+
+    def test_a_schedule_that_got_one_by_sql_says_so_and_stops_no_other(
+        self, redis_client: redis.Redis, bare_schedules: None
+    ) -> None:
+        odd, good = schedule("odd"), schedule("good")
+        PeriodicTask.objects.filter(pk=odd.pk).update(queue="unacked", priority=0)
+        plan_changed()
+        for row in (odd, good):
+            set_plan(row, clock.now() - timedelta(seconds=1))
+        fire_due(LONG_AGO)
+        said = plan_of(odd).error + "".join(made.reason for made in runs_of(odd))
+        assert "the broker uses this name itself" in said
+        assert [made.state for made in runs_of(good)] == [State.SCHEDULED]
+        assert not [made for made in runs_of(odd) if made.state == State.QUEUED]
