@@ -24,7 +24,7 @@ class SchedulingConfig(AppConfig):
 
     def ready(self) -> None:
         from scheduling import checks  # noqa: F401  (registers its checks, and those of settings)
-        from scheduling.postgres import connections, infinity, silence
+        from scheduling.postgres import connections, infinity, pooler, silence
         from scheduling.schedules.unknown_zones import read_unknown_zones
 
         read_unknown_zones()
@@ -32,6 +32,7 @@ class SchedulingConfig(AppConfig):
         connection_created.connect(infinity.read_instants)
         connection_created.connect(connections.note_statements)
         connection_created.connect(silence.time_answers)
+        connection_created.connect(pooler.notice)
         pre_migrate.connect(refuse_what_will_fail, sender=self)
         post_migrate.connect(sync_code_schedules, sender=self)
 

@@ -34,8 +34,8 @@ CELERY_DB_REUSE_MAX = _sys.maxsize // 4
 
 # --- Scheduling -----------------------------------------------------------------------------------
 # Whether a connection plans the statements that every run needs once in a while
-# (`scheduling.postgres.prepared`), and not every time.
-PREPARED_STATEMENTS = _env.bool("PREPARED_STATEMENTS", default=True)
+# (`scheduling.postgres.prepared`), and not every time; None: unless a pooler is found.
+PREPARED_STATEMENTS: bool | None = _env.bool("PREPARED_STATEMENTS", default=None)
 # Hints of one queue and priority that may lie in Redis at once; the backlog waits in Postgres.
 QUEUE_WINDOW = _env.int("QUEUE_WINDOW", default=10_000)
 # Attempts of a run whose job says nothing of retries.

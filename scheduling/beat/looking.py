@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SLOW_FOR = 0.5  # seconds that slow looks have taken, one after the other, before they change
 MANY_PAGES = 400  # of tables and indexes: a look at a ledger at rest reads some forty
-TRY_BELOW = 0.1  # seconds of the whole way back, when it is worth a try to look at all of it
+TRY_BELOW = 0.3  # seconds of the whole way back, when it is worth a try to look at all of it
 WIDE_AGAIN = 1000  # so many times what the slow look took, looks stay as they are, at least
 WIDE_AGAIN_WITHIN = 600.0  # seconds
 DOUBT_WITHIN = 10.0  # seconds until it is asked again why looks are slow

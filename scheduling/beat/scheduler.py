@@ -6,13 +6,14 @@ number of beats may run: each step locks the rows it works on and skips those th
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from celery import beat
 from django.conf import settings
-from django.db import Error, connection
+from django.db import Error, connection, transaction
 
 from scheduling import heartbeats
 from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising, upkeep
@@ -24,7 +25,7 @@ from scheduling.failures import alerts, groups
 from scheduling.history import backfill_pace
 from scheduling.logs import event
 from scheduling.models import Priority
-from scheduling.postgres import silence
+from scheduling.postgres import pooler, silence
 from scheduling.postgres.sql import going_on, is_away, was_ended
 from scheduling.runs.hints import Lane
 from scheduling.schedules import from_code, last_runs, planning
@@ -37,6 +38,7 @@ TICK_MIN = 0.008  # seconds from one tick to the next, but for a ring: what come
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
 HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
+LOOK_BACK_EVERY = 0.1  # seconds between looks at the past, where looks are narrow
 SILENT_AFTER = 6.0  # seconds without an answer after which a connection to the ledger is hung up
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
 COPY_EVERY = 60.0  # seconds between copies of last runs to PeriodicTask
@@ -59,6 +61,9 @@ LANES_MAX = 50  # the latest lanes that schedules were fired into, and may be ag
 # an index, however small a table was when the statement was planned. While Postgres sends an answer
 # that nobody reads, none of its own time-outs acts; the kernel's then ends the connection.
 SESSION = "SET lock_timeout = '2s'; SET enable_seqscan = off; SET tcp_user_timeout = '8s'"
+
+
+WAIT_BRIEFLY = "SET LOCAL lock_timeout = '2s'"
 
 
 class Scheduler(beat.Scheduler):
@@ -223,12 +228,15 @@ class Scheduler(beat.Scheduler):
             return wait
         begun = time.monotonic()
         found = self._lookout.look_back(wait / 2)
-        return 0.0 if found else max(begun + wait - time.monotonic(), 0.0)
+        rest = max(begun + wait - time.monotonic(), 0.0)
+        return 0.0 if found else min(rest, LOOK_BACK_EVERY)
 
     def _prepare(self) -> None:
         """Make a connection beat's own: what its statements keep to, and how long each may take."""
-        with silence.waits, connection.cursor() as cursor:
-            cursor.execute(SESSION)
+        connection.ensure_connection()
+        if not pooler.is_behind(connection.connection):  # else it would be another client's, too
+            with silence.waits, connection.cursor() as cursor:
+                cursor.execute(SESSION)
         silence.time_each(connection.connection)
         self._prepared = connection.connection
 
@@ -345,7 +353,8 @@ class Scheduler(beat.Scheduler):
     def _release(self) -> int:
         released = 0
         for first, last in self._held.look():
-            found = waiting.release_held_of(first, last)
+            with self._waiting_briefly():
+                found = waiting.release_held_of(first, last)
             for run in found:
                 if run.run_at is not None:
                     self._lookout.lanes.add(Lane(run.queue, run.priority), run.run_at)
@@ -353,6 +362,16 @@ class Scheduler(beat.Scheduler):
         if released < waiting.BATCH:
             self._release_at = time.monotonic() + (0 if self._held.narrow else RELEASE_EVERY)
         return released
+
+    @contextmanager
+    def _waiting_briefly(self) -> Iterator[None]:
+        """Limit the wait for a row that a user holds, where SESSION could not: behind a pooler."""
+        if not pooler.is_behind(connection.connection):
+            yield
+            return
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(WAIT_BRIEFLY)
+            yield
 
     def _raise(self, look: Look) -> int:
         lanes, lows, raised = self._lookout.lanes, self._lookout.lows, 0

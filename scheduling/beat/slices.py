@@ -9,7 +9,9 @@ SLOW_ONES = 3  # one after the other: a busy machine alone makes one slow
 RARELY = 20  # what is slow and did nothing is done again after so many times what it took
 SLICE = 0.002  # seconds that a slice should take
 SHARE = 0.1  # of the time that all slices may take
-AT_ONCE = 0.05  # seconds that may be saved up of it
+AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longer
+SLICES_MOST = 32  # a slice is at least so small a part of the way so far: the way has an end
+SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
 WIDER = 8  # times as wide is what follows a slice that took little
 
 
@@ -25,10 +27,12 @@ class Slices:
         self._low, self._high, self._first_width = low, high, width
         self._credit, self._since = AT_ONCE, time.monotonic()
         self._may_begin_again = True
+        self._least = SLICE  # seconds of the quickest ones
         self._begin()
 
     def _begin(self) -> None:
         self._until, self._width, self._took = self._high, self._first_width, 0.0
+        self._top: int | None = None
 
     def begin_again(self) -> None:
         """Go back to `high`, but not so often that the way to `low` never ends."""
@@ -48,7 +52,9 @@ class Slices:
         until = time.monotonic() + seconds
         while self._has_credit():
             begun = time.monotonic()
-            low = min(self._until, self._high if high is None else high) - self._width
+            if self._top is None:
+                self._top = self._high if high is None else min(high, self._high)
+            low = min(self._until, self._top) - self._width
             yield (
                 None if low <= self._low else low,
                 None if self._until == self._high else self._until,
@@ -73,10 +79,14 @@ class Slices:
             self._begin()
             return
         self._until = low
-        if took < SLICE / 2:
+        # What is empty takes its time on a busy machine, too.
+        self._least = min(took, self._least * SLOWLY_UP)
+        if took < max(SLICE / 2, 1.5 * self._least):
             self._width *= WIDER
-        elif took > SLICE:
-            self._width = max(int(self._width * SLICE / took), 1)
+        elif took > max(SLICE, 3 * self._least):
+            self._width //= 2
+        passed = (self._high if self._top is None else self._top) - low
+        self._width = max(self._width, passed // SLICES_MOST, 1)
 
 
 class Reach:

@@ -5,6 +5,7 @@ the SQL needs a cast.
 """
 
 import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import psycopg
-from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.errors import (
+    DuplicatePreparedStatement,
+    InvalidSqlStatementName,
+    error_from_result,
+)
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 
-from scheduling.postgres import silence
+from scheduling.postgres import pooler, silence
 from scheduling.postgres.sql import lean
 
 PLANS_LAST = 5.0  # seconds
@@ -27,6 +31,9 @@ SLOT = re.compile(r"%\((\w+)\)s|%%")
 # The SQLSTATE of a prepared statement that does not exist. After a rollback, of a savepoint too,
 # psycopg deallocates all statements of the connection, and these are not its own.
 GONE = b"26000"
+
+# A pooler that pools transactions has given the session to another client in between.
+FOREIGN = (InvalidSqlStatementName, DuplicatePreparedStatement)
 
 Row = tuple[Any, ...]
 
@@ -49,7 +56,15 @@ def run_prepared(sql: str, parameters: Mapping[str, object] | Sequence[object]) 
     django = connections[DEFAULT_DB_ALIAS]
     with django.wrap_database_errors:
         django.ensure_connection()
-        cursor = _prepared(django.connection).cursor.execute(sql, parameters, prepare=True)
+        raw: Any = django.connection
+        cursor = _prepared(raw).cursor
+        try:
+            cursor.execute(sql, parameters, prepare=True)
+        except FOREIGN as error:
+            _do_without(raw, error)
+            if raw.info.transaction_status != TransactionStatus.IDLE:
+                raise  # whoever began the transaction does it again
+            cursor.execute(sql, parameters, prepare=True)
         # Not `description`, which would be made for all columns.
         return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
@@ -61,20 +76,26 @@ def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
     the answer itself: until it is there, no signal interrupts this thread.
     """
     django: Any = connections[DEFAULT_DB_ALIAS]
-    if django.in_atomic_block or not settings.PREPARED_STATEMENTS:
+    if django.in_atomic_block:
         return run_prepared(sql, parameters)
     with django.wrap_database_errors:
         django.ensure_connection()
         raw = django.connection
         numbered, (_, adapter, names, _) = _numbered(sql), _prepared(raw)
+        if raw.prepare_threshold is None:
+            return run_prepared(sql, parameters)
         values = [parameters[slot] for slot in numbered.slots]
         dumped = adapter.dump_sequence(values, numbered.formats)
-        with silence.waits.for_answer(raw):
-            result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
-            if result.error_field(DiagnosticField.SQLSTATE) == GONE:
-                names.clear()
+        try:
+            with silence.waits.for_answer(raw):
                 result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
-        _checked(raw, result)
+                if result.error_field(DiagnosticField.SQLSTATE) == GONE:
+                    names.clear()
+                    result = raw.pgconn.exec_prepared(_name_of(sql, raw, names), dumped)
+            _checked(raw, result)
+        except FOREIGN as error:
+            _do_without(raw, error)
+            return run_prepared(sql, parameters)
         adapter.set_pgresult(result)
         rows: list[Row] = adapter.load_rows(0, result.ntuples, tuple)
         return rows
@@ -83,7 +104,7 @@ def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
 def _name_of(sql: str, raw: Any, names: dict[str, bytes]) -> bytes:
     """Return what the connection calls a statement, prepared now if it was not."""
     if sql not in names:
-        name = b"alone_%d" % len(names)
+        name = b"alone_%s_%d" % (secrets.token_hex(8).encode(), len(names))
         _checked(raw, raw.pgconn.prepare(name, _numbered(sql).sql))
         names[sql] = name
     return names[sql]
@@ -104,12 +125,23 @@ def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
     """
     until = time.monotonic() + PLANS_LAST
     if prepared is not None:
-        prepared.cursor.execute("DISCARD PLANS")
+        if raw.prepare_threshold is not None:
+            prepared.cursor.execute("DISCARD PLANS")
         return prepared._replace(plan_anew_at=until)
-    if settings.PREPARED_STATEMENTS and raw.prepare_threshold is None:  # then none ever is
+    if not pooler.may_prepare(raw):
+        raw.prepare_threshold = None  # then none ever is
+    elif raw.prepare_threshold is None:
         raw.prepare_threshold = sys.maxsize
+    # Names that no other client's statements have, whoever shares the session: psycopg counts.
+    raw._prepared._prepared_idx = secrets.randbits(62)
     cursor = lean(psycopg.Cursor(raw))
     return _Prepared(cursor, Transformer(cursor), {}, until)
+
+
+def _do_without(raw: Any, error: Exception) -> None:
+    """Prepare nothing any more where another client's statements were met, or ours are gone."""
+    pooler.note(raw, error)
+    raw.prepare_threshold = None
 
 
 class _Numbered(NamedTuple):

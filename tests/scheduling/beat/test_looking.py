@@ -290,9 +290,14 @@ class TestSlices:
 
     def test_one_that_takes_long_is_followed_by_narrower_ones(self) -> None:
         slices = Slices(0, 1000, 500)
-        pieces = self.passed(slices, lambda: time.sleep(0.004))
+        pieces = self.passed(slices, lambda: time.sleep(0.02))
         assert len(pieces) > 3
         assert slices.cost is not None
+
+    def test_the_way_has_an_end_though_every_slice_takes_long(self) -> None:
+        slices = Slices(0, 10**6, 1)
+        slices._least = 0.0
+        assert len(self.passed(slices, lambda: time.sleep(0.003))) < 600
 
     def test_they_take_a_tenth_of_the_time(self) -> None:
         slices = Slices(0, 10**15, 1)

@@ -1,0 +1,67 @@
+"""A pooler between this process and Postgres, as PgBouncer: noticed, and lived with.
+
+A pooler that pools transactions gives each transaction another session. What a session keeps then
+belongs to another client: prepared statements, settings, cursors that outlast a transaction. A
+pooler cannot be asked whether it does that, so Truebeat keeps nothing in a session behind any
+pooler. It shows by the process id: Postgres says another one than the connection was told.
+"""
+
+import logging
+from typing import Any
+
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
+from psycopg.pq import ExecStatus
+
+from scheduling.logs import event
+from scheduling.postgres import silence
+
+logger = logging.getLogger(__name__)
+
+# By host, port and database: this process has found a pooler there, or none.
+_found: dict[tuple[str, ...], bool] = {}
+
+
+def notice(*, connection: Any, **_: Any) -> None:
+    """Of a new connection, notice whether it goes through a pooler; asked once for each address."""
+    if connection.vendor != "postgresql" or connection.alias != DEFAULT_DB_ALIAS:
+        return
+    raw = connection.connection
+    address = _address(raw)
+    if address not in _found:
+        _found[address] = False
+        if _is_between(raw):
+            note(raw, "process ids differ")
+    if _found[address]:
+        connection.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = True
+
+
+def is_behind(raw: Any) -> bool:
+    """Return whether this psycopg connection goes through a pooler."""
+    return _found.get(_address(raw), False)
+
+
+def may_prepare(raw: Any) -> bool:
+    """Return whether statements may be prepared on this connection."""
+    wanted: bool | None = settings.PREPARED_STATEMENTS
+    return not is_behind(raw) if wanted is None else wanted
+
+
+def note(raw: Any, why: object) -> None:
+    """Note that this connection goes through a pooler, and say so."""
+    _found[_address(raw)] = True
+    event(logger, "pooler_found", host=raw.info.host, port=raw.info.port, why=why,
+          prepared_statements=bool(settings.PREPARED_STATEMENTS))  # fmt: skip
+
+
+def _address(raw: Any) -> tuple[str, ...]:
+    postgres = raw.pgconn
+    return tuple(part.decode() for part in (postgres.host, postgres.port, postgres.db))
+
+
+def _is_between(raw: Any) -> bool:
+    with silence.waits.for_answer(raw):
+        answer = raw.pgconn.exec_(b"SELECT pg_backend_pid()")
+    if answer.status != ExecStatus.TUPLES_OK:
+        return False
+    return int(answer.get_value(0, 0) or 0) != int(raw.pgconn.backend_pid)
