@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
 from django.db import connection, transaction
 
 from notifications.dates import parse_day
 from notifications.models import LifecycleId
+from scheduling.outgoing.mail import address_problem
 
 COLUMNS = ("lcid", "name", "issued_on", "expires_on", "requester_email", "requester_name")
 MAY_BE_EMPTY = {"issued_on", "requester_name"}
@@ -45,13 +45,25 @@ COPY_TO_STAGE = f"COPY lifecycle_stage (line, valid, {', '.join(COLUMNS)}) FROM 
 # A line whose LCID stood above already, on a valid line or not: which one is meant, nobody knows.
 REMOVE_DUPLICATES = f"""
 WITH doubled AS (
-    SELECT lcid, min(line) AS first_line FROM lifecycle_stage GROUP BY lcid HAVING count(*) > 1
+    SELECT lower(lcid) AS lcid, min(line) AS first_line
+      FROM lifecycle_stage GROUP BY lower(lcid) HAVING count(*) > 1
 ), removed AS (
     DELETE FROM lifecycle_stage stage USING doubled
-     WHERE stage.lcid = doubled.lcid AND stage.line > doubled.first_line
+     WHERE lower(stage.lcid) = doubled.lcid AND stage.line > doubled.first_line
     RETURNING stage.*, first_line
 )
 SELECT line, first_line, {", ".join(COLUMNS)} FROM removed WHERE valid ORDER BY line
+"""  # noqa: S608 (constants)
+
+# A line that would make a second record beside one whose LCID differs in case only.
+REMOVE_OTHER_CASE = f"""
+WITH removed AS (
+    DELETE FROM lifecycle_stage stage USING notifications_lifecycleid record
+     WHERE valid AND lower(record.lcid) = lower(stage.lcid) AND NOT EXISTS (
+        SELECT 1 FROM notifications_lifecycleid same WHERE same.lcid = stage.lcid)
+    RETURNING stage.*, record.lcid AS known
+)
+SELECT DISTINCT ON (line) line, known, {", ".join(COLUMNS)} FROM removed ORDER BY line
 """  # noqa: S608 (constants)
 
 # xmax is 0 in a row that was inserted. The status is the users', no file's.
@@ -118,15 +130,23 @@ def import_lifecycle_ids(
     Raises:
         Refused: the file has no such lines, or has lines with problems and `rejects` is None.
     """
-    records = _records(lines)
+    lines, delimiter = _delimited(lines)
+    records = _records(lines, delimiter)
     header = _read_header(records, report)
-    with transaction.atomic(), connection.cursor() as cursor, _Rejects(rejects, header) as rejected:
+    rejected = _Rejects(rejects, header, delimiter)
+    with transaction.atomic(), connection.cursor() as cursor, rejected:
         cursor.execute(MAKE_STAGE)
         counts = Imported()
         _stage(cursor, header, records, counts, report, rejected)
         cursor.execute(REMOVE_DUPLICATES)
         for number, first, *values in cursor:
             problem = Problem(number, "lcid", values[0], f"is on line {first} already")
+            report(problem)
+            rejected.add(Line(number, _in_order_of(header, values)), [problem])
+        cursor.execute(REMOVE_OTHER_CASE)
+        for number, known, *values in cursor:
+            what = f"differs in case only from the record {known!r}: write it so"
+            problem = Problem(number, "lcid", values[0], what)
             report(problem)
             rejected.add(Line(number, _in_order_of(header, values)), [problem])
         counts.rejected = rejected.count
@@ -141,8 +161,18 @@ def import_lifecycle_ids(
     return counts
 
 
-def _records(lines: Iterable[str]) -> Iterator[Line]:
-    reader = csv.reader(lines, strict=True)
+def _delimited(lines: Iterable[str]) -> tuple[Iterable[str], str]:
+    """Return the lines, and what stands between their values: `,`, or `;` or a tab by the header.
+
+    Spreadsheets write `;` where the comma is for decimals.
+    """
+    lines = iter(lines)
+    first = next(lines, "")
+    return chain([first] if first else [], lines), max(",;\t", key=first.count)
+
+
+def _records(lines: Iterable[str], delimiter: str) -> Iterator[Line]:
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     while True:
         number = reader.line_num + 1
         try:
@@ -227,9 +257,7 @@ def _what_is_wrong(column: str, value: str) -> str:
         return "" if _is_date(value) else "is not a date such as 2026-11-20"
     if len(value) > LONGEST[column]:
         return f"has {len(value)} characters, more than {LONGEST[column]}"
-    if column == "requester_email" and not _is_email(value):
-        return "is not an e-mail address"
-    return ""
+    return _mail_problem(value) if column == "requester_email" else ""
 
 
 # Dates and requesters come in thousands of lines each.
@@ -241,13 +269,7 @@ def _is_date(value: str) -> bool:
         return False
 
 
-@lru_cache(maxsize=4096)
-def _is_email(value: str) -> bool:
-    try:
-        validate_email(value)
-    except ValidationError:
-        return False
-    return True
+_mail_problem = lru_cache(maxsize=4096)(address_problem)
 
 
 def _in_order_of(header: list[str], values: Sequence[object]) -> list[str]:
@@ -261,8 +283,9 @@ class _Rejects:
     The file is made with its first line, so that nothing rejected leaves nothing behind.
     """
 
-    def __init__(self, path: Path | None, header: Sequence[str]) -> None:
+    def __init__(self, path: Path | None, header: Sequence[str], delimiter: str) -> None:
         self.count = 0
+        self._delimiter = delimiter
         self._path = path
         self._header = header
         self._file: Any = None
@@ -292,4 +315,4 @@ class _Rejects:
         self._write([str(line.number), what, *line.values])
 
     def _write(self, values: Sequence[str]) -> None:
-        csv.writer(self._file).writerow(values)
+        csv.writer(self._file, delimiter=self._delimiter).writerow(values)

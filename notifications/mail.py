@@ -3,27 +3,23 @@
 from datetime import date
 from email.utils import formataddr
 
-from django.core.exceptions import ValidationError
 from django.core.mail import EmailMultiAlternatives
-from django.core.validators import validate_email
 from django.template.loader import render_to_string
 
 from notifications.models import Delivery, LifecycleId
 from scheduling.jobs import PermanentError
-from scheduling.outgoing.mail import own_domain
+from scheduling.outgoing.mail import address_problem, mailable, own_domain
 
 
 def reminder(delivery: Delivery, record: LifecycleId, today: date) -> EmailMultiAlternatives:
     """Return the message of `delivery`, with the days that are left `today`.
 
     Raises:
-        PermanentError: the record's e-mail address is none.
+        PermanentError: the record's e-mail address cannot be mailed.
     """
-    recipient = record.requester_email
-    try:
-        validate_email(recipient)
-    except ValidationError:
-        raise PermanentError(f"{recipient!r} is not an e-mail address.") from None
+    if problem := address_problem(record.requester_email):
+        raise PermanentError(f"the requester's e-mail {record.requester_email!r} {problem}.")
+    recipient = mailable(record.requester_email)
     days = (record.expires_on - today).days
     context = {"record": record, "days": days, "ago": -days}
     subject = render_to_string("notifications/reminder_subject.txt", context)

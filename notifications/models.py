@@ -6,6 +6,7 @@ sweep, which makes its rows, and to `delivery`, which settles them.
 
 from typing import Any, ClassVar, Self
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models import Case, OuterRef, Q, Subquery, Value, When
@@ -13,6 +14,7 @@ from django.db.models.functions import Now
 
 from scheduling.models import UNFINISHED, Run
 from scheduling.models import State as RunState
+from scheduling.outgoing.mail import check_address
 
 LONGEST_LEAD_TIME = 3650
 
@@ -32,7 +34,9 @@ class LifecycleId(models.Model):
     issued_on = models.DateField(null=True, blank=True)
     expires_on = models.DateField()
     requester_name = models.CharField(max_length=200, blank=True, default="", db_default="")
-    requester_email = models.EmailField("requester's e-mail", max_length=254)
+    requester_email = models.EmailField(
+        "requester's e-mail", max_length=254, validators=[check_address]
+    )
     status = models.CharField(
         max_length=7,
         choices=Status,
@@ -57,6 +61,11 @@ class LifecycleId(models.Model):
 
     def __str__(self) -> str:
         return self.lcid
+
+    def clean(self) -> None:
+        others = LifecycleId.objects.filter(lcid__iexact=self.lcid).exclude(lcid=self.lcid)
+        if other := others.exclude(pk=self.pk).values_list("lcid", flat=True).first():
+            raise ValidationError({"lcid": f"There is {other!r}, which differs in case only."})
 
 
 class Reminder(models.Model):

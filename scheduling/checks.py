@@ -68,7 +68,13 @@ def check_code_schedules(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
         Error(problem, hint="No schedule of code is written before that.", id="scheduling.E004")
         for problem in code_entries.problems()
     ]
-    if not found and (shadowed := code_entries.shadowed()):
+    if found:
+        return found
+    found += [
+        checks.Warning(problem, hint="Each of its runs fails.", id="scheduling.W008")
+        for problem in code_entries.misfits()
+    ]
+    if shadowed := code_entries.shadowed():
         found.append(
             checks.Warning(
                 f"CELERY_BEAT_SCHEDULE has {', '.join(map(repr, shadowed))}, which Celery does not"

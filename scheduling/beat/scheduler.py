@@ -26,7 +26,7 @@ from scheduling.history import backfill_pace
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.postgres import pooler, silence
-from scheduling.postgres.sql import going_on, is_away, was_ended
+from scheduling.postgres.sql import going_on, is_away, is_conflict, was_ended
 from scheduling.runs.hints import Lane
 from scheduling.schedules import from_code, last_runs, planning
 
@@ -140,7 +140,11 @@ class Scheduler(beat.Scheduler):
             connection.close()
             if is_away(error) or was_ended(error):
                 # As in a worker: what is waited out is no error yet, and `health` tells of beats.
-                seconds = self._backed_off("database_away", error, level=logging.WARNING)
+                seconds = self._backed_off(
+                    "conflict_retried" if is_conflict(error) else "database_away",
+                    error,
+                    level=logging.WARNING,
+                )
             else:
                 logger.exception("tick_failed")
                 seconds = self._backed_off("tick_failed", None)

@@ -39,7 +39,7 @@ from scheduling.postgres.connections import drop_unclean
 from scheduling.postgres.infinity import saturated
 from scheduling.postgres.prepared import run_alone
 from scheduling.postgres.silence import waits
-from scheduling.postgres.sql import is_away
+from scheduling.postgres.sql import is_away, is_conflict
 from scheduling.registry import check_arguments, decode_call
 from scheduling.runs.enqueueing import enqueue_message
 from scheduling.runs.errbacks import errback_arguments
@@ -218,8 +218,8 @@ def patiently(
                 raise
             begun = begun or time.monotonic()
             waited = time.monotonic() - begun
-            event(logger, "database_away", level=logging.WARNING, waited=round(waited, 1),
-                  error=error)  # fmt: skip
+            name = "conflict_retried" if is_conflict(error) else "database_away"
+            event(logger, name, level=logging.WARNING, waited=round(waited, 1), error=error)
             with guard:
                 connection.close()
             if patience is not None and waited >= patience.total_seconds():

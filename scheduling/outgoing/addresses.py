@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
+
+from scheduling.outgoing.mail import address_problem
 
 HOW = "give mail addresses or https:// URLs, with commas between"
 UNPRINTED = re.compile(r"[\x00-\x20\x7f-\x9f]")
@@ -26,17 +27,9 @@ def validate(text: str) -> None:
     An http:// URL is taken where settings.ALERT_ALLOW_PRIVATE is on: for development.
     """
     for address in split(text):
-        problem = _problem_of_url(address) if is_url(address) else _problem_of_mail(address)
+        problem = _problem_of_url(address) if is_url(address) else address_problem(address)
         if problem:
             raise ValidationError(f"{address!r} {problem}: {HOW}.")
-
-
-def _problem_of_mail(address: str) -> str:
-    try:
-        validate_email(address)
-    except ValidationError:
-        return "is no mail address"
-    return ""
 
 
 def _problem_of_url(address: str) -> str:

@@ -1,15 +1,72 @@
-"""Sending one message by mail, and which refusals of a mail server are for good."""
+"""Which addresses can be mailed; one message by mail; which refusals are for good."""
 
 import smtplib
+import unicodedata
 from email.utils import parseaddr
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
+from django.core.validators import validate_email
+from django.utils.encoding import punycode
 
 from scheduling.errors import PermanentError
 
 # "Authentication required" answers a sender too, but speaks of our login, which can be mended.
 NOT_OF_THIS_MAIL = {530}
+LONGEST, LONGEST_LOCAL = 254, 64  # characters of an address, and before its @ (RFC 5321)
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that no mail can be sent to; a validator of forms and columns too.
+
+    Raises:
+        ValidationError: what is wrong with it, in words that follow the address.
+    """
+    if problem := address_problem(address):
+        raise ValidationError(problem)
+
+
+def address_problem(address: str) -> str:
+    """Return why an address cannot be mailed, in words that follow it; "" if it can.
+
+    Django's own mail writes a domain such as bücher.example in ASCII. What stands before the @ must
+    be ASCII: few servers take more (SMTPUTF8), and Django asks none for it.
+    """
+    for character in address:
+        if character == " ":
+            return "has a space: give one address"
+        if unicodedata.category(character)[0] in "CZ":
+            name = unicodedata.name(character, "a control character")
+            return f"has the invisible character U+{ord(character):04X} ({name}): take it out"
+    if "<" in address or ">" in address:
+        return "has more than an address: give it alone, without a name and without < and >"
+    local, at, domain = address.rpartition("@")
+    if not at:
+        return "is not a mail address"
+    if foreign := next((each for each in local if not each.isascii()), ""):
+        return f"has {foreign!r} before the @, which mail servers refuse: use ASCII there"
+    if len(local) > LONGEST_LOCAL:
+        return f"has {len(local)} characters before the @: {LONGEST_LOCAL} at most"
+    try:
+        written = mailable(address)
+    except UnicodeError as error:
+        return f"has the domain {domain[:60]!r}, which cannot be written in ASCII: {error}"
+    if len(written) > LONGEST:
+        return f"has {len(written)} characters: {LONGEST} at most"
+    if domain.startswith("[") and ":" in domain:
+        return "names a machine by its IPv6 address: give a domain"
+    try:
+        validate_email(written)
+    except ValidationError:
+        return "is not a mail address"
+    return ""
+
+
+def mailable(address: str) -> str:
+    """Return the address as it is sent to: its domain in ASCII (punycode), as Django writes it."""
+    local, at, domain = address.rpartition("@")
+    return f"{local}{at}{domain if domain.isascii() else punycode(domain)}"
 
 
 def own_domain() -> str:

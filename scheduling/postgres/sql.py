@@ -69,6 +69,8 @@ def was_ended(error: BaseException) -> bool:
 
 
 READ_ONLY = "25006"  # SQLSTATE
+# Serialization failure, deadlock, lock not available: Postgres is there, and asks to try again.
+CONFLICTS = {"40001", "40P01", "55P03"}
 
 
 def is_away(error: BaseException) -> bool:
@@ -78,7 +80,17 @@ def is_away(error: BaseException) -> bool:
     """
     if isinstance(error, OperationalError | InterfaceError):
         return True
-    return getattr(error.__cause__, "sqlstate", None) == READ_ONLY
+    return _sqlstate(error) == READ_ONLY
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return whether Postgres refused a statement for another transaction's sake."""
+    return _sqlstate(error) in CONFLICTS
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    state: str | None = getattr(error.__cause__, "sqlstate", None)
+    return state
 
 
 @contextmanager

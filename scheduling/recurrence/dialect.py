@@ -28,12 +28,25 @@ _ELSEWHERE = {
 }
 
 
+_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
 @dataclass(frozen=True)
 class _Field:
     name: str
     low: int
     size: int
     names: str = ""
+    # What to use for a longer interval.
+    instead: str = ""
 
     def knows(self, word: str) -> bool:
         """A name, or as much of it as makes three letters or more."""
@@ -49,9 +62,10 @@ class _Field:
         )
 
 
-_MINUTE = _Field("minute", 0, 60)
-_HOUR = _Field("hour", 0, 24)
-_DAY = _Field("day of month", 1, 31)
+_EVERY = ", or use an interval instead of a crontab"
+_MINUTE = _Field("minute", 0, 60, instead=_EVERY)
+_HOUR = _Field("hour", 0, 24, instead=_EVERY)
+_DAY = _Field("day of month", 1, 31, instead=_EVERY)
 _MONTH = _Field(
     "month",
     1,
@@ -85,6 +99,8 @@ def tidy(expression: str) -> str:
 def numbers(expression: str) -> Numbers:
     """The numbers of a tidy expression. Raises InvalidCron."""
     texts = expression.split()
+    if expression.startswith("@"):
+        raise InvalidCron(_no_alias(expression))
     if len(texts) != 5:
         raise InvalidCron(
             f"{expression!r} has {len(texts)} fields: write five, separated by spaces: "
@@ -102,6 +118,13 @@ def numbers(expression: str) -> Numbers:
     )
 
 
+def _no_alias(expression: str) -> str:
+    alias = f"{expression!r} is not part of Celery's cron dialect"
+    if expression in _ALIASES:
+        return f"{alias}: write {_ALIASES[expression]!r}"
+    return f"{alias}: write five fields: minute, hour, day of month, month, day of week"
+
+
 @lru_cache(maxsize=4096)  # so that equal sets of numbers are one object
 def _read(where: _Field, text: str) -> frozenset[int]:
     return frozenset().union(*(_read_part(where, text, part) for part in text.split(",")))
@@ -114,6 +137,12 @@ def _read_part(where: _Field, text: str, part: str) -> set[int]:
         raise _refused(where, text, part)
     if match["step"] and int(match["step"]) == 0:
         raise InvalidCron(f"step 0 in {where.name} {text!r}: use a step of 1 or more")
+    if match["step"] and int(match["step"]) > where.size:
+        first = match["first"] or where.low
+        raise InvalidCron(
+            f"step {match['step']} in {where.name} {text!r} is longer than the field, which has"
+            f" {where.size} values, so it would mean {first}: write {first}{where.instead}"
+        )
     if match["filter"] and match["first"] and not match["range"]:
         raise InvalidCron(
             f"a step needs a range or *, not {part!r} in {where.name} {text!r}: "

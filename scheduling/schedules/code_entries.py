@@ -22,7 +22,7 @@ from scheduling.base_job import discover
 from scheduling.errors import EnqueueError, ScheduleError
 from scheduling.models import Policy
 from scheduling.postgres.sql import clean
-from scheduling.registry import encode
+from scheduling.registry import check_arguments, decode_call, encode, find_job
 from scheduling.schedules import policies
 from scheduling.schedules.rule_rows import CRON_FIELDS, Cron, Every, Solar, rule_of_row
 
@@ -77,6 +77,18 @@ def problems() -> Iterator[str]:
             read(name, entry)
         except ScheduleError as error:
             yield str(error)
+
+
+def misfits() -> Iterator[str]:
+    """Yield each entry whose arguments do not fit its task: its runs would fail, each of them."""
+    for entry in entries().values():
+        job = find_job(entry.columns["task"])
+        try:
+            if job is not None:
+                call = decode_call(entry.columns["args"], entry.columns["kwargs"])
+                check_arguments(job, *call)
+        except EnqueueError as error:
+            yield f"{entry.where}: {error}"
 
 
 def shadowed() -> list[str]:

@@ -84,6 +84,27 @@ class TestGoodFiles:
         run_import(write(f"\ufeff{HEADER}\r", f"{GOOD}\r", "\r", ",,,,,\r"))
         assert LifecycleId.objects.get().requester_name == "Good Requester"
 
+    @pytest.mark.parametrize("delimiter", [";", "\t"])
+    def test_it_takes_other_delimiters(self, delimiter: str) -> None:
+        run_import(write(*(line.replace(",", delimiter) for line in (HEADER, GOOD))))
+        assert LifecycleId.objects.get().requester_name == "Good Requester"
+
+    def test_it_takes_a_requester_whose_domain_is_not_ascii(self) -> None:
+        run_import(write(HEADER, "A-9,n,,2027-02-01,max@bücher.example,Max"))
+        assert LifecycleId.objects.get().requester_email == "max@bücher.example"
+
+    def test_it_refuses_an_lcid_that_differs_in_case_only(self) -> None:
+        run_import(write(HEADER, "A-9,n,,2027-02-01,max@example.org,Max"))
+        for lines, what in (
+            (["a-9,n,,2027-02-01,max@example.org,Max"], "line 2: lcid: differs in case only from"
+             " the record 'A-9': write it so: 'a-9'"),
+            (["b-1,n,,2027-02-01,max@example.org,Max", "B-1,n,,2027-02-01,max@example.org,Max"],
+             "line 3: lcid: is on line 2 already: 'B-1'"),
+        ):  # fmt: skip
+            _, problems = refused(write(HEADER, *lines))
+            assert problems == [what]
+        assert LifecycleId.objects.count() == 1
+
     def test_it_reads_standard_input(self, service_env: dict[str, str]) -> None:
         done = subprocess.run(
             [*MANAGE, "-"],
@@ -134,7 +155,7 @@ class TestBadLines:
             (",Bad,,2026-11-20,b@example.org,B", "lcid: is empty: ''"),
             (
                 "B-1,Bad,,2026-11-20,b.example.org,B",
-                "requester_email: is not an e-mail address: 'b.example.org'",
+                "requester_email: is not a mail address: 'b.example.org'",
             ),
             ("B-1,Bad,,2026-11-20,,B", "requester_email: is empty: ''"),
             (
@@ -198,8 +219,8 @@ class TestBadLines:
         assert problems == [
             r"line 2: name: has a control character: 'two\nlines'",
             "line 2: expires_on: is not a date such as 2026-11-20: 'x'",
-            "line 2: requester_email: is not an e-mail address: 'y'",
-            "line 5: requester_email: is not an e-mail address: 'z'",
+            "line 2: requester_email: is not a mail address: 'y'",
+            "line 5: requester_email: is not a mail address: 'z'",
             "line 6: lcid: is on line 4 already: 'G-1'",
             "line 7: lcid: is on line 5 already: 'B-2'",
         ]
@@ -216,7 +237,7 @@ class TestBadLines:
         rows = list(csv.reader(content.decode("latin-1").splitlines()))
         assert rows[0] == ["line", "problem", *HEADER.split(",")]
         assert [row[:3] for row in rows[1:]] == [
-            ["3", "requester_email: is not an e-mail address", "B-1"],
+            ["3", "requester_email: is not a mail address", "B-1"],
             ["4", "name: is not UTF-8", "B-2"],
             ["5", "lcid: is on line 2 already", "G-1"],
         ]

@@ -149,8 +149,15 @@ class TestFailures:
     @pytest.mark.parametrize("address", ["ada", "ada@", "a b@example.org", "ada@example.org\nx"])
     def test_what_is_no_address_is_permanent(self, address: str) -> None:
         delivery = make_delivery(make_record(requester_email=address))
-        with pytest.raises(PermanentError, match="is not an e-mail address"):
+        with pytest.raises(PermanentError, match=r"the requester's e-mail .* (is not a|has)"):
             deliver(delivery.pk, "2026-11-20")
+
+    def test_a_domain_that_is_not_ascii_is_written_as_djangos_mail_writes_it(
+        self, mail_server: MailServer
+    ) -> None:
+        record = make_record(requester_email="max@bücher.example")
+        assert deliver(make_delivery(record).pk, "2026-11-20") == "sent"
+        assert mail_server.recipients == ["max@xn--bcher-kva.example"]
 
     def test_a_delivery_that_is_not_there_is_permanent(self) -> None:
         with pytest.raises(PermanentError, match="there is no delivery 4711"):

@@ -9,6 +9,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
+from scheduling.checks import check_code_schedules
 from scheduling.models import FINAL, UNFINISHED, State
 from scheduling.setting_checks import check_messages
 from tests.scheduling.commands import called
@@ -106,3 +107,15 @@ def test_the_first_look_of_the_operator_reads_no_run_that_has_ended() -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN {sql}")
         assert "Seq Scan" not in str(cursor.fetchall())
+
+
+@pytest.mark.django_db
+def test_an_entry_whose_arguments_do_not_fit_its_task_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = {"task": ADD, "schedule": 60, "args": [1]}
+    changes: Any = current_app.conf.changes
+    monkeypatch.setitem(changes, "beat_schedule", {"short": entry})
+    (warning,) = [each for each in check_code_schedules(None) if each.id == "scheduling.W008"]
+    assert "'short'" in warning.msg
+    assert f"arguments do not fit task {ADD}" in warning.msg

@@ -81,3 +81,23 @@ def test_a_run_that_was_due_when_python_knows_no_time_is_run(odd: str) -> None:
     claimed = claim(made.pk, 1, made.task)
     assert claimed is not None
     assert claimed.due_at.year in (1, 9999)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_conflict_with_another_transaction_is_named_as_such(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = []
+
+    def act() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "DO $$ BEGIN RAISE 'could not serialize access' USING ERRCODE = '40001'; END $$"
+                )
+
+    claiming.patiently(act)
+    assert len(tries) == 2
+    assert "conflict_retried" in caplog.text
+    assert "database_away" not in caplog.text

@@ -185,7 +185,7 @@ class TestByMail:
             tell(TEAM, {"subject": "s", "text": "t"})
 
     def test_what_is_no_address_is_for_good(self) -> None:
-        with pytest.raises(PermanentError, match="is no mail address"):
+        with pytest.raises(PermanentError, match="is not a mail address"):
             tell("ann", {"subject": "s", "text": "t"})
 
 
@@ -213,9 +213,9 @@ class TestOwners:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("ann", "'ann' is no mail address"),
-            ("the billing team", "'the' is no mail address"),
-            (f"{ANN}, ben@", "'ben@' is no mail address"),
+            ("ann", "'ann' is not a mail address"),
+            ("the billing team", "'the' is not a mail address"),
+            (f"{ANN}, ben@", "'ben@' is not a mail address"),
             ("http://example.org/", "begins with http://"),
             ("ftp://example.org/", "begins with ftp://"),
             ("https://", "is no URL of a host"),
@@ -236,7 +236,7 @@ class TestOwners:
 
     def test_the_policy_checks_its_owner(self) -> None:
         policy = Policy(schedule=schedule(), owner="the team")
-        with pytest.raises(ValidationError, match="no mail address"):
+        with pytest.raises(ValidationError, match="not a mail address"):
             policy.full_clean()
 
     def test_each_is_told_once(self) -> None:
@@ -247,7 +247,7 @@ def test_a_check_says_who_cannot_be_told(settings: Settings) -> None:
     assert check_alerts_to(None) == []
     settings.ALERTS_TO = [TEAM, "the team"]
     (error,) = check_alerts_to(None)
-    assert "'the' is no mail address" in error.msg
+    assert "'the' is not a mail address" in error.msg
 
 
 def test_its_own_failures_make_no_news() -> None:

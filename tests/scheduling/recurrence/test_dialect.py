@@ -24,7 +24,7 @@ def field(low: int, high: int, names: list[str] | None = None) -> st.SearchStrat
     number = st.integers(low, high).map(str)
     value = number | st.sampled_from(names) if names else number
     span = st.tuples(value, value).map("-".join)
-    step = st.integers(1, 20).map("/{}".format)
+    step = st.integers(1, min(20, high - low + 1)).map("/{}".format)
     part = st.one_of(
         st.just("*"),
         value,
@@ -216,7 +216,13 @@ class TestRefusals:
             ("1_0 0 * * *", "'1_0' in minute"),
             ("0 0 * *", "has 4 fields: write five"),
             ("0 0 * * * *", "has 6 fields: write five"),
-            ("@daily", "has 1 fields: write five"),
+            ("@daily", "'@daily' is not part of Celery's cron dialect: write '0 0 \\* \\* \\*'"),
+            ("@Weekly", "'@weekly' is not part .*: write '0 0 \\* \\* 0'"),
+            ("@reboot", "'@reboot' is not part .*: write five fields"),
+            ("*/90 * * * *", r"step 90 in minute '\*/90' .* has 60 values.*write 0, or use an int"),
+            ("0 */25 * * *", r"step 25 in hour '\*/25' .* has 24 values"),
+            ("0 0 */32 * *", r"step 32 in day of month '\*/32' .* would mean 1"),
+            ("0-30/61 0 * * *", "step 61 in minute '0-30/61'"),
             ("", "has 0 fields: write five"),
         ],
     )

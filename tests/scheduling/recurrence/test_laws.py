@@ -87,7 +87,7 @@ def field(low: int, high: int) -> st.SearchStrategy[str]:
         number.map(str),
         st.lists(number, min_size=2, max_size=4).map(lambda found: ",".join(map(str, found))),
         st.tuples(number, number).map("{0[0]}-{0[1]}".format),
-        st.integers(2, 20).map("*/{}".format),
+        st.integers(2, min(20, high - low + 1)).map("*/{}".format),
         st.tuples(number, number, number).map("{0[0]},{0[1]}-{0[2]}".format),
     )
 

@@ -126,7 +126,7 @@ class TestAdd:
             ({"name": ""}, ScheduleError, "name: This field cannot be blank"),
             ({"name": "n" * 201}, ScheduleError, "name: .*at most 200"),
             ({"owner": "o@e.org," * 99}, ScheduleError, "owner: .*at most 500"),
-            ({"owner": "the team"}, ScheduleError, "owner: 'the' is no mail address"),
+            ({"owner": "the team"}, ScheduleError, "owner: 'the' is not a mail address"),
             ({"pause_after_failures": 0}, ScheduleError, "pause_after_failures: .*1"),
             ({"catch_up": "some"}, ScheduleError, "catch_up: .*'some' is not a valid choice"),
             ({"max_attempts": 0}, ScheduleError, "max_attempts: .*greater than or equal to 1"),
