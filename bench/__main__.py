@@ -10,6 +10,7 @@ import django
 
 from bench import (
     beats,
+    calls,
     edit,
     herd,
     inserting,
@@ -34,6 +35,7 @@ BENCHES: dict[str, ModuleType] = {
     "throughput": throughput,
     "one-offs": one_offs,
     "latency": latency,
+    "calls": calls,
     "old-snapshot": old_snapshot,
     "inserting": inserting,
 }
