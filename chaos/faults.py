@@ -29,6 +29,12 @@ def commit(ground: Ground, fault: Fault) -> Done:
     return Done(fault.kind, str(fault.target), began, time.time(), what)
 
 
+LOCK = """
+SELECT id FROM scheduling_run WHERE state = 'running'
+ ORDER BY started_at LIMIT %s FOR UPDATE SKIP LOCKED
+"""
+
+
 @contextmanager
 def _alone_with(service: Service) -> Iterator[Service]:
     with service.lock:
@@ -251,6 +257,16 @@ def _messages(ground: Ground, random: Random) -> tuple[str, list[bytes]]:
     lane = random.choice(lanes)
     there: list[bytes] = ground.redis.lrange(lane, 0, -1)  # type: ignore[assignment]
     return lane, random.sample(there, min(len(there), random.randint(1, 20)))
+
+
+def lock_rows(ground: Ground, fault: Fault, random: Random) -> str:
+    """Hold rows of runs that are at work in a transaction of another client's."""
+    with ground.connect() as connection, connection.transaction():
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        locked = connection.execute(LOCK, [random.randint(1, 20)]).rowcount
+        if locked:
+            time.sleep(fault.lasts)
+    return f"{locked} runs" if locked else ""
 
 
 def double_hints(ground: Ground, fault: Fault, random: Random) -> str:

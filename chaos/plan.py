@@ -43,13 +43,14 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "restart_postgres": (2, 0, 4),
     "crash_postgres": (3, 0, 4),
     "terminate_backends": (5, 0, 0),
+    "lock_rows": (5, 0.2, 2.2),  # in leases
     "double_hints": (6, 0, 0),
     "drop_hints": (6, 0, 0),
     "garbage_hints": (5, 0, 0),
 }
 IN_LEASES = (
     "freeze_worker", "freeze_child",
-    "worker_without_postgres", "worker_without_redis", "worker_without_both",
+    "worker_without_postgres", "worker_without_redis", "worker_without_both", "lock_rows",
 )  # fmt: skip
 # Seconds by which a beat's clock is off.
 SKEWS = (-3600, -90, 0, 90, 3600)
