@@ -1,6 +1,7 @@
 """Ways to a Redis other than plain TCP: TLS with the test's own certificates, a Unix socket."""
 
 import asyncio
+import shutil
 import ssl
 import subprocess
 import threading
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+import pytest
+
 T = TypeVar("T")
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 
 
 def make_certificates(place: Path) -> Path:
     """Write a CA (ca.pem) and a certificate for localhost (server.pem, server.key)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: there is no certificate for TLS")
     place.mkdir()
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     for arguments in (

@@ -757,9 +757,11 @@ class TestValuesThatPythonCannotHold:
         assert (made.state, made.expires_at) == (State.SCHEDULED, None)
 
     def test_more_missed_instants_than_the_column_counts(self) -> None:
-        row = due_schedule(ago=3600, crontab=None, interval=interval(1, "microseconds"))
-        Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - timedelta(hours=1))
-        firing.fire_due(LONG_AGO)
+        ago = timedelta(days=70 * 365)
+        seconds = interval(1, "seconds")
+        row = due_schedule(ago=ago.total_seconds(), crontab=None, interval=seconds)
+        Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - ago)
+        firing.fire_due(clock.now() - 2 * ago)
         assert runs_of(row)[0].coalesced == 2**31 - 1
 
 
