@@ -759,7 +759,7 @@ class TestValuesThatPythonCannotHold:
     def test_more_missed_instants_than_the_column_counts(self) -> None:
         ago = timedelta(days=70 * 365)
         seconds = interval(1, "seconds")
-        row = due_schedule(ago=ago.total_seconds(), crontab=None, interval=seconds)
+        row = due_schedule(ago=int(ago.total_seconds()), crontab=None, interval=seconds)
         Plan.objects.filter(pk=row.pk).update(anchor_at=clock.now() - ago)
         firing.fire_due(clock.now() - 2 * ago)
         assert runs_of(row)[0].coalesced == 2**31 - 1
