@@ -81,8 +81,10 @@ def _made_and_run(ground: Ground, delay: Callable[[float], Any], column: int) ->
     count = ground.options.delays
     ground.clear()
     with Evidence() as evidence, ExitStack() as stack:
-        app, env = (PLAIN_APP, {"BENCH_RESULTS": "django-db"}) if column else (OWN_APP, {})
-        working = stack.enter_context(worker(app, ground, BENCH_EVIDENCE=evidence.path, **env))
+        env: dict[str, Any] = {"BENCH_EVIDENCE": evidence.path}
+        if column:
+            env["BENCH_RESULTS"] = "django-db"
+        working = stack.enter_context(worker(PLAIN_APP if column else OWN_APP, ground, **env))
         if not column:
             stack.enter_context(beat(TRUEBEAT, ground))
         delay(0.0)
@@ -93,4 +95,5 @@ def _made_and_run(ground: Ground, delay: Callable[[float], Any], column: int) ->
             delay(0.0)
         if not working.wait(lambda: evidence.count() > count, 120, step=0.02):
             raise BenchError("the calls were not all run within 120 s.")
-        return count / (time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        return float(count / seconds)

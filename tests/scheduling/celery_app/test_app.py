@@ -258,7 +258,7 @@ class TestForNow:
         assert (made.pk, made.queue, made.priority) == (key, "q", Priority.LOW)
         assert loads(made.options) == {
             "time_limit": 9, "soft_time_limit": 8, "headers": {"t": "1"}, "shadow": "sum",
-            "ignore_result": True, "priority": 9,
+            "ignore_result": True,
         }  # fmt: skip
         assert loads(made.follow_ups).keys() == {"link", "link_error"}
         assert made.expires_at is not None
@@ -293,7 +293,7 @@ class TestForNow:
             promised = add.delay(1, 2)
             assert list(map(str, add.request.children)) == [promised.id]
         made = Run.objects.get(pk=promised.id)
-        kept = {"root_id": "r", "parent_id": str(parent.pk), "priority": Priority.MEDIUM}
+        kept = {"root_id": "r", "parent_id": str(parent.pk)}
         assert loads(made.options) == kept
 
     def test_a_part_inherits_the_priority_of_its_parent_where_celery_is_told_so(
