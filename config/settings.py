@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 from zoneinfo import available_timezones
 
-import django_stubs_ext
 import environ
 from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
@@ -64,8 +63,6 @@ CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-
-django_stubs_ext.monkeypatch()
 
 INSTALLED_APPS = [
     "django.contrib.admin",

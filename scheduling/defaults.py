@@ -7,9 +7,13 @@ read from the environment. A project that wants another value sets it below that
 import sys as _sys
 from datetime import timedelta as _timedelta
 
+import django_stubs_ext as _django_stubs_ext
 import environ as _environ
 
 _env = _environ.Env()
+
+# The engine's classes name the types in Django's generic ones, such as ModelAdmin[Run].
+_django_stubs_ext.monkeypatch()
 
 # --- Celery ---------------------------------------------------------------------------------------
 CELERY_BROKER_TRANSPORT = "scheduling.broker.transport:Transport"

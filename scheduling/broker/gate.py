@@ -19,7 +19,8 @@ from uuid import UUID
 from django.conf import settings
 from kombu.utils.json import dumps, loads
 
-from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, is_signed
+from scheduling.base_job import BaseJob
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK, is_signed
 from scheduling.broker.untracked import all_untracked, is_untracked
 from scheduling.logs import event
 
@@ -97,7 +98,7 @@ def judge(raw: Any, queue: str) -> dict[str, Any] | None:
 
 
 def _judge_hint(raw: dict[str, Any], headers: dict[str, Any], queue: str) -> dict[str, Any] | None:
-    texts: list[Any] = [headers.get(name) for name in ("id", "task", LEDGER, SIGNATURE)]
+    texts: list[Any] = [headers.get(name) for name in ("id", TASK, LEDGER, SIGNATURE)]
     run_id, task, whose, signature = texts
     attempt, limits = headers[ATTEMPT], headers.get("timelimit")
     if not all(isinstance(text, str) for text in texts):
@@ -109,11 +110,11 @@ def _judge_hint(raw: dict[str, Any], headers: dict[str, Any], queue: str) -> dic
         why = "it is not signed with this worker's HINT_KEY or SECRET_KEY"
         _refuse("hint_refused", task[:200], why)
         return None
-    if task not in _app.tasks:
+    if not isinstance(_app.tasks.get(task), BaseJob):
         report_unknown(UUID(run_id), attempt, task)
         return None
     return _made_anew(raw, run_id, queue, task, {ATTEMPT: attempt, "timelimit": limits,
-                      LEDGER: whose, SIGNATURE: signature})  # fmt: skip
+                      TASK: task, LEDGER: whose, SIGNATURE: signature})  # fmt: skip
 
 
 def _made_anew(

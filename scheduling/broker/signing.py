@@ -14,6 +14,9 @@ from django.conf import settings
 # What a hint holds besides Celery's own fields: the attempt it may start (its presence makes a
 # message a hint), whose ledger the run is in, and the signature.
 ATTEMPT, LEDGER, SIGNATURE = "run_attempt", "run_ledger", "run_signature"
+# The task's name. Celery's own field for that is missing while a hint lies in Redis: a worker that
+# is not Truebeat's would call the task, without the run's arguments. So it drops the message.
+TASK = "run_task"
 
 
 def signer(

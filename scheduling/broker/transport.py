@@ -77,11 +77,12 @@ class QoS(redis.QoS):
         return None
 
     def _put_back(self, message: Any) -> None:
-        where = message.delivery_info
+        where, raw = message.delivery_info, message._raw
+        if ATTEMPT in message.headers:  # no other worker may take it for a task's message
+            headers = {name: value for name, value in raw["headers"].items() if name != "task"}
+            raw = {**raw, "headers": headers}
         with self.channel.conn_or_acquire() as client:
-            self.channel._do_restore_message(
-                message._raw, where["exchange"], where["routing_key"], client
-            )
+            self.channel._do_restore_message(raw, where["exchange"], where["routing_key"], client)
 
 
 class Poller(redis.MultiChannelPoller):

@@ -5,6 +5,7 @@ with its run's errors. Failures of the same task, exception type and place are o
 """
 
 import hashlib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -103,7 +104,7 @@ def _frames(text: str) -> list[tuple[str | None, str, str]]:
 
 @cache
 def _root() -> str:
-    return f"{settings.BASE_DIR}/"
+    return f"{getattr(settings, 'BASE_DIR', os.getcwd())}/"
 
 
 def _own(file: str) -> str | None:

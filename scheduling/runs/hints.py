@@ -27,7 +27,7 @@ from redis.exceptions import NoPermissionError
 
 from scheduling.broker import clients, sharing
 from scheduling.broker.names import names
-from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, signer
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK, signer
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
 from scheduling.postgres.identity import ledger_id
@@ -219,6 +219,7 @@ def _template(
     celery_message = amqp.as_task_v2(
         ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
     )
+    headers = {TASK: celery_message.headers.pop("task"), **celery_message.headers}
     content_type, content_encoding, body = serialize(celery_message.body, serializer="json")
     channel: Any = names()  # knows how a message looks, and needs no connection
     text = channel.prepare_message(
@@ -226,7 +227,7 @@ def _template(
         priority,
         content_type,
         content_encoding,
-        {**celery_message.headers, ATTEMPT: TRY, LEDGER: WHOSE, SIGNATURE: SIGNED},
+        {**headers, ATTEMPT: TRY, LEDGER: WHOSE, SIGNATURE: SIGNED},
         {**celery_message.properties, "delivery_mode": 2},
     )
     channel._inplace_augment_message(text, "", queue)

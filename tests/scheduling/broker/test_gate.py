@@ -14,7 +14,7 @@ from kombu import Consumer, Queue
 from pytest_django import Settings
 
 from scheduling.broker import gate
-from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE
+from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK
 from scheduling.ids import uuid7
 from scheduling.postgres import identity
 from scheduling.runs.hints import Hint, message
@@ -130,6 +130,7 @@ class TestHints:
         }
         assert not any(headers.get(name) == lie for name, lie in LIES.items() if lie)
         assert headers["root_id"] == headers["id"]
+        assert headers["task"] == headers[TASK] == add.name
         args, kwargs, embedded = json.loads(base64.b64decode(passed["body"]))
         assert (args, kwargs, set(embedded.values())) == ([], {}, {None})
 
@@ -141,8 +142,8 @@ class TestHints:
         "lie",
         [
             {"id": str(UUID(int=7))}, {ATTEMPT: 2}, {ATTEMPT: True}, {ATTEMPT: "1"}, {ATTEMPT: 1.0},
-            {"task": OTHER}, {"timelimit": [0.1, None]}, {"timelimit": None}, {SIGNATURE: "0" * 64},
-            {SIGNATURE: None}, {SIGNATURE: "\ud800"}, {"id": "\ud800"}, {"id": 7}, {"task": ["t"]},
+            {TASK: OTHER}, {"timelimit": [0.1, None]}, {"timelimit": None}, {SIGNATURE: "0" * 64},
+            {SIGNATURE: None}, {SIGNATURE: "\ud800"}, {"id": "\ud800"}, {"id": 7}, {TASK: ["t"]},
             {LEDGER: None},
         ],
         ids=str,
@@ -202,7 +203,7 @@ class TestHints:
         assert judge(odd) is None
 
 
-SIGNED = ("id", "task", "timelimit", ATTEMPT, LEDGER, SIGNATURE)
+SIGNED = ("id", TASK, "timelimit", ATTEMPT, LEDGER, SIGNATURE)
 LIES = {
     "eta": "2099-01-01T00:00:00", "expires": "2001-01-01T00:00:00", "retries": 7, "group": "g",
     "group_index": 1, "stamped_headers": ["s"], "stamps": {"s": 1}, "s": 1, "shadow": "x",

@@ -4,12 +4,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
-import psycopg
 import pytest
-from django.db import connection
 from psycopg import sql
+
+from tests.empty_database import Database, empty_database, url_of
 
 Manage = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -17,28 +16,13 @@ NEWER = "0002_triggers"
 
 
 @pytest.fixture
-def database(django_db_setup: None) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Make an empty database on the tests' server, and return a connection to it."""
-    parameters = {k: v for k, v in connection.get_connection_params().items() if k != "dbname"}
-    known = ("host", "port", "user", "password")
-    parameters = {name: parameters[name] for name in known if parameters.get(name)}
-    name = f"migrating_{uuid4().hex[:12]}"
-    with psycopg.connect(**parameters, dbname="postgres", autocommit=True) as server:
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            with psycopg.connect(**parameters, dbname=name, autocommit=True) as own:
-                yield own
-        finally:
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def url_of(database: psycopg.Connection[tuple[object, ...]], user: str | None = None) -> str:
-    info = database.info
-    return f"postgres://{user or info.user}:{info.password}@{info.host}:{info.port}/{info.dbname}"
+def database(django_db_setup: None) -> Iterator[Database]:
+    with empty_database() as own:
+        yield own
 
 
 @pytest.fixture
-def manage(database: psycopg.Connection[tuple[object, ...]], service_env: dict[str, str]) -> Manage:
+def manage(database: Database, service_env: dict[str, str]) -> Manage:
     """Call manage.py on the empty database."""
 
     def call(*words: str, user: str | None = None, ok: bool = True) -> Any:
@@ -54,16 +38,14 @@ def manage(database: psycopg.Connection[tuple[object, ...]], service_env: dict[s
     return call
 
 
-def schedules(database: psycopg.Connection[tuple[object, ...]]) -> list[tuple[object, ...]]:
+def schedules(database: Database) -> list[tuple[object, ...]]:
     return database.execute(
         "SELECT name, managed_by FROM django_celery_beat_periodictask t"
         " LEFT JOIN scheduling_policy y ON y.schedule_id = t.id ORDER BY name"
     ).fetchall()
 
 
-def test_it_may_be_done_app_by_app_backwards_and_again(
-    manage: Manage, database: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_it_may_be_done_app_by_app_backwards_and_again(manage: Manage, database: Database) -> None:
     assert "Apply all migrations: auth" in manage("migrate", "auth").stdout
     manage("migrate", "scheduling", "0001")
     assert "are not written yet" in manage("migrate", "django_celery_results").stdout
@@ -93,7 +75,7 @@ def test_what_only_looks_or_pretends_ends_well(manage: Manage) -> None:
 )
 def test_a_user_without_the_rights_is_told_so_before_anything_is_done(
     manage: Manage,
-    database: psycopg.Connection[tuple[object, ...]],
+    database: Database,
     revoked: str,
     words: str,
 ) -> None:

@@ -50,6 +50,7 @@ CHILD = 1  # its process id
 
 def request_of(task: Any) -> HintRequest:
     hint = json.loads(message(Hint(uuid7(), 1, task.name, "celery", 6, "{}")))
+    hint["headers"]["task"] = task.name  # as the gate passes it on
     with current_app.connection_for_read() as broker:
         channel: Any = broker.default_channel
         request = HintRequest(Message(hint, channel=channel), app=current_app, task=task)
