@@ -13,6 +13,8 @@ FINAL = {"succeeded", "failed", "cancelled", "expired", "skipped"}
 RAISED_WITHIN = 20.0  # seconds
 # What may end an attempt in failure: the job itself, or the loss of its worker.
 EXPECTED_ERRORS = ("Deliberate:", "WorkerLostError:", "Terminated:")
+# How the error of a run ends that its worker gave up, and that must not start twice.
+ONCE = "not tried again, since one attempt is allowed"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def _errors(row: Row, lines: list[Line]) -> Iterator[Breach]:
     """Each recorded failure is of one attempt, and the job knows of it if it was the job's."""
     failed = {line.attempt for line in lines if line.what == "fail"}
     for error in row.errors:
-        if not error["error"].startswith(EXPECTED_ERRORS):
+        given_up = row.max_attempts == 1 and error["error"].endswith(ONCE)
+        if not given_up and not error["error"].startswith(EXPECTED_ERRORS):
             yield Breach("unexplained error", f"{named(row)}: {error['error'][:200]}")
         if error["error"].startswith("Deliberate:") and error["attempt"] not in failed:
             yield Breach("no evidence", f"{named(row)}: attempt {error['attempt']} did not fail")

@@ -365,6 +365,16 @@ class TestEnds:
         story = good(b=row("b", 20, errors=errors, attempt=2, result="2"))
         assert laws(story) == ["unexplained error"]
 
+    @pytest.mark.parametrize(("most", "named"), [(1, []), (2, ["unexplained error"])])
+    def test_a_run_that_its_worker_gave_up_fails_only_if_it_must_not_start_twice(
+        self, most: int, named: list[str]
+    ) -> None:
+        text = "its worker had to end; not tried again, since one attempt is allowed"
+        lost = row(
+            "b", 20, state="failed", errors=[{"attempt": 1, "error": text}], max_attempts=most
+        )
+        assert [law for law in laws(good(b=lost)) if law == "unexplained error"] == named
+
     def test_a_beat_that_ended_by_itself_is_named(self) -> None:
         story = good()
         story.ended_by_themselves = ["worker2 at 1.0", "beat1 at 1.0"]
