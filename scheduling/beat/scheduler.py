@@ -189,7 +189,7 @@ class Scheduler(beat.Scheduler):
         if self._asks_redis():
             self._asking_redis(partial(self._resend, look, busy=full))
         if self._asks_redis() and time.monotonic() >= self._sign_in_at and not full:
-            self._asking_redis(self._sign_in)
+            self._sign_in()
         self._copy_last_runs()
         if next_due is not None and next_due < -SLEEP_MAX and not (full or planned):
             self._remove_due_orphans()
@@ -416,7 +416,12 @@ class Scheduler(beat.Scheduler):
     def _sign_in(self) -> None:
         """Say in Redis whose hints these are, and here who else uses the same Redis."""
         self._sign_in_at = time.monotonic() + SIGN_IN_EVERY
-        others = self._broker.sign_in()
+        try:
+            others = self._broker.sign_in()
+        except REDIS_AWAY as error:  # beat says so when it needs Redis for a run
+            logger.debug("not_signed_in", exc_info=error)
+            self._ledger.not_asked()
+            return
         self._shared = f"; {heartbeats.SHARED} {', '.join(others)}" if others else ""
         if others and time.monotonic() >= self._tell_shared_at:
             self._tell_shared_at = time.monotonic() + TELL_SHARED_EVERY

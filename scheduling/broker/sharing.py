@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 LEDGERS = "scheduling.ledgers"  # a sorted set of ledgers' ids, by when they last signed in
 PRESENT = 60.0  # seconds for which a ledger that has signed in counts as there
+NAMED_MAX = 10  # ledgers: anybody who can write to Redis can make them up
 FOREIGN_MAX = 10  # foreign hints one after the other, after which a worker pauses
 PAUSE = 0.5  # seconds
 TOLD_EVERY = 60.0  # seconds between two lines about foreign hints
@@ -36,9 +37,10 @@ def sign_in(client: "redis.Redis", key: str, ledger: str) -> list[str]:
     pipeline = client.pipeline(transaction=False)
     pipeline.zadd(key, {ledger: seconds})
     pipeline.zremrangebyscore(key, "-inf", seconds - PRESENT)
-    pipeline.zrange(key, 0, -1)
+    pipeline.zrange(key, 0, NAMED_MAX)
     *_, found = pipeline.execute()
-    return [there.decode("utf-8", "replace") for there in found if there.decode() != ledger]
+    names = [there.decode("utf-8", "replace") for there in found]
+    return [name for name in names if name != ledger]
 
 
 class _Foreign:

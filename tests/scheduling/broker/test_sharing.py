@@ -40,6 +40,15 @@ class TestSigningIn:
         redis_client.zadd(sharing.LEDGERS, {"gone": 7})
         assert sign_in(redis_client, sharing.LEDGERS, "a") == []
 
+    def test_names_that_are_made_up_stop_no_beat(self, redis_client: redis.Redis) -> None:
+        seconds, _ = redis_client.time()
+        made_up: Any = {
+            b"\xff\xfe": seconds,
+            **{f"x{number}": seconds for number in range(100)},
+        }
+        redis_client.zadd(sharing.LEDGERS, made_up)
+        assert 0 < len(sign_in(redis_client, sharing.LEDGERS, "a")) < 20
+
 
 class TestAForeignHint:
     def test_it_is_put_back_at_the_far_end_if_its_ledger_is_there(
