@@ -24,8 +24,6 @@ GAP = "  "
 # A table's columns are fitted to its first rows, so that a long one can be printed as it is read.
 FITTED_ROWS = 500
 NARROWEST = 8
-# Characters of a run's arguments that are shown to a person.
-LONGEST_TEXT = 2000
 
 
 def instant_json(at: datetime | None) -> str | None:
@@ -283,13 +281,6 @@ def fitted(text: str, width: int) -> str:
         return text.ljust(width)
     tail = width // 2
     return f"{text[: width - tail - 1]}…{text[-tail:]}"
-
-
-def shortened(text: str) -> str:
-    """Return a text that may be megabytes long, cut to what a person can read; --json is whole."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    return f"{text[:LONGEST_TEXT]}… ({len(text):,} characters; --json shows all)"
 
 
 def printable(text: str) -> str:

@@ -16,11 +16,13 @@ from scheduling.history.selecting import Selection
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
+from scheduling.postgres.sql import shortened
 from scheduling.runs import enqueueing, follow_ups
 from scheduling.runs.outcomes import errors_of
 
 # Columns that can be large and that a table does not show.
 UNSHOWN = ("args", "kwargs", "options", "errors", "follow_ups")
+ARGUMENTS_SHOWN = 2000  # characters
 FINAL_STATES = [state.value for state in FINAL]
 
 
@@ -275,7 +277,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
 
 def _call(run: Run) -> str:
     texts = (text for text, empty in ((run.args, "[]"), (run.kwargs, "{}")) if text != empty)
-    return " ".join(map(output.shortened, texts))
+    return " ".join(shortened(text, ARGUMENTS_SHOWN) for text in texts)
 
 
 def _when(at: datetime | None, now: datetime) -> str:

@@ -138,6 +138,12 @@ class TestShow:
         assert '\n      File "jobs.py"\n' in answer.out
         assert "\x1b" not in answer.out
 
+    def test_very_long_arguments_are_cut(self) -> None:
+        run = made(args=json.dumps(["a" * 100_000, "the end"]))
+        said = called("run", "show", str(run.id)).out
+        assert len(said) < 5_000
+        assert "the end" in said
+
     def test_it_says_by_how_much_a_deadline_was_missed(self) -> None:
         run = made(deadline=DUE, late_by=timedelta(minutes=3))
         assert ", missed by 3m\n" in called("run", "show", str(run.id)).out
