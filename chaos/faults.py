@@ -13,6 +13,7 @@ from random import Random
 import psycopg
 import redis
 
+from chaos.garbage import Garbage
 from chaos.ground import LANES, Ground, Service, faketime
 from chaos.network import MANNERS
 from chaos.plan import KINDS, SKEWS, Fault
@@ -297,21 +298,27 @@ def _wait_for_messages(ground: Ground, random: Random) -> tuple[str, list[bytes]
             return lane, found
 
 
-GARBAGE = (
-    b"", b"garbage", b"{}", b"[1, 2", b"\xff\xfe\x00", b"null", b'{"body": 1}',
-    b'{"body": "e30=", "headers": {"task": "chaos.tasks.work", "id": "1", "run_attempt": "x"}}',
-)  # fmt: skip
+# Plain messages of it would run where workers accept them: they must leave no evidence.
+NO_TASK = ("chaos.tasks.unknown",)
 
 
 def garbage_hints(ground: Ground, fault: Fault, random: Random) -> str:
-    """Push what cannot be read, and hints that name another attempt or nobody's run."""
-    payloads = list(random.sample(GARBAGE, 3))
+    """Push messages of all odd shapes, and hints that name another attempt or nobody's run."""
+    garbage = Garbage(random, NO_TASK)
+    payloads = [garbage.message() for _ in range(random.randint(50, 300))]
     lane, found = _wait_for_messages(ground, random)
     for message in found:
         payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": 2'))
         payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": -7'))
         payloads.append(message[: len(message) // 2])
-    ground.redis.lpush(lane or LANES[2], *payloads)
+    pipeline = ground.redis.pipeline(transaction=False)
+    pipeline.lpush(lane or LANES[2], *payloads)
+    for number in range(10):
+        channel, said = garbage.broadcast()
+        pipeline.publish(f"/0.{channel}", said)
+        pipeline.hset("unacked", f"garbage {number}", garbage.note())
+        pipeline.zadd("unacked_index", {f"garbage {number}": 1})
+    pipeline.execute()
     return f"{len(payloads)} messages"
 
 

@@ -11,12 +11,13 @@ another message, made here, that says nothing more.
 import base64
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import count
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
+from kombu.serialization import prepare_accept_content
 from kombu.utils.json import dumps, loads
 
 from scheduling.base_job import BaseJob
@@ -71,6 +72,11 @@ def judges(queue: str) -> bool:
         return True
     control, events = f".{_app.conf.control_exchange}.pidbox", f"{_app.conf.event_queue_prefix}."
     return not queue.endswith(control) and not queue.startswith(events)
+
+
+def accepted() -> Collection[str]:
+    """Return the content types that this worker accepts."""
+    return prepare_accept_content(_app.conf.accept_content) or ()
 
 
 def judge(raw: Any, queue: str) -> dict[str, Any] | None:

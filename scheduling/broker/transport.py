@@ -6,13 +6,15 @@ One unreadable message does not bring it down.
 import logging
 import math
 import time
+from collections.abc import Iterable
 from queue import Empty
 from typing import Any
 
 from kombu.transport import redis, virtual
+from kombu.utils.encoding import bytes_to_str
 from redis import Connection, ResponseError
 
-from scheduling.broker import gate, intake
+from scheduling.broker import gate, intake, refusals, shape
 from scheduling.broker.address import connection_options, without_password
 from scheduling.broker.sharing import foreign
 from scheduling.broker.signing import ATTEMPT
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 REFUSAL_PAUSE = 1.0  # seconds for which nothing is asked of a Redis that has answered an error
 TOLD_EVERY = 10.0  # seconds between two lines about that
+UNUSABLE_FOR = 10.0  # seconds for which a key is left alone that holds no list
+WRONG_TYPE = "WRONGTYPE"  # how Redis says so
 
 
 class QoS(redis.QoS):
@@ -49,7 +53,15 @@ class QoS(redis.QoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        (virtual.QoS if self._only_here(delivery_tag) else redis.QoS).ack(self, delivery_tag)
+        if not self._only_here(delivery_tag):
+            try:
+                super().ack(delivery_tag)
+            except ResponseError as error:
+                # Its place is free all the same; the note, if there is one still, may go later.
+                refusals.tell("message_not_noted", why=str(error))
+            else:
+                return
+        virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         message = self._only_here(delivery_tag)
@@ -68,6 +80,16 @@ class QoS(redis.QoS):
                 self._put_back(message)
                 del self._delivered[delivery_tag]
         super().restore_unacked(client)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back; one that cannot be read is struck out, so that others follow."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except self.channel.connection_errors:
+            raise
+        except Exception as error:
+            refusals.tell("message_unreadable", level=logging.ERROR, why=f"unacked: {error}")
+            self._remove_from_indices(tag).execute()  # type: ignore[attr-defined]
 
     def _only_here(self, delivery_tag: str) -> Any:
         """Return the message of that tag if Redis has no note of it: a hint, for one; else None."""
@@ -137,14 +159,28 @@ class _Loop:
 class Channel(redis.Channel):
     """Asks for no message while the intake is closed, and drops what is none.
 
-    kombu's own lets the error of an unreadable one end the worker: anybody who can write to Redis
-    could stop every worker with one word. What it said is not needed: a hint that was mangled is
-    sent again.
+    kombu's own lets any error of a message end the worker: anybody who can write to Redis could
+    stop every worker with one word. What it said is not needed: a hint that was mangled is sent
+    again.
     """
 
     QoS = QoS
+    # Each costs a round trip of the worker's loop: what lies there, anybody may have written.
+    unacked_restore_limit = 100
     connection: Any
+    connection_errors: Any
+    client: Any
+    active_queues: Any
+    priority_steps: Any
+    sep: str
+    _q_for_pri: Any
+    _in_listen: Any
+    _queue_cycle: Any
     _told_at = -math.inf
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unusable: dict[str, float] = {}  # keys that hold no list, until when they are left
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """Return kombu's options of a connection, with those that the URL says."""
@@ -184,25 +220,148 @@ class Channel(redis.Channel):
     def _does_without_binding(self, exchange: str) -> bool:
         return exchange.endswith(".pidbox") or self.typeof(exchange).type == "fanout"
 
+    def _size(self, queue: str) -> int:
+        """Return how many messages a queue has (see kombu's); none, where its key is no list."""
+        try:
+            return int(super()._size(queue))
+        except ResponseError as error:
+            if WRONG_TYPE not in str(error):
+                raise
+            return 0
+
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: Any, **options: Any
+    ) -> Any:
+        """Consume from a queue (see kombu's); a message whose callback fails is dropped.
+
+        kombu counts a message as taken before it calls back: an error would keep that place.
+        """
+
+        def guarded(message: Any) -> Any:
+            try:
+                return callback(message)
+            except self.connection_errors:
+                raise
+            except Exception as error:
+                refusals.tell("message_refused", level=logging.ERROR, why=repr(error))
+                logger.debug("message_refused", exc_info=True)
+                if not no_ack and not message.acknowledged:
+                    message.reject()
+
+        return super().basic_consume(queue, no_ack, guarded, consumer_tag, **options)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not intake.closed() and time.monotonic() - intake.refused_at > REFUSAL_PAUSE:
-            super()._brpop_start(timeout)  # type: ignore[misc]
+        if intake.closed() or time.monotonic() - intake.refused_at <= REFUSAL_PAUSE:
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        keys = self._usable(keys) if self._unusable else keys
+        if not keys:
+            return
+        command = ["BRPOP", *keys, timeout or self.brpop_timeout or 0]
+        if self.global_keyprefix:
+            command = self.client._prefix_args(command)
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self.client.connection.send_command(*command)
+
+    def _usable(self, keys: Iterable[str]) -> list[str]:
+        now = time.monotonic()
+        self._unusable = {key: until for key, until in self._unusable.items() if until > now}
+        return [key for key in keys if key not in self._unusable]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            found = super()._brpop_read(**options)  # type: ignore[misc]
+            key, item = self._popped(**options)
+            queue = key.rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            intake.note_taken()
+            self.connection._deliver(shape.read(item), queue)
+        except (Empty, *self.connection_errors):
+            raise
+        except Exception as error:
+            self._unreadable(error)
+            raise Empty from None
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()  # type: ignore[attr-defined]
+        return True
+
+    def _popped(self, **options: Any) -> tuple[str, bytes]:
+        """Return what Redis gives, and the key of its list."""
+        try:
+            found = self.client.parse_response(self.client.connection, "BRPOP", **options)
         except ResponseError as error:
-            intake.note_refusal()
-            if intake.refused_at - self._told_at > TOLD_EVERY:
-                self._told_at = intake.refused_at
-                event(logger, "redis_refuses", level=logging.WARNING, error=error)
+            if WRONG_TYPE in str(error):
+                self._leave_unusable(error)
+            else:
+                self._note_refusal(error)
             raise Empty from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            event(logger, "message_unreadable", level=logging.ERROR)
-            logger.debug("message_unreadable", exc_info=True)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        if not found:
+            raise Empty
+        key, item = found
+        return bytes_to_str(key), item
+
+    def _note_refusal(self, error: ResponseError) -> None:
+        intake.note_refusal()
+        if intake.refused_at - self._told_at > TOLD_EVERY:
+            self._told_at = intake.refused_at
+            event(logger, "redis_refuses", level=logging.WARNING, error=error)
+
+    def _leave_unusable(self, error: ResponseError) -> None:
+        """Ask no more, for a while, for keys that hold no list: all others would wait for them."""
+        refusals.tell("lane_unusable", level=logging.ERROR, why=str(error))
+        keys = [
+            self._q_for_pri(queue, step)
+            for step in self.priority_steps
+            for queue in self.active_queues
+        ]
+        with self.conn_or_acquire() as client:
+            kinds = [self._length_of(client, key) for key in keys]
+        wrong = [key for key, length in zip(keys, kinds, strict=True) if length is None]
+        self._unusable |= dict.fromkeys(wrong, time.monotonic() + UNUSABLE_FOR)
+
+    def _length_of(self, client: Any, key: str) -> int | None:
+        try:
+            return int(client.llen(key))
+        except ResponseError:
+            return None
+
+    def _receive_one(self, client: Any) -> Any:
+        """Read one message of remote control or of other workers' events; drop what is none."""
+        try:
+            response = client.parse_response()
+            if not isinstance(response, list | tuple):
+                return None
+            payload = self._handle_message(client, response)  # type: ignore[attr-defined]
+            if not bytes_to_str(payload["type"]).endswith("message") or not payload["data"]:
+                return None
+            channel = bytes_to_str(payload["channel"])
+            channel = channel.partition(".")[2] if channel.startswith("/") else channel
+            message, exchange = shape.read(payload["data"]), channel.split("/", 1)[0]
+            return self._deliver_fanout_message(message, exchange)  # type: ignore[attr-defined]
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+        except Exception as error:
+            self._unreadable(error)
             raise Empty from None
-        intake.note_taken()
-        return found
+
+    def _unreadable(self, error: Exception) -> None:
+        refusals.tell("message_unreadable", level=logging.ERROR, why=str(error))
+        logger.debug("message_unreadable", exc_info=error)
+
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put a message back (see kombu's); raise UnfitError where it or its place is none."""
+        shape.with_parts(payload)
+        if not (isinstance(exchange, str) and isinstance(routing_key, str)):
+            raise shape.UnfitError("where it came from is not a name")
+        super()._do_restore_message(payload, exchange, routing_key, *args, **kwargs)  # type: ignore[misc]
 
 
 class Transport(redis.Transport):
@@ -235,9 +394,20 @@ class Transport(redis.Transport):
             channel: Any = self.channels and self.channels[0]
             foreign.hand_on(channel, message, queue, error.ledger)
             return
+        if judged is message:
+            judged = self._of_good_shape(message, queue)
         if judged is not None:
             foreign.own()
             super()._deliver(judged, queue)
+
+    def _of_good_shape(self, message: Any, queue: str) -> Any:
+        """Return a plain message if Celery can take it without harm, or None."""
+        try:
+            return shape.plain(message, queue, gate.accepted())
+        except shape.UnfitError as error:
+            task = message["headers"].get("task")
+            refusals.tell("message_refused", task=str(task)[: refusals.SHOWN], why=str(error))
+            return None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the loop read what Redis answers; kombu adds all connections in each round."""
