@@ -330,9 +330,10 @@ def events_of(module: ast.Module) -> Iterator[str]:
     functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
     for function in functions:
         for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
-            if ast.unparse(call.func) in ("event", "going_on"):
+            called, names_first = ast.unparse(call.func), len(call.args) == 1
+            if called in ("event", "going_on"):
                 yield from names_in(call.args[1], function, module)
-            elif ast.unparse(call.func).startswith("logger.") and len(call.args) == 1:
+            elif names_first and (called == "refusals.tell" or called.startswith("logger.")):
                 yield from names_in(call.args[0], function, module)
 
 

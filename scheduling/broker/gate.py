@@ -9,8 +9,6 @@ another message, made here, that says nothing more.
 """
 
 import base64
-import logging
-import time
 from collections.abc import Callable, Collection
 from itertools import count
 from typing import Any
@@ -21,15 +19,11 @@ from kombu.serialization import prepare_accept_content
 from kombu.utils.json import dumps, loads
 
 from scheduling.base_job import BaseJob
+from scheduling.broker import refusals
 from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK, is_signed
 from scheduling.broker.untracked import all_untracked, is_untracked
-from scheduling.logs import event
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
-TOLD_EVERY = 60.0  # seconds between two log lines about refused messages of one task
-TOLD_OF = 100  # tasks that are told apart: anybody can make up names
 MEDIUM = 6
 
 # A worker sets these.
@@ -90,13 +84,13 @@ def judge(raw: Any, queue: str) -> dict[str, Any] | None:
     """
     headers = raw.get("headers") if isinstance(raw, dict) else None
     if not isinstance(headers, dict):
-        _refuse("message_refused", "", "it has no headers")
+        refusals.tell("message_refused", why="it has no headers")
         return None
     if ATTEMPT in headers:
         return _judge_hint(raw, headers, queue)
     if settings.ACCEPT_UNTRACKED or _is_wanted(raw, headers):
         return raw  # type: ignore[no-any-return]
-    _refuse("untracked_refused", str(headers.get("task"))[:200])
+    refusals.tell("untracked_refused", task=str(headers.get("task")))
     return None
 
 
@@ -108,13 +102,13 @@ def _judge_hint(raw: dict[str, Any], headers: dict[str, Any], queue: str) -> dic
     run_id, task, whose, signature = texts
     attempt, limits = headers[ATTEMPT], headers.get("timelimit")
     if not all(isinstance(text, str) for text in texts):
-        _refuse("hint_refused", str(task)[:200], "it is not signed")
+        refusals.tell("hint_refused", task=str(task), why="it is not signed")
         return None
     if whose != ledger:
         raise ForeignHintError(whose)
     if not is_signed(signature, ledger, queue, run_id, attempt, task, limits):
         why = "it is not signed with this worker's HINT_KEY or SECRET_KEY"
-        _refuse("hint_refused", task[:200], why)
+        refusals.tell("hint_refused", task=task, why=why)
         return None
     if not isinstance(_app.tasks.get(task), BaseJob):
         report_unknown(UUID(run_id), attempt, task)
@@ -165,31 +159,3 @@ def _is_wanted(raw: dict[str, Any], headers: dict[str, Any]) -> bool:
         return all_untracked([embedded.get(name) for name in EMBEDDED])
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return False
-
-
-# --- What is refused -----------------------------------------------------------------------------
-
-
-class _Told:
-    """When the refusal of each task's messages was last logged, and how many have come since."""
-
-    def __init__(self) -> None:
-        self._since: dict[tuple[str, ...], tuple[float, int]] = {}
-
-    def count(self, *what: str) -> int:
-        """Count a message; return how many there were since the last line, 0 if none is due."""
-        now = time.monotonic()
-        if what not in self._since and len(self._since) >= TOLD_OF:
-            what = ()
-        last, seen = self._since.get(what, (now - TOLD_EVERY, 0))
-        due = now - last >= TOLD_EVERY
-        self._since[what] = (now, 0) if due else (last, seen + 1)
-        return seen + 1 if due else 0
-
-
-_told = _Told()
-
-
-def _refuse(name: str, task: str, why: str = "") -> None:
-    if messages := _told.count(name, task):
-        event(logger, name, level=logging.WARNING, task=task, messages=messages, why=why)

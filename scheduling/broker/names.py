@@ -24,7 +24,7 @@ class Names(Channel):
 
     def list_of(self, queue: str, priority: int) -> str:
         """Return the key of the list that holds a queue's messages of one priority."""
-        key = self._q_for_pri(queue, priority)  # type: ignore[attr-defined]
+        key = self._q_for_pri(queue, priority)
         return f"{self.global_keyprefix}{key}"
 
     def why_taken(self, queue: str) -> str:

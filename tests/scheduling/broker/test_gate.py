@@ -13,7 +13,7 @@ from celery import chain, current_app
 from kombu import Consumer, Queue
 from pytest_django import Settings
 
-from scheduling.broker import gate
+from scheduling.broker import gate, refusals
 from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK
 from scheduling.ids import uuid7
 from scheduling.postgres import identity
@@ -25,7 +25,7 @@ OTHER = "tests.jobs.tasks.write"
 
 @pytest.fixture(autouse=True)
 def opened(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    monkeypatch.setattr(gate, "_told", gate._Told())
+    monkeypatch.setattr(refusals, "_since", {})
     monkeypatch.setattr(gate, "_app", current_app)
     settings.UNTRACKED_TASKS = [add.name]
 
@@ -94,7 +94,7 @@ class TestPlainMessages:
     ) -> None:
         now = [1000.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
-        with caplog.at_level(logging.WARNING, "scheduling.broker.gate"):
+        with caplog.at_level(logging.WARNING, "scheduling.broker.refusals"):
             for _ in range(500):
                 judge(plain(OTHER))
                 judge(plain("t.b"))
@@ -106,7 +106,7 @@ class TestPlainMessages:
         assert [(line["task"], line["messages"]) for line in lines[:3]] == [
             (OTHER, 1), ("t.b", 1), (OTHER, 500),
         ]  # fmt: skip
-        assert len(lines) <= 4 + gate.TOLD_OF
+        assert len(lines) <= 4 + refusals.TOLD_OF
 
 
 LEDGER_ID = "0c0f6c1e-0000-4000-8000-000000000001"
