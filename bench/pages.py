@@ -61,6 +61,8 @@ PAGES = (
     Page("of one task", f"{LIST}?task={TASK}", None),
     Page("of one owner", f"{LIST}?owner=team+50", None),
     Page("of the code (none)", f"{LIST}?managed_by=code", None),
+    Page("of users", f"{LIST}?managed_by=user", None),
+    Page("none planned (none)", f"{LIST}?next=none", None),
     Page("form", f"{LIST}500000/change/", f"{THEIR_LIST}500000/change/"),
     Page("form of a new one", f"{LIST}add/", f"{THEIR_LIST}add/"),
 )

@@ -4,16 +4,28 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
+from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock
 from scheduling.admin.filters import LONGEST_NUMBER, InputFilter
 from scheduling.admin.schedule_form import RULES
-from scheduling.models import ManagedBy
+from scheduling.models import ManagedBy, Plan, Policy
 
+FEW = 1000
 LATE = timedelta(minutes=1)
 WINDOWS = {"late": -LATE, "hour": timedelta(hours=1), "day": timedelta(days=1)}
+
+
+def _if_few(queryset: QuerySet[Any], condition: Any) -> QuerySet[Any]:
+    """Return the schedules of `queryset` that meet a condition, by their ids if these are few.
+
+    Left to itself, Postgres reads all schedules in the order of the list to find a handful.
+    """
+    few = PeriodicTask.objects.filter(condition).order_by().values_list("pk", flat=True)
+    found = list(few[: FEW + 1])
+    return queryset.filter(pk__in=found) if len(found) <= FEW else queryset.filter(condition)
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -59,7 +71,8 @@ class NextRunFilter(admin.SimpleListFilter):
         if self.value() in WINDOWS:
             return queryset.filter(plan__next_due_at__lte=clock.now() + WINDOWS[self.value() or ""])
         if self.value() == "none":
-            return queryset.filter(plan__next_due_at__isnull=True)
+            planned = Plan.objects.filter(pk=OuterRef("pk"), next_due_at__isnull=False)
+            return _if_few(queryset, ~Exists(planned))
         return queryset
 
 
@@ -80,10 +93,12 @@ class ManagedByFilter(admin.SimpleListFilter):
         return [(choice.value, str(choice.label)) for choice in ManagedBy]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        of_code = Q(policy__managed_by=ManagedBy.CODE)
         if self.value() == ManagedBy.CODE:
-            return queryset.filter(of_code)
-        return queryset.exclude(of_code) if self.value() else queryset
+            return queryset.filter(policy__managed_by=ManagedBy.CODE)
+        if not self.value():
+            return queryset
+        of_code = Policy.objects.filter(pk=OuterRef("pk"), managed_by=ManagedBy.CODE)
+        return _if_few(queryset, ~Exists(of_code))
 
 
 class RuleFilter(admin.SimpleListFilter):

@@ -19,6 +19,7 @@ from django_celery_beat.models import (
 from pytest_django import DjangoAssertNumQueries
 
 from scheduling import schedules as core
+from scheduling.admin import schedule_filters
 from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
 from scheduling.schedules import editing
 from scheduling.schedules.policies import POLICIES
@@ -153,6 +154,29 @@ class TestTheList:
         )
         assert not admin_client.get(LIST, {"status": "paused"}).context["cl"].result_list
         assert admin_client.get(LIST, {"status": "enabled"}).context["cl"].result_list
+
+    @pytest.mark.parametrize("few", [0, 1, 1000])
+    @pytest.mark.parametrize("query", [{"managed_by": "user"}, {"next": "none"}])
+    def test_what_few_schedules_are_is_found_as_what_many_are(
+        self,
+        admin_client: Client,
+        schedule: PeriodicTask,
+        monkeypatch: pytest.MonkeyPatch,
+        few: int,
+        query: dict[str, str],
+    ) -> None:
+        monkeypatch.setattr(schedule_filters, "FEW", few)
+        other, code = (
+            PeriodicTask.objects.create(name=name, task=ADD, crontab=schedule.crontab)
+            for name in ("other", "code")
+        )
+        Policy.objects.create(schedule=other)
+        Policy.objects.create(schedule=code, managed_by=ManagedBy.CODE)
+        PeriodicTask.objects.exclude(pk__in=[schedule.pk, other.pk, code.pk]).delete()
+        Plan.objects.update(next_due_at=None)
+        Plan.objects.filter(schedule=code).update(next_due_at=datetime(2027, 1, 1, tzinfo=UTC))
+        names = [row.name for row in admin_client.get(LIST, query).context["cl"].result_list]
+        assert names == sorted([schedule.name, "other"])
 
     @pytest.mark.parametrize(
         ("query", "found"),
