@@ -66,7 +66,8 @@ def _play(options: argparse.Namespace, place: Path) -> None:
     (place / "plan.json").write_text(dumps(asdict(planned), indent=1))
     services = Path(tempfile.mkdtemp(prefix="truebeat-chaos-"))
     try:
-        with prepared(place, services, options.lease) as ground:
+        stepped = any(fault.kind == "step_clock" for fault in planned.faults)
+        with prepared(place, services, options.lease, stepped=stepped) as ground:
             os.environ.update(environment(ground, options.lease))
             django.setup()
             from chaos.stage import Stage

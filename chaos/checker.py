@@ -7,6 +7,7 @@ the reason wherever the two differ.
 
 from collections import defaultdict
 
+from chaos.clock import Clock
 from chaos.evidence import Line
 from chaos.laws import Breach, calls, wishes
 from chaos.laws.alone import alone
@@ -22,22 +23,23 @@ def check(story: Story) -> list[Breach]:
     for line in story.lines:
         evidence[line.run].append(line)
     rows = {row.id: row for row in story.rows}
+    clock = Clock(story.steps)
     breaches = [
-        *windows(story),
+        *windows(story, clock),
         *calls.calls(story),
-        *calls.found(story),
-        *calls.follow_ups(story, evidence),
+        *calls.found(story, clock),
+        *calls.follow_ups(story, evidence, clock),
         *wishes.cancels(story, evidence),
         *wishes.replays(story),
-        *wishes.backfills(story, evidence),
-        *alone(story, evidence),
+        *wishes.backfills(story, evidence, clock),
+        *alone(story, evidence, clock),
         *(Breach("phantom", f"run {run} has no row") for run in evidence.keys() - rows.keys()),
         *(Breach("beat ended", at) for at in story.ended_by_themselves if at.startswith("beat")),
     ]
     wanted, stops = Wishes.of(story), Stops(story)
     for row in story.rows:
         lines = evidence[row.id]
-        breaches += end(row, wanted, lines)
-        breaches += starts(row, lines, stops)
-        breaches += early(row, wanted.of_schedule(row), wanted.of_call(row), lines)
+        breaches += end(row, wanted, lines, clock)
+        breaches += starts(row, lines, stops, clock)
+        breaches += early(row, wanted.of_schedule(row), wanted.of_call(row), lines, clock)
     return breaches

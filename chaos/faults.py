@@ -36,6 +36,9 @@ SELECT id FROM scheduling_run WHERE state = 'running'
 """
 
 
+MOST_OFF = 60.0  # seconds, of the ledger's clock
+
+
 @contextmanager
 def _alone_with(service: Service) -> Iterator[Service]:
     with service.lock:
@@ -245,6 +248,15 @@ def terminate_backends(ground: Ground, fault: Fault, random: Random) -> str:
     with ground.connect() as connection:
         row = connection.execute(TERMINATE, [random.choice([0.2, 0.6, 1.0])]).fetchone()
     return f"{row[0]} connections" if row else ""
+
+
+def step_clock(ground: Ground, fault: Fault, random: Random) -> str:
+    """Step the ledger's clock by up to a minute, forward or back, never further off than that."""
+    size = random.choice([0.5, 5.0, MOST_OFF]) * random.uniform(0.3, 1.0) * random.choice([-1, 1])
+    ahead = sum(step.size for step in ground.steps)
+    if abs(ahead + size) > MOST_OFF:
+        size = -size
+    return f"{size:+.3f} s" if ground.step_clock(round(size, 3)) else ""
 
 
 # --- Messages ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import redis
 from chaos import evidence
 from chaos.network import Proxy
 from chaos.plan import BEATS, THREADED, WORKERS
+from chaos.story import Step
 from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
 from config.embedded.server import popen_bound
 
@@ -110,14 +112,31 @@ class Ground:
     def __init__(self, postgres: PostgresServer, redis_server: RedisServer, place: Path) -> None:
         self.postgres, self.redis_server, self.place = postgres, redis_server, place
         self.redis = redis.Redis.from_url(redis_server.url, socket_timeout=2)
-        self.servers = {"postgres": threading.RLock(), "redis": threading.RLock()}
+        self.servers = {name: threading.RLock() for name in ("postgres", "redis", "clock")}
         self.beats: list[Service] = []
         self.workers: list[Service] = []
         self.surprises: list[str] = []
+        self.steps: list[Step] = []  # of the ledger's clock
         self._over = threading.Event()
 
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=2)
+
+    def now(self) -> datetime:
+        """Return what the ledger's clock shows."""
+        ahead = sum(step.size for step in self.steps)
+        return datetime.now(UTC) + timedelta(seconds=ahead)
+
+    def step_clock(self, size: float) -> bool:
+        """Step the ledger's clock by `size` seconds; return whether it can be stepped."""
+        if not isinstance(self.postgres, SteppedPostgres) or faketime() is None:
+            return False
+        with self.servers["clock"]:
+            ahead = sum(step.size for step in self.steps) + size
+            began = time.time()
+            self.postgres.step(ahead)
+            self.steps.append(Step(began, time.time(), size))
+        return True
 
     def ways(self, stack: ExitStack) -> dict[str, Proxy]:
         """Return ways to the servers that one service has for itself, open until `stack` closes."""
@@ -149,14 +168,17 @@ class Ground:
 
 
 @contextmanager
-def prepared(place: Path, services: Path, lease: float) -> Iterator[Ground]:
-    """Start everything in `services`, migrated and listening; logs and evidence go to `place`."""
+def prepared(place: Path, services: Path, lease: float, *, stepped: bool) -> Iterator[Ground]:
+    """Start everything in `services`, migrated and listening; logs and evidence go to `place`.
+
+    Only if it is to be `stepped` can the ledger's clock be stepped: that makes reading it slower.
+    """
     (place / "evidence").mkdir(parents=True)
     (place / "logs").mkdir()
     leftovers = services / "tmp"  # of processes that are killed
     leftovers.mkdir()
     with ExitStack() as stack:
-        postgres = stack.enter_context(start_postgres(services / "postgres", durable=False))
+        postgres = stack.enter_context(_postgres(services / "postgres", stepped=stepped))
         redis_server = stack.enter_context(start_redis(services / "redis", durable=False))
         ground = Ground(postgres, redis_server, place)
         env = os.environ | environment(ground, lease) | {"TMPDIR": str(leftovers)}
@@ -168,6 +190,20 @@ def prepared(place: Path, services: Path, lease: float) -> Iterator[Ground]:
         for number in range(WORKERS):
             ground.workers.append(_worker(number, env, place, ground.ways(stack)))
         yield ground
+
+
+@contextmanager
+def _postgres(place: Path, *, stepped: bool) -> Iterator[PostgresServer]:
+    if not stepped:
+        with start_postgres(place, durable=False) as server:
+            yield server
+        return
+    server = SteppedPostgres(place, durable=False)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def environment(ground: Ground, lease: float) -> dict[str, str]:
@@ -223,7 +259,8 @@ class SteppedPostgres(PostgresServer):
         library = faketime()
         if library is None:
             return super()._command()
-        self.step(0)
+        if not self._offset.exists():  # a step outlasts a restart
+            self.step(0)
         # Read anew for each look at the clock: all sessions see the step at the same moment.
         variables = {
             "LD_PRELOAD": library,

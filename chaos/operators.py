@@ -52,7 +52,7 @@ class Operators:
         kept = self._users.schedules[planned.schedule]
         phase = next(phase for phase in reversed(kept.phases) if phase.rule is not None)
         at = datetime.now(UTC)
-        until = at - timedelta(seconds=0.2)
+        until = self._users.now() - timedelta(seconds=0.2)
         since = until - timedelta(seconds=planned.reach)
         name = f"{planned.schedule} at {planned.at}"
         made: Row | None = None

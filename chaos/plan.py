@@ -47,11 +47,14 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "double_hints": (6, 0, 0),
     "drop_hints": (6, 0, 0),
     "garbage_hints": (5, 0, 0),
+    "step_clock": (0, 0, 0),  # in a part of the seeds alone: see _steps
 }
 IN_LEASES = (
     "freeze_worker", "freeze_child",
     "worker_without_postgres", "worker_without_redis", "worker_without_both", "lock_rows",
 )  # fmt: skip
+STEPPING = 0.25  # of all seeds have a ledger whose clock is stepped
+STEP_PACE = 20.0  # seconds between such steps, on the average
 # Seconds by which a beat's clock is off.
 SKEWS = (-3600, -90, 0, 90, 3600)
 
@@ -170,7 +173,11 @@ def make(seed: int, seconds: float, *, lease: float, schedules: int, pace: float
         seed,
         seconds,
         lease,
-        _faults(Random(f"faults {seed}"), seconds, lease, pace),
+        sorted(
+            _faults(Random(f"faults {seed}"), seconds, lease, pace)
+            + _steps(Random(f"steps {seed}"), seconds),
+            key=lambda fault: fault.at,
+        ),
         made,
         _edits(Random(f"edits {seed}"), made, seconds),
         _calls(Random(f"calls {seed}"), seconds, lease),
@@ -190,6 +197,18 @@ def _faults(random: Random, seconds: float, lease: float, pace: float) -> list[F
         lasts = min(lasts, seconds / 2)
         faults.append(Fault(round(at, 3), kind, target, round(lasts, 3), random.randrange(2**32)))
         at += random.expovariate(1 / pace)
+    return faults
+
+
+def _steps(random: Random, seconds: float) -> list[Fault]:
+    """Step the ledger's clock in some seeds, whose other faults are the same as without."""
+    faults = list[Fault]()
+    if random.random() >= STEPPING:
+        return faults
+    at = random.uniform(2, STEP_PACE / 2)
+    while at < seconds:
+        faults.append(Fault(round(at, 3), "step_clock", 0, 0, random.randrange(2**32)))
+        at += 2 + random.expovariate(1 / (STEP_PACE - 2))
     return faults
 
 

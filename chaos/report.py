@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from os import cpu_count, getloadavg
 from typing import Any
 
+from chaos.clock import Clock
 from chaos.laws import Breach
 from chaos.story import Row, Story
 
 LOST = re.compile(r"worker (\w+)@.* was lost: its lease ran out")
-OF_POSTGRES = ("restart_postgres", "crash_postgres", "terminate_backends")
+OF_POSTGRES = ("restart_postgres", "crash_postgres", "terminate_backends", "step_clock")
 
 
 def report(story: Story, breaches: list[Breach]) -> str:
@@ -38,23 +39,24 @@ def _lines(story: Story, breaches: list[Breach]) -> Iterator[str]:
     repeats = len(starts) - len({line.run for line in starts})
     errors = sum(len(row.errors) for row in story.rows)
     lost = [error for row in story.rows for error in row.errors if LOST.search(error["error"])]
-    alone = sum(not _explained(error, story) for error in lost)
+    clock = Clock(story.steps)
+    alone = sum(not _explained(error, story, clock) for error in lost)
     yield f"starts: {len(starts)}, of which {repeats} are second ones or later"
     yield f"failed attempts: {errors}, of which {len(lost)} by a lost lease; coalesced: {coalesced}"
     yield f"leases lost though nothing had happened to their worker or Postgres: {alone}"
     yield f"ended by themselves, and were started again: {len(story.ended_by_themselves)}"
     yield from _by_hand(story)
-    yield _lateness(story)
+    yield _lateness(story, clock)
     yield f"all final {story.settled_in:.1f} s after the last fault"
     yield ""
     yield f"breaches: {len(breaches)}"
     yield from (f"  {breach}" for breach in breaches[:50])
 
 
-def _explained(error: dict[str, Any], story: Story) -> bool:
+def _explained(error: dict[str, Any], story: Story, clock: Clock) -> bool:
     """Whether a worker that lost a lease had met a fault, or had ended, in the minute before."""
     worker = LOST.findall(error["error"])[0]
-    at = datetime.fromisoformat(error["ended_at"]).timestamp()
+    at = clock.earliest(datetime.fromisoformat(error["ended_at"]))
     ends = [end.split(" at ") for end in story.ended_by_themselves]
     met = [
         *(fault for fault in story.faults if fault.what.startswith(worker)),
@@ -80,7 +82,7 @@ def _by_hand(story: Story) -> Iterator[str]:
     yield f"deadlines: {len(deadlines)}, of which {late} were missed; on days off: {days_off}"
 
 
-def _lateness(story: Story) -> str:
+def _lateness(story: Story, clock: Clock) -> str:
     """Compare first starts with the instants from which runs might start; held ones left out."""
     waiting = {
         schedule.id
@@ -91,7 +93,7 @@ def _lateness(story: Story) -> str:
     for line in story.lines:
         first.setdefault(line.run, line.at)
     late = sorted(
-        first[row.id] - row.run_at.timestamp()
+        clock.highest(first[row.id], within=0) - row.run_at.timestamp()
         for row in story.rows
         if row.attempt == 1 and row.id in first and row.schedule_id not in waiting
     )

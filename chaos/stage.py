@@ -70,13 +70,14 @@ class Stage:
             cancels=users.cancels,
             replays=operators.replays,
             fills=operators.fills,
+            steps=self._ground.steps,
         )
 
     def _set_up(self) -> Users:
         """Make the schedules, and start everything."""
         for service in self._ground.services:
             service.start()
-        users = Users(datetime.now(UTC))
+        users = Users(datetime.now(UTC), self._ground.now)
         for schedule in self._plan.schedules:
             users.make(schedule)
         for worker in self._ground.workers:

@@ -49,6 +49,7 @@ class Asked:
     unique_key: str | None = None
     then: str = ""
     began: float = 0.0
+    answered: float = 0.0
     found: str = ""  # the run that has its unique key
 
 
@@ -141,6 +142,15 @@ class Done:
 
 
 @dataclass
+class Step:
+    """A step of the ledger's clock, by `size` seconds; it was made between `began` and `ended`."""
+
+    began: float
+    ended: float
+    size: float
+
+
+@dataclass
 class Story:
     """All of it."""
 
@@ -157,6 +167,7 @@ class Story:
     cancels: list[Cancel] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     fills: list[Fill] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     settled_in: float = 0.0
 
 

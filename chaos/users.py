@@ -38,8 +38,9 @@ MOMENT = timedelta(microseconds=1)
 class Users:
     """Acts by the plan, and keeps account of what it did: `schedules` and `asked`."""
 
-    def __init__(self, begun: datetime) -> None:
+    def __init__(self, begun: datetime, now: Callable[[], datetime]) -> None:
         self._begun = begun
+        self.now = now  # by the ledger's clock
         self._off_at_first: dict[str, Off] = {}
         self.schedules: dict[str, Schedule] = {}
         self.asked: list[Asked] = []
@@ -130,11 +131,12 @@ class Users:
         kept = self.schedules[edit.schedule]
         last = kept.phases[-1]
         new = self._treated(edit, kept)
-        until = datetime.now(UTC) + timedelta(seconds=edit.lasts)
+        until = self.now() + timedelta(seconds=edit.lasts)
         since = until_done(lambda: self._edited(edit, kept, new, until))
         if since is None:  # the pause would have been over before it could begin
             return
-        last.until = since
+        for phase in kept.phases:  # after a step back, of more than the last one
+            phase.until = min(phase.until, since)
         rule = new.rule
         if edit.kind == "change" and isinstance(rule, Every) and not rule.with_anchor:
             rule = replace(rule, anchor=since)
@@ -181,7 +183,7 @@ class Users:
     def stop(self, within: float) -> None:
         """End all schedules, once no occurrence of theirs is due any more."""
         until = time.monotonic() + within
-        while Plan.objects.filter(next_due_at__lte=datetime.now(UTC)).exists():
+        while Plan.objects.filter(next_due_at__lte=self.now()).exists():
             if time.monotonic() > until:
                 break  # the checker will find them missing
             time.sleep(0.05)
@@ -229,6 +231,8 @@ class Users:
             asked.ended = "rolled_back"
         except Error:
             connection.close()
+        finally:
+            asked.answered = time.time()
 
     def _called(self, call: Call, asked: Asked) -> str:
         args = (call.token, call.argument)

@@ -42,17 +42,17 @@ def begun(lines: list[Line]) -> list[Line]:
     return sorted((line for line in lines if line.what == "start"), key=lambda line: line.attempt)
 
 
-def claims(row: Row, lines: list[Line]) -> Iterator[float]:
+def claims(row: Row, lines: list[Line]) -> Iterator[datetime]:
     """Yield when attempts were claimed by Postgres's clock, where the ledger says so.
 
     A worker may be frozen between its claim and the first line of its job.
     """
     for line in begun(lines):
         if line.attempt == row.attempt and row.started_at:
-            yield row.started_at.timestamp()
+            yield row.started_at
     for error in row.errors:
         if error.get("started_at"):
-            yield instant(error["started_at"]).timestamp()
+            yield instant(error["started_at"])
 
 
 def instant(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from chaos.clock import Clock
 from chaos.evidence import Line
 from chaos.laws import CLOCK, Breach, named
 from chaos.story import Asked, Row, Story
@@ -33,7 +34,7 @@ def calls(story: Story) -> Iterator[Breach]:
         yield Breach("unexplained row", f"nobody asked for {token}")
 
 
-def found(story: Story) -> Iterator[Breach]:
+def found(story: Story, clock: Clock) -> Iterator[Breach]:
     """A call that found a run with its unique key found an unfinished one, with that very key."""
     rows = {row.id: row for row in story.rows}
     for asked in story.asked:
@@ -41,11 +42,11 @@ def found(story: Story) -> Iterator[Breach]:
             row = rows.get(asked.found or "")
             if row is None or row.unique_key != asked.unique_key:
                 yield Breach("key", f"{asked.token} found {asked.found}, which has not its key")
-            elif row.finished_at and row.finished_at.timestamp() < asked.began - CLOCK:
+            elif row.finished_at and clock.latest(row.finished_at) < asked.began - CLOCK:
                 yield Breach("key", f"{asked.token} found {named(row)}, which had ended before")
 
 
-def follow_ups(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach]:
+def follow_ups(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> Iterator[Breach]:
     """What an end sets off is there once, if and only if it ended so; and starts after it."""
     by_token = defaultdict[str, list[Row]](list)
     for row in story.rows:
@@ -57,7 +58,7 @@ def follow_ups(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach
             if len(found) != wanted:
                 states = ", ".join(f"{named(row)} is {row.state}" for row in first)
                 yield Breach("follow-up", f"{name} has {len(found)} runs: {states}")
-            ended = max((_end(row) for row in first), default=0.0)
+            ended = max((_end(row, evidence[row.id], clock) for row in first), default=0.0)
             for row in found:
                 if any(line.at < ended - CLOCK for line in evidence[row.id]):
                     yield Breach("early", f"{named(row)} began before what it follows had ended")
@@ -82,5 +83,6 @@ def _good(rows: list[Row]) -> bool:
     return bool(rows) and all(row.state == "succeeded" for row in rows)
 
 
-def _end(row: Row) -> float:
-    return row.finished_at.timestamp() if row.finished_at else 0.0
+def _end(row: Row, lines: list[Line], clock: Clock) -> float:
+    written = max((line.at for line in lines), default=0.0)
+    return clock.earliest(row.finished_at, after=written) if row.finished_at else 0.0

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from chaos.clock import Clock
 from chaos.evidence import Line
 from chaos.laws import CLOCK, DEFAULT_ATTEMPTS, Breach, allowed, begun, instant, named
 from chaos.story import Asked, Row, Schedule, Story
@@ -47,7 +49,7 @@ class Wishes:
         return bool(replaced) or not self.cancelled.isdisjoint((row.id, row.backfill_id))
 
 
-def end(row: Row, wishes: Wishes, lines: list[Line]) -> Iterator[Breach]:
+def end(row: Row, wishes: Wishes, lines: list[Line], clock: Clock) -> Iterator[Breach]:
     if row.state not in FINAL:
         yield Breach("not final", f"{named(row)} is {row.state}")
         return
@@ -57,7 +59,7 @@ def end(row: Row, wishes: Wishes, lines: list[Line]) -> Iterator[Breach]:
     yield from _evidence(row, lines)
     yield from _result(row)
     yield from _errors(row, lines)
-    yield from _lateness(row, lines)
+    yield from _lateness(row, lines, clock)
 
 
 def _evidence(row: Row, lines: list[Line]) -> Iterator[Breach]:
@@ -124,24 +126,25 @@ def _unexplained(row: Row, wishes: Wishes) -> str:
     return ""
 
 
-def _lateness(row: Row, lines: list[Line]) -> Iterator[Breach]:
+def _lateness(row: Row, lines: list[Line], clock: Clock) -> Iterator[Breach]:
     """By how much the first attempt missed its deadline is written down; and nothing else is."""
     claimed = _first_claim(row)
     if row.deadline is None or claimed is None or not lines:
         if row.deadline is None and row.late_by is not None:
             yield Breach("deadline", f"{named(row)} is late for a deadline that it has not")
         return
-    late = claimed - row.deadline.timestamp()
-    waited = claimed - max(row.deadline, row.created_at).timestamp()
+    late = (claimed - row.deadline).total_seconds()
+    since = max(row.deadline, row.created_at)
+    waited = clock.elapsed(since, claimed) if claimed > since else 0.0
     if waited > RAISED_WITHIN and row.attempt == 1 and row.priority not in (None, 0):
         yield Breach("deadline", f"{named(row)} was late by {late:.3f} s, and never at the front")
     if abs(max(late, 0) - (row.late_by or 0)) > CLOCK:
         yield Breach("deadline", f"{named(row)} was late by {late:.3f} s, and says {row.late_by}")
 
 
-def _first_claim(row: Row) -> float | None:
+def _first_claim(row: Row) -> datetime | None:
     """Return when the first attempt was claimed, by Postgres's clock; None if nothing says so."""
     if row.attempt == 1:
-        return row.started_at.timestamp() if row.started_at else None
+        return row.started_at
     first: dict[str, Any] = next((error for error in row.errors if error["attempt"] == 1), {})
-    return instant(first["started_at"]).timestamp() if first.get("started_at") else None
+    return instant(first["started_at"]) if first.get("started_at") else None

@@ -1,40 +1,81 @@
-"""Every target window has its run: the rows of schedules against the oracle."""
+"""Every target window has its run: the rows of schedules against the oracle.
+
+All by the ledger's clock. A step forward is an outage of all beats: catch-up decides about the
+instants that it leaves out. After a step back, instants that have a run do not get another one. If
+a schedule is edited within seconds that the clock shows twice, instants of both rules may have runs
+there. For those seconds (`Doubt`) only this is asked: each row is due at an instant of one of the
+rules, and no two rows at the same one.
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 
-from chaos.laws import Breach, named
+from chaos.clock import Clock
+from chaos.laws import FROZEN, MOMENT, Breach, named
 from chaos.oracle import instants, is_off, slack
 from chaos.story import Phase, Row, Schedule, Story
 
 
-def windows(story: Story) -> Iterator[Breach]:
+class Doubt:
+    """The stretches of a schedule's life that the clock showed twice and that hold an edit."""
+
+    def __init__(self, schedule: Schedule, clock: Clock) -> None:
+        self._rules = [phase.rule for phase in schedule.phases if phase.rule is not None]
+        edits = [phase.since.timestamp() for phase in schedule.phases[1:]]
+        edits.append(schedule.phases[-1].until.timestamp())
+        self._stretches = [
+            (low, high) for low, high in clock.rewound if any(low <= edit <= high for edit in edits)
+        ]
+
+    def of(self, instant: datetime) -> bool:
+        return any(low <= instant.timestamp() <= high for low, high in self._stretches)
+
+    def excuses(self, row: Row) -> bool:
+        """Whether a row of a stretch in doubt is due at an instant of any of the rules."""
+        if not self.of(row.due_at):
+            return False
+        return any(
+            instants(rule, row.due_at - slack(rule) - MOMENT, row.due_at + slack(rule))
+            for rule in self._rules
+        )
+
+
+def windows(story: Story, clock: Clock) -> Iterator[Breach]:
     rows = defaultdict[int, list[Row]](list)
     for row in story.rows:
         if row.origin == "schedule":
             rows[row.schedule_id or 0].append(row)
     for schedule in story.schedules:
-        yield from _windows_of(schedule, sorted(rows.pop(schedule.id, []), key=lambda r: r.due_at))
+        of_schedule = sorted(rows.pop(schedule.id, []), key=lambda row: row.due_at)
+        yield from _windows_of(schedule, of_schedule, clock)
     for strays in rows.values():
         for row in strays:
             yield Breach("unexplained row", f"{named(row)} is of no schedule that was made")
 
 
-def _windows_of(schedule: Schedule, rows: list[Row]) -> Iterator[Breach]:
-    explained = 0
+def _windows_of(schedule: Schedule, rows: list[Row], clock: Clock) -> Iterator[Breach]:
+    explained, doubt = set[str](), Doubt(schedule, clock)
     for phase in schedule.phases:
         more = timedelta(0) if phase.rule is None else slack(phase.rule)
         inside = [row for row in rows if phase.since - more < row.due_at <= phase.until + more]
-        explained += len(inside)
-        yield from _windows_in(schedule, phase, inside)
-        yield from _days_off(phase, inside)
-    if explained < len(rows):
-        yield Breach("unexplained row", f"{schedule.name}: {len(rows) - explained} rows too many")
+        explained |= {row.id for row in inside}
+        yield from _windows_in(schedule, phase, inside, doubt, clock)
+        yield from _days_off(phase, [row for row in inside if not doubt.of(row.due_at)])
+    explained |= {row.id for row in rows if doubt.excuses(row)}
+    if len(explained) < len(rows):
+        more_rows = len(rows) - len(explained)
+        yield Breach("unexplained row", f"{schedule.name}: {more_rows} rows too many")
+    for earlier, later in pairwise(rows):
+        if earlier.due_at == later.due_at and doubt.of(later.due_at):
+            yield Breach("doubled", f"{named(later)} has the instant of another row")
 
 
-def _windows_in(schedule: Schedule, phase: Phase, rows: list[Row]) -> Iterator[Breach]:
+def _windows_in(
+    schedule: Schedule, phase: Phase, rows: list[Row], doubt: Doubt, clock: Clock
+) -> Iterator[Breach]:
     """Walk through a phase's instants: each row stands for one, and for those it has coalesced."""
     expected, more = list[datetime](), timedelta(0)
     if phase.rule is not None:
@@ -44,18 +85,30 @@ def _windows_in(schedule: Schedule, phase: Phase, rows: list[Row]) -> Iterator[B
     for row in rows:
         at = bisect_left(expected, row.due_at - more)
         if at == len(expected) or abs(expected[at] - row.due_at) > more:
-            yield Breach("unexplained row", f"{named(row)} is due at no instant of its rule")
+            if not doubt.excuses(row):
+                yield Breach("unexplained row", f"{named(row)} is due at no instant of its rule")
             continue
-        if at < place:
+        if at < place and not doubt.of(row.due_at):
             yield Breach("doubled", f"{named(row)} stands for what another row stands for")
-        yield from _missing(schedule, expected[place:at], f"before {named(row)}")
+        missed = [instant for instant in expected[place:at] if not doubt.of(instant)]
+        yield from _missing(schedule, missed, f"before {named(row)}")
         place = at + 1 + row.coalesced
+        if any(doubt.of(instant) for instant in expected[at:place]):
+            place = min(place, len(expected))  # it may count instants of another rule
         if place > len(expected):
             yield Breach("unexplained row", f"{named(row)} counts more than there were")
-        elif expected[place - 1] > row.created_at + more:
+        elif expected[place - 1] > _shown(row.created_at, clock) + more:
             yield Breach("early", f"{named(row)} was made before what it stands for was due")
     if place < len(expected) and not _edited_in_arrears(phase, rows):
-        yield from _missing(schedule, expected[place:], f"until {phase.until}")
+        missed = [instant for instant in expected[place:] if not doubt.of(instant)]
+        yield from _missing(schedule, missed, f"until {phase.until}")
+
+
+def _shown(created_at: datetime, clock: Clock) -> datetime:
+    """Return the highest that a beat may have read on the clock before it made a row."""
+    made = clock.latest(created_at)
+    shown = clock.highest(made, within=FROZEN.total_seconds())
+    return max(created_at, datetime.fromtimestamp(shown, created_at.tzinfo))
 
 
 def _edited_in_arrears(phase: Phase, rows: list[Row]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import accumulate
 
+from chaos.clock import Clock
 from chaos.evidence import Line
 from chaos.laws import CLOCK, FROZEN, MOMENT, Breach, claims, named
 from chaos.oracle import instants, is_off
@@ -41,7 +42,7 @@ def replays(story: Story) -> Iterator[Breach]:
             yield Breach("unexplained row", f"nobody asked for the replay {run} of run {of}")
 
 
-def backfills(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach]:
+def backfills(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> Iterator[Breach]:
     """Each occurrence of a range has one run, never more at a time than its concurrency."""
     filled, of_schedule = defaultdict[str, list[Row]](list), defaultdict[int, list[Row]](list)
     for row in story.rows:
@@ -50,14 +51,14 @@ def backfills(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach]
             filled[row.backfill_id or ""].append(row)
     for fill in story.fills:
         rows = filled.pop(fill.id, [])
-        yield from _range(fill, rows, of_schedule[fill.schedule_id])
-        yield from _pace(fill, rows, evidence)
-        yield from _after_its_cancel(fill, rows, evidence)
+        yield from _range(fill, rows, of_schedule[fill.schedule_id], clock)
+        yield from _pace(fill, rows, evidence, clock)
+        yield from _after_its_cancel(fill, rows, evidence, clock)
     for backfill in filled:
         yield Breach("unexplained row", f"nobody asked for backfill {backfill}")
 
 
-def _range(fill: Fill, rows: list[Row], others: list[Row]) -> Iterator[Breach]:
+def _range(fill: Fill, rows: list[Row], others: list[Row], clock: Clock) -> Iterator[Breach]:
     expected = instants(fill.rule, fill.since - MOMENT, fill.until, fill.off)
     if fill.off is not None:
         expected = [instant for instant in expected if not is_off(fill.off, instant)]
@@ -68,39 +69,53 @@ def _range(fill: Fill, rows: list[Row], others: list[Row]) -> Iterator[Breach]:
         if count > 1:
             yield Breach("doubled", f"{_called(fill)} has {count} runs of {instant}")
     for instant in expected:
-        if instant not in found and not any(_dealt_with(instant, row, fill) for row in others):
+        if instant not in found and not any(
+            _dealt_with(instant, row, fill, clock) for row in others
+        ):
             yield Breach("missing", f"{_called(fill)} has no run of {instant}")
 
 
-def _dealt_with(instant: datetime, row: Row, fill: Fill) -> bool:
+def _dealt_with(instant: datetime, row: Row, fill: Fill, clock: Clock) -> bool:
     """Whether a backfill may leave an instant out for the sake of another run."""
     if row.backfill_id == fill.id:
         return False
-    if row.origin == "schedule" and row.due_at <= instant and row.created_at >= fill.at - FROZEN:
+    asked = fill.at.timestamp()
+    made = clock.latest(row.created_at)
+    if (
+        row.origin == "schedule"
+        and row.due_at <= instant
+        and made >= asked - FROZEN.total_seconds()
+    ):
         return True  # it was due and not fired yet: beat's to do
-    done = row.state == "succeeded" or row.finished_at is None or row.finished_at >= fill.at
+    done = row.state == "succeeded" or row.finished_at is None
+    done = done or (row.finished_at is not None and clock.latest(row.finished_at) >= asked)
     return row.due_at == instant and done and not fill.again
 
 
-def _pace(fill: Fill, rows: list[Row], evidence: dict[str, list[Line]]) -> Iterator[Breach]:
+def _pace(
+    fill: Fill, rows: list[Row], evidence: dict[str, list[Line]], clock: Clock
+) -> Iterator[Breach]:
     """A run has its place from before its first start until it is final, its retries included."""
     changes = list[tuple[float, int]]()
     for row in rows:
         if row.finished_at and evidence[row.id]:
             begun = min(line.at for line in evidence[row.id])
-            changes += [(begun, 1), (max(begun, row.finished_at.timestamp() - CLOCK), -1)]
+            written = max(line.at for line in evidence[row.id])
+            ended = clock.earliest(row.finished_at, after=written) - CLOCK
+            changes += [(begun, 1), (max(begun, ended), -1)]
     together = max(accumulate((change for _, change in sorted(changes)), initial=0))
     if together > fill.concurrency:
         yield Breach("pace", f"{_called(fill)} ran {together} at once, of {fill.concurrency}")
 
 
 def _after_its_cancel(
-    fill: Fill, rows: list[Row], evidence: dict[str, list[Line]]
+    fill: Fill, rows: list[Row], evidence: dict[str, list[Line]], clock: Clock
 ) -> Iterator[Breach]:
     if fill.cancelled_at is None:
         return
     for row in rows:
-        if any(claim > fill.cancelled_at for claim in claims(row, evidence[row.id])):
+        claimed = [clock.earliest(claim) for claim in claims(row, evidence[row.id])]
+        if any(claim > fill.cancelled_at for claim in claimed):
             yield Breach("cancel", f"{named(row)} began after {_called(fill)} was cancelled")
 
 

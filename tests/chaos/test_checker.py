@@ -12,7 +12,7 @@ from chaos.checker import check
 from chaos.evidence import Line
 from chaos.oracle import Every, Off
 from chaos.report import report
-from chaos.story import Anew, Asked, Cancel, Done, Fill, Phase, Replay, Row, Schedule, Story
+from chaos.story import Anew, Asked, Cancel, Done, Fill, Phase, Replay, Row, Schedule, Step, Story
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 LOST = {"attempt": 1, "error": "WorkerLostError: its lease ran out"}
@@ -247,6 +247,16 @@ class TestStarts:
         story.anew = [Anew("worker1", second(10.3).timestamp())]
         story.faults = [Done("stop_worker", "2", NOON.timestamp(), NOON.timestamp(), "worker2")]
         assert laws(story) == ["doubled"]
+
+    @pytest.mark.parametrize(("frozen", "twice"), [("worker0 7", False), ("worker1 7", True)])
+    def test_an_attempt_that_is_at_work_when_the_next_starts_is_named_unless_it_was_frozen(
+        self, frozen: str, twice: bool
+    ) -> None:
+        story = self.second_attempt(errors=[LOST], failures=1)
+        story.lines.append(line("a", "end", 10.7))
+        at = second(10.3).timestamp()
+        story.faults = [Done("freeze_worker", "0", at, at + 0.1, frozen)]
+        assert laws(story) == (["twice"] if twice else [])
 
     def test_a_lost_lease_of_another_attempt_explains_nothing(self) -> None:
         lost = {"attempt": 2, "error": "WorkerLostError: its lease ran out"}
@@ -676,12 +686,179 @@ class TestFollowUps:
         assert laws(story) == ["early"]
 
 
+def step(at: float, size: float) -> Step:
+    moment = second(at).timestamp()
+    return Step(moment, moment + 0.001, size)
+
+
+def moved(story: Story, by: float) -> Story:
+    """Let all that jobs wrote down lie so many seconds later, by the machine's clock."""
+    story.lines = [replace(line, at=line.at + by) for line in story.lines]
+    return story
+
+
+class TestSteps:
+    """Of the ledger's clock, by which rows are judged; lines are of the machine's clock."""
+
+    def test_what_is_in_time_by_the_ledgers_clock_is_right(self) -> None:
+        assert set(laws(moved(good(), -40))) == {"early"}
+        ahead = moved(good(), -40)
+        ahead.steps = [step(-60, 40)]
+        assert check(ahead) == []
+        behind = moved(good(), 40)
+        behind.steps = [step(-60, -40)]
+        assert check(behind) == []
+
+    def test_a_start_that_is_early_by_the_ledgers_clock_alone_is_named(self) -> None:
+        story = good()
+        story.steps = [step(-60, -3)]
+        assert laws(story) == ["early", "early", "early"]
+        assert "started at 12:00:10.500000" in told(story)
+
+    def test_a_start_before_its_time_just_after_a_step_back_is_named(self) -> None:
+        story = good()
+        story.steps = [step(9, -5)]  # it shows 5.5 when the first run starts, and has shown 9
+        assert laws(story) == ["early", "early", "early"]
+
+    def queued(self, **fields: Any) -> Story:
+        """Due at 10, when the clock had shown 10.4 already; claimed after a step back to 5.4."""
+        story = good(a=row("a", 10, started_at=second(5.5), **fields))
+        story.steps = [step(10.4, -5), step(12, 5)]
+        return story
+
+    def test_what_was_due_before_a_step_back_may_start_after_it(self) -> None:
+        assert check(self.queued(run_at=second(5.45))) == []
+
+    def test_what_was_not_due_before_a_step_back_may_not(self) -> None:
+        story = self.queued(run_at=second(5.45))
+        story.steps = [step(9.9, -5), step(12, 5)]
+        assert set(laws(story)) == {"early"}
+
+    def test_a_claim_before_its_time_is_early_after_a_step_back_too(self) -> None:
+        assert laws(self.queued()) == ["early"]
+
+    @pytest.mark.parametrize(("later", "early"), [(0, False), (40, True)])
+    def test_a_claim_may_be_of_before_a_step_back_if_the_start_is_soon_after_it(
+        self, later: float, early: bool
+    ) -> None:
+        retry = {"attempt": 2, "result": "2", "errors": [LOST], "failures": 1}
+        story = good(c=row("c", 30, run_at=second(31 + later * 0.75), **retry))
+        story.lines = [each for each in story.lines if each.run != "c"]
+        story.lines.append(line("c", "start", 30.1))
+        story.lines += [line("c", what, 31.2 + later, 2) for what in ("start", "end")]
+        story.steps = [step(31.1, -20)]
+        assert laws(story) == (["early"] if early else [])
+
+    def test_what_a_call_asked_for_counts_from_the_ledgers_clock(self) -> None:
+        began = second(5).timestamp()
+        asked = Asked("call-0", began + 3, "committed", began=began, answered=began + 0.1)
+        due = {"due_at": second(48), "run_at": second(48), "finished_at": second(49)}
+        called = row("x", 8, origin="adhoc", schedule_id=None, token="call-0", **due)
+        lines = [line("x", "start", 8.1), line("x", "end", 8.2)]
+        story = Story(7, 30, [], [asked], [called], lines=lines, steps=[step(0, 40)])
+        assert check(story) == []
+        called.due_at = called.run_at = second(46)
+        story.lines[0] = line("x", "start", 7.5)
+        assert laws(story) == ["early"]
+
+    def test_what_a_step_forward_leaves_out_is_for_catch_up(self) -> None:
+        story = good(a=row("a", 10, coalesced=1, created_at=second(26)), c=row("c", 30))
+        story.rows.pop(1)
+        story.lines = [line("a", "start", 9.5), line("a", "end", 9.6)]
+        story.lines += [line("c", "start", 12.5), line("c", "end", 12.6)]
+        story.steps = [step(9, 18)]
+        assert check(story) == []
+        story.rows[0].coalesced = 0
+        assert laws(story) == ["missing"]
+
+    def test_what_a_step_back_lets_fire_twice_is_doubled(self) -> None:
+        story = good(d=row("d", 20, created_at=second(20.02)))
+        story.steps = [step(25, -8)]
+        assert "doubled" in laws(story)
+
+    def edited(self, seconds: int = 10) -> Story:
+        """Edited at 16 after a step back from 25; the old rule had fired at 20 by then."""
+        story = good()
+        (phase,) = story.schedules[0].phases
+        rule = Every(seconds, second(-2), with_anchor=False)
+        story.schedules[0].phases = [
+            replace(phase, until=second(16)), Phase(second(16), second(35), rule),
+        ]  # fmt: skip
+        story.rows[2] = row("c", 28)
+        story.lines = [
+            *story.lines[:4], line("c", "start", 38), line("c", "end", 38.5)
+        ]  # fmt: skip
+        story.steps = [step(25, -10)]
+        return story
+
+    def test_within_what_is_shown_twice_the_rules_before_and_after_an_edit_hold(self) -> None:
+        assert check(self.edited()) == []
+
+    def test_after_it_the_new_rule_holds_alone(self) -> None:
+        story = self.edited()
+        story.rows.pop()
+        story.lines = story.lines[:4]
+        assert laws(story) == ["missing"]
+        assert "unexplained row" in laws(self.edited(9))
+
+    def test_within_it_a_row_of_neither_rule_and_a_second_one_are_named(self) -> None:
+        story = self.edited()
+        story.rows.append(row("d", 21))
+        story.lines += [line("d", what, 32) for what in ("start", "end")]
+        assert "unexplained row" in laws(story)
+        story.rows[-1] = row("d", 20)
+        assert laws(story) == ["doubled"]
+
+    def test_without_an_edit_the_rule_holds_in_what_is_shown_twice(self) -> None:
+        story = good()
+        story.rows.pop(1)
+        story.lines = story.lines[:2] + [replace(each, at=each.at + 8) for each in story.lines[4:]]
+        story.steps = [step(25, -8)]
+        assert laws(story) == ["missing"]
+
+    def overlapping(self, start: float) -> Story:
+        """The first ends at 25 by the ledger's clock, just before it is stepped back by ten."""
+        story = good(a=row("a", 10, finished_at=second(25)))
+        story.schedules[0].overlap = "queue"
+        story.lines = [
+            line("a", "start", 10.5), line("a", "end", 24.9),
+            line("b", "start", start), line("b", "end", start + 0.5),
+            line("c", "start", 45), line("c", "end", 45.5),
+        ]  # fmt: skip
+        story.rows[1].finished_at = second(31)
+        story.steps = [step(25.5, -10)]
+        return story
+
+    def test_one_that_waited_for_one_of_before_a_step_back_is_right(self) -> None:
+        assert check(self.overlapping(32)) == []
+
+    def test_two_at_a_time_are_named_whatever_a_step_makes_of_their_times(self) -> None:
+        assert laws(self.overlapping(24.95)) == ["overlap"]
+
+    def test_two_attempts_at_a_time_are_named_by_the_machines_clock(self) -> None:
+        lost = LOST | {"ended_at": second(70).isoformat()}
+        story = good(a=row("a", 10, attempt=2, result="2", errors=[lost], failures=1,
+                           finished_at=second(71)))  # fmt: skip
+        story.lines += [line("a", "start", 10.1), line("a", "end", 10.7)]
+        story.steps = [step(10.3, 60), step(10.4, -60), step(10.45, 60)]
+        assert "twice" in laws(story)
+
+    @pytest.mark.parametrize(("size", "told"), [(31, False), (5, True)])
+    def test_the_seconds_of_a_step_are_not_waited_for(self, size: float, told: bool) -> None:
+        late = row("a", 10, created_at=second(10), started_at=second(45), priority=3,
+                   deadline=second(12), late_by=33)  # fmt: skip
+        story = moved(good(a=late), 40)
+        story.steps = [step(11, size)]
+        assert laws(story) == (["deadline"] if told else [])
+
+
 def test_a_story_is_the_same_after_it_was_kept(tmp_path: Path) -> None:
     story = good(b=row("b", 20, errors=[LOST]))
     story.lines = []
     story.schedules[0].phases.append(Phase(second(35), second(36), None, TODAY))
     rule = Every(10, NOON, with_anchor=False)
     story.fills = [Fill("f", 1, "every-0", rule, TODAY, NOON, NOON, 1, True, NOON)]
+    story.steps = [Step(1.0, 1.1, -30.0)]
     story.cancels, story.replays, story.anew = [Cancel("b")], [Replay("b")], [Anew("worker0", 1.0)]
     stories.save(story, tmp_path)
     (tmp_path / "evidence").mkdir()

@@ -86,3 +86,16 @@ def test_a_seed_is_one_plan() -> None:
     assert made(7) == made(7)
     assert made(7) != made(8)
     assert {fault.kind for seed in range(20) for fault in made(seed).faults} == set(plan.KINDS)
+
+
+def test_steps_of_the_clock_leave_the_other_faults_of_a_seed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def faults(stepping: float) -> list[plan.Fault]:
+        monkeypatch.setattr(plan, "STEPPING", stepping)
+        return plan.make(7, 100, lease=6, schedules=50, pace=2).faults
+
+    with_steps = faults(1.0)
+    others = [fault for fault in with_steps if fault.kind != "step_clock"]
+    assert others == faults(0.0)
+    assert len(others) < len(with_steps)
