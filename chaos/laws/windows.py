@@ -23,7 +23,7 @@ class Doubt:
     """The stretches of a schedule's life that the clock showed twice and that hold an edit."""
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
-        self._rules = [phase.rule for phase in schedule.phases if phase.rule is not None]
+        self._rules = [(phase.rule, phase.off) for phase in schedule.phases if phase.rule]
         edits = [phase.since.timestamp() for phase in schedule.phases[1:]]
         edits.append(schedule.phases[-1].until.timestamp())
         self._stretches = [
@@ -38,8 +38,8 @@ class Doubt:
         if not self.of(row.due_at):
             return False
         return any(
-            instants(rule, row.due_at - slack(rule) - MOMENT, row.due_at + slack(rule))
-            for rule in self._rules
+            instants(rule, row.due_at - slack(rule) - MOMENT, row.due_at + slack(rule), off)
+            for rule, off in self._rules
         )
 
 
@@ -93,7 +93,7 @@ def _windows_in(
         missed = [instant for instant in expected[place:at] if not doubt.of(instant)]
         yield from _missing(schedule, missed, f"before {named(row)}")
         place = at + 1 + row.coalesced
-        if any(doubt.of(instant) for instant in expected[at:place]):
+        if any(map(doubt.of, [*expected[at:place], phase.until])):
             place = min(place, len(expected))  # it may count instants of another rule
         if place > len(expected):
             yield Breach("unexplained row", f"{named(row)} counts more than there were")

@@ -10,7 +10,7 @@ import pytest
 from chaos import story as stories
 from chaos.checker import check
 from chaos.evidence import Line
-from chaos.oracle import Every, Off
+from chaos.oracle import Cron, Every, Off
 from chaos.report import report
 from chaos.story import Anew, Asked, Cancel, Done, Fill, Phase, Replay, Row, Schedule, Step, Story
 
@@ -793,6 +793,28 @@ class TestSteps:
 
     def test_within_what_is_shown_twice_the_rules_before_and_after_an_edit_hold(self) -> None:
         assert check(self.edited()) == []
+
+    def test_a_row_may_count_what_was_due_before_a_step_back_over_an_edit(self) -> None:
+        story = self.edited()
+        story.rows.pop(1)
+        story.rows[0].coalesced, story.rows[0].created_at = 1, second(20.5)
+        story.lines = [
+            replace(each, at=each.at + 10) for each in story.lines if each.run == "a"
+        ] + [each for each in story.lines if each.run == "c"]
+        assert check(story) == []
+
+    @pytest.mark.parametrize(("off", "told"), [("2026-11-19", []), ("", ["unexplained row"])])
+    def test_what_a_day_off_had_moved_there_is_right_after_the_schedule_ended(
+        self, off: str, told: list[str]
+    ) -> None:
+        story = good()
+        rule = Cron("0", "12", "thu", "UTC")
+        moves = Off("UTC", [off], "next") if off else None
+        story.schedules[0].phases = [Phase(second(-60), second(-3), rule, moves)]
+        story.rows = [row("b", 0)]
+        story.lines = [line("b", "start", 0.5), line("b", "end", 0.9)]
+        story.steps = [step(25, -30)]
+        assert laws(story) == told
 
     def test_after_it_the_new_rule_holds_alone(self) -> None:
         story = self.edited()
