@@ -29,7 +29,7 @@ SELECT r.id::text, r.schedule_id, r.origin, r.task, r.args::json->>0, r.due_at, 
   LEFT JOIN django_celery_results_taskresult t ON t.task_id = r.id::text
  ORDER BY r.id
 """
-HANDED_BACK = re.compile(r" run_retried run=(\S+) .*reason='handed back")
+HANDED_BACK = re.compile(r" run_retried run=(\S+) .*reason=['\"]handed back")
 ERRORS = 17  # their column's place above; it is JSON
 
 

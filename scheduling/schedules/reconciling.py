@@ -11,7 +11,7 @@ makes would collide with those that arrive.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import connection, transaction
@@ -24,6 +24,7 @@ from scheduling.schedules.rules import CALENDAR, RULE_JOINS
 logger = logging.getLogger(__name__)
 
 PAGE = 5000  # rows that one statement compares
+COMPARED = 100  # plans that Python computes without a rest
 SHOWN = 20  # ids, or removed rows, that a log line names
 LOWEST = -(2**31)
 
@@ -157,19 +158,29 @@ SELECT min(schedule_id), max(schedule_id) FROM (
 TOUCH = "SELECT scheduling_touch_calendars(%s::bigint[])"
 
 
-def reconcile() -> Counter[str]:
+Rest = Callable[[], None]
+
+
+def no_rest() -> None:
+    """Go on at once: nothing else waits for this process."""
+
+
+def reconcile(rest: Rest = no_rest) -> Counter[str]:
     """Make plans that are missing, ask for those that are out of date, remove what has no owner.
 
     It reads every schedule and every plan, in pages: seconds for a million. Beat's ticks never wait
     for it.
 
+    Args:
+        rest: is called between short pieces of work.
+
     Returns:
         How many `planned`, `asked`, `plans`, `policies` and `dates` (the last three removed); and
         `asleep`, the triggers that are missing or do not act.
     """
-    found = Counter[str](planned=plan_missing(), asleep=len(asleep()))
-    found.update({what: remove_orphans(what) for what in ORPHANS})
-    found["asked"] = ask_where_overlooked()
+    found = Counter[str](planned=plan_missing(rest=rest), asleep=len(asleep()))
+    found.update({what: remove_orphans(what, rest=rest) for what in ORPHANS})
+    found["asked"] = ask_where_overlooked(rest=rest)
     if found["asleep"]:
         event(logger, "triggers_asleep", level=logging.ERROR, triggers=", ".join(asleep()))
     return +found
@@ -202,36 +213,37 @@ def has_unplanned() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def plan_missing(limit: int = PAGE) -> int:
+def plan_missing(limit: int = PAGE, rest: Rest = no_rest) -> int:
     """Make the plans of schedules that have none, counted from now; return how many."""
-    made = [schedule for page in _pages(PLAN, limit) for schedule in page]
+    made = [schedule for page in _pages(PLAN, limit, rest) for schedule in page]
     if made:
         event(logger, "plans_missing", level=logging.WARNING, plans=len(made),
               schedules=_shown(made))  # fmt: skip
     return len(made)
 
 
-def remove_orphans(what: str, limit: int = PAGE) -> int:
+def remove_orphans(what: str, limit: int = PAGE, rest: Rest = no_rest) -> int:
     """Remove `plans`, `policies` or `dates` whose schedule or calendar is gone; return how many."""
     table, key, column, parent = ORPHANS[what]
     statement = REMOVE.format(table=table, key=key, column=column, parent=parent)
-    removed = [row for page in _pages(statement, limit) for row in page]
+    removed = [row for page in _pages(statement, limit, rest) for row in page]
     if removed:  # what users wrote is in the log, should they want it back
         event(logger, "orphans_removed", level=logging.WARNING, table=table, rows=len(removed),
               removed=_shown(removed))  # fmt: skip
     return len(removed)
 
 
-def _pages(statement: str, limit: int) -> Iterator[list[Any]]:
+def _pages(statement: str, limit: int, rest: Rest) -> Iterator[list[Any]]:
     after: int | None = LOWEST
     while after is not None:
         with connection.cursor() as cursor:
             cursor.execute(statement, {"after": after, "limit": limit})
             after, found = cursor.fetchone()
         yield found or []
+        rest()
 
 
-def ask_where_overlooked(limit: int = PAGE) -> int:
+def ask_where_overlooked(limit: int = PAGE, rest: Rest = no_rest) -> int:
     """Ask for the plans that are not what their schedules say; return how many."""
     calendars.forget()  # their versions do not tell of an edit that no trigger saw
     days_off = calendars.days_off_of_all()
@@ -247,7 +259,11 @@ def ask_where_overlooked(limit: int = PAGE) -> int:
             if last is None:
                 break
             cursor.execute(SUSPECTS, {**parameters, "first": first, "last": last})
-            asked += _ask(dict(cursor.fetchall()))
+            suspects = cursor.fetchall()
+        rest()
+        for start in range(0, len(suspects), COMPARED):
+            asked += _ask(dict(suspects[start : start + COMPARED]))
+            rest()
         after = last
     if asked:
         event(logger, "plans_overlooked", level=logging.WARNING, plans=len(asked),
