@@ -65,8 +65,8 @@ def _windows_of(schedule: Schedule, rows: list[Row], clock: Clock) -> Iterator[B
         more = timedelta(0) if phase.rule is None else slack(phase.rule)
         inside = [row for row in rows if phase.since - more < row.due_at <= phase.until + more]
         explained |= {row.id for row in inside}
-        earlier = [row for row in rows if row.due_at <= phase.since]
-        yield from _windows_in(schedule, phase, inside, doubt, clock, earlier[-1:])
+        before = [row for row in rows if row.due_at <= phase.since][-1:]
+        yield from _windows_in(schedule, phase, inside, doubt, clock, before)
         yield from _days_off(phase, [row for row in inside if not doubt.of(row.due_at)])
     explained |= {row.id for row in rows if doubt.excuses(row)}
     if len(explained) < len(rows):
@@ -83,7 +83,7 @@ def _windows_in(
     rows: list[Row],
     doubt: Doubt,
     clock: Clock,
-    earlier: list[Row],
+    before: list[Row],
 ) -> Iterator[Breach]:
     """Walk through a phase's instants: each row stands for one, and for those it has coalesced."""
     expected, more = list[datetime](), timedelta(0)
@@ -108,7 +108,7 @@ def _windows_in(
             yield Breach("unexplained row", f"{named(row)} counts more than there were")
         elif expected[place - 1] > _shown(row.created_at, clock) + more:
             yield Breach("early", f"{named(row)} was made before what it stands for was due")
-    if place < len(expected) and not _edited_in_arrears(phase, rows or earlier):
+    if place < len(expected) and not _edited_in_arrears(phase, rows or before):
         missed = [instant for instant in expected[place:] if not doubt.of(instant)]
         yield from _missing(schedule, missed, f"until {phase.until}")
 
