@@ -12,7 +12,7 @@ SHARE = 0.1  # of the time that all slices may take
 AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longer
 SLICES_MOST = 32  # a slice is at least so small a part of the way so far: the way has an end
 SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
-WIDER = 8  # times as wide is what follows a slice that took little
+WIDER = 2  # times as wide is what follows a slice that took little: more would go too far at once
 
 
 class Slices:
