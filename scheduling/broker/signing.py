@@ -23,8 +23,14 @@ def signer(
     ledger: str, queue: str, attempt: int, task: str, limits: Sequence[float | None]
 ) -> Callable[[str], str]:
     """Return the function that signs hints which differ in the run's id alone."""
-    alike, (key, *_) = _alike(ledger, queue, attempt, task, limits), keys()
-    return lambda run_id: _signature(key, alike, run_id)
+    signed = _begun(keys()[0], _alike(ledger, queue, attempt, task, limits))
+
+    def sign(run_id: str) -> str:
+        one = signed.copy()
+        one.update(run_id.encode("utf-8", "backslashreplace"))
+        return one.hexdigest()
+
+    return sign
 
 
 def is_signed(
@@ -46,7 +52,12 @@ def _alike(ledger: str, queue: str, attempt: object, task: str, limits: object) 
 
 
 def _signature(key: bytes, alike: bytes, run_id: str) -> str:
-    return hmac.digest(key, alike + run_id.encode("utf-8", "backslashreplace"), "sha256").hex()
+    return _begun(key, alike + run_id.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _begun(key: bytes, signed: bytes) -> "hashlib.blake2b":
+    # Keyed BLAKE2 (RFC 7693) is a MAC by itself, and takes a third of the time of HMAC-SHA256.
+    return hashlib.blake2b(signed, key=key, digest_size=16)
 
 
 def keys() -> tuple[bytes, ...]:

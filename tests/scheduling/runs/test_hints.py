@@ -64,7 +64,7 @@ class TestTheFormat:
         ours["headers"]["task"] = ours["headers"].pop(TASK)
         assert ours["headers"].pop(ATTEMPT) == 1
         assert ours["headers"].pop(LEDGER) == ledger_id()
-        assert len(ours["headers"].pop(SIGNATURE)) == 64
+        assert len(ours["headers"].pop(SIGNATURE)) == 32
         assert ours["body"] == [[], {}, wanted["body"][2]]
         assert wanted["body"][:2] == [[1, 2], {}]
         wanted["body"] = ours["body"]
