@@ -18,24 +18,13 @@ from environ import Env
 
 from chaos.ground import SteppedPostgres, faketime
 from scheduling.jobs import enqueue
-from scheduling.models import UNFINISHED, Run, State
+from scheduling.models import Run, State
 from scheduling.runs.hints import Broker, Hint
 from tests.jobs import tasks
 from tests.scheduling.ledger import is_blocked, second_connection
+from tests.system.looks import all_final, lines, run_of
 from tests.system.processes import System
 from tests.waiting import wait_for
-
-
-def run_of(run_id: UUID) -> Run:
-    return Run.objects.get(pk=run_id)
-
-
-def all_final() -> bool:
-    return Run.objects.exists() and not Run.objects.filter(state__in=UNFINISHED).exists()
-
-
-def lines(evidence: Path) -> list[str]:
-    return evidence.read_text().splitlines()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from datetime import timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import redis
@@ -20,23 +19,11 @@ from chaos.network import Proxy
 from scheduling import clock
 from scheduling.execution.waiting import cancel
 from scheduling.jobs import Call, enqueue, enqueue_many
-from scheduling.models import UNFINISHED, Heartbeat, Run, State
+from scheduling.models import Heartbeat, Run, State
 from tests.jobs import tasks
+from tests.system.looks import all_final, lines, run_of
 from tests.system.processes import System
 from tests.waiting import wait_for
-
-
-def run_of(run_id: UUID) -> Run:
-    return Run.objects.get(pk=run_id)
-
-
-def all_final() -> bool:
-    return Run.objects.exists() and not Run.objects.filter(state__in=UNFINISHED).exists()
-
-
-def lines(evidence: Path) -> list[str]:
-    return evidence.read_text().splitlines()
-
 
 # --- Cancel --------------------------------------------------------------------------------------
 
