@@ -113,6 +113,8 @@ def decode_call(args: str, kwargs: str) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _plain(text: str) -> Any:
+    if text == "{}":  # of most calls
+        return {}
     value, end = PLAIN.raw_decode(text) if text[:1] in "[{" else (None, -1)
     return value if end == len(text) else PLAIN.decode(text)  # which also takes spaces around it
 

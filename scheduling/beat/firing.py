@@ -317,7 +317,7 @@ def _alike(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Due, list[int], Un
         for plan in zip(schedule_ids, args, kwargs, strict=True):
             there = unfinished.get(plan[0], NONE_LEFT)
             alone = plan[0] if there.all and shape.overlap == Overlap.REPLACE else 0
-            goes = sent.get((_destination(shape), *plan[1:]))
+            goes = sent.get((_destination(shape), *plan[1:])) if sent else None
             parts[decode_error(*plan[1:]), there, alone, goes].append(plan)
         for (_, there, _, goes), plans in parts.items():
             first, first_args, first_kwargs = plans[0]

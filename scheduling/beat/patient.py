@@ -1,30 +1,25 @@
-"""Beat's way to Redis, for which it never waits long: what is due gets its row meanwhile.
+"""Beat's access to Redis, which never keeps beat waiting: due runs get their rows meanwhile.
 
-A Redis may be frozen, or a network may swallow everything: then each call would take its whole
-time-out. So calls are made in threads. One that does not end soon is left to itself, and until a
-probe in the background has gone through, nothing more is asked.
+Redis may be frozen, or the network may drop every packet: a call then takes its whole time-out. So
+the time-outs are short, and after a call that failed beat asks Redis for nothing until a probe in
+the background has succeeded. The probe also reconnects: a name server may be slow to answer.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TypeVar
-from uuid import UUID
 
 import redis
 from kombu.exceptions import OperationalError as BrokerError
 
 from scheduling.broker.doorbell import Listener
 from scheduling.logs import event
-from scheduling.postgres.identity import ledger_id
-from scheduling.runs.hints import Broker, Hint, Lane
+from scheduling.runs.hints import Broker
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PATIENCE = 0.5  # seconds for which beat waits for an answer of Redis
 PAUSE_MIN, PAUSE_MAX = 0.25, 5.0  # seconds between two probes of a Redis that is away
@@ -34,22 +29,18 @@ REDIS_AWAY = (redis.RedisError, BrokerError, OSError)
 
 
 class PatientBroker(Broker):
-    """A broker that raises one of REDIS_AWAY in PATIENCE seconds at the latest."""
+    """A broker whose calls wait at most PATIENCE seconds for an answer, then raise REDIS_AWAY."""
 
     def __init__(self) -> None:
-        super().__init__()
-        # Pushes go on beside other calls.
-        self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="redis")
+        super().__init__(socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
         self._probe_at = 0.0
         self._pause = 0.0
         self._away = False
 
     def is_there(self) -> bool:
-        """Whether Redis has taken what it was last asked for; probe it, if not, in the background.
-
-        Never waits.
-        """
+        """Return whether the last call succeeded; if not, start a probe. Never waits."""
         if self._away and self._probe is not None and self._probe.done():
             error, self._probe = self._probe.exception(), None
             if error is None:
@@ -57,7 +48,7 @@ class PatientBroker(Broker):
             else:
                 self.missed(error)
         if self._away and self._probe is None and time.monotonic() >= self._probe_at:
-            self._probe = self._threads.submit(super().probe)
+            self._probe = self._thread.submit(self.probe)
         return not self._away
 
     def missed(self, error: BaseException) -> None:
@@ -66,36 +57,6 @@ class PatientBroker(Broker):
         self._pause = min(max(self._pause * 2, PAUSE_MIN), PAUSE_MAX)
         self._probe_at = time.monotonic() + self._pause
         event(logger, "redis_away", level=logging.ERROR, error=error, pause=self._pause)
-
-    def probe(self) -> None:
-        self._soon(super().probe)
-
-    def sign_in(self) -> list[str]:
-        ledger_id()  # asks the ledger on this thread's connection, if it must
-        return self._soon(super().sign_in)
-
-    def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
-        return self._soon(lambda: super(PatientBroker, self).lengths(lanes))
-
-    def push(self, hints: Iterable[Hint]) -> int:
-        hints = list(hints)
-        try:
-            return self._soon(lambda: super(PatientBroker, self).push(hints))
-        except redis.TimeoutError:
-            self.unsure.update(hints)  # it may arrive yet
-            raise
-
-    def ids_from(self, lane: Lane, first: int) -> list[UUID]:
-        return self._soon(lambda: super(PatientBroker, self).ids_from(lane, first))
-
-    def _soon(self, act: Callable[[], T]) -> T:
-        call = self._threads.submit(act)
-        try:
-            return call.result(PATIENCE)
-        except TimeoutError:
-            if call.done():
-                raise
-        raise redis.TimeoutError(f"Redis has not answered for {PATIENCE:g} s")
 
 
 class Bell:

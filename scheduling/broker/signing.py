@@ -6,6 +6,7 @@ one in SECRET_KEY_FALLBACKS: hints are signed with the new key, and signatures o
 
 import hashlib
 import hmac
+from binascii import hexlify
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -21,14 +22,14 @@ TASK = "run_task"
 
 def signer(
     ledger: str, queue: str, attempt: int, task: str, limits: Sequence[float | None]
-) -> Callable[[str], str]:
-    """Return the function that signs hints which differ in the run's id alone."""
+) -> Callable[[bytes], bytes]:
+    """Return the function from a run's id to a hint's signature, for hints that are alike."""
     signed = _begun(keys()[0], _alike(ledger, queue, attempt, task, limits))
 
-    def sign(run_id: str) -> str:
+    def sign(run_id: bytes) -> bytes:
         one = signed.copy()
-        one.update(run_id.encode("utf-8", "backslashreplace"))
-        return one.hexdigest()
+        one.update(run_id)
+        return hexlify(one.digest())
 
     return sign
 

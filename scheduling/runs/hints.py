@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -69,8 +69,10 @@ class Hint(NamedTuple):
 class Broker:
     """Beat's own connection to Redis: pushes hints, counts them, and looks which are there."""
 
-    def __init__(self) -> None:
-        self._redis = clients.client(socket_timeout=5, socket_connect_timeout=2)
+    def __init__(self, socket_timeout: float = 5, socket_connect_timeout: float = 2) -> None:
+        self._redis = clients.client(
+            socket_timeout=socket_timeout, socket_connect_timeout=socket_connect_timeout
+        )
         # Hints whose push failed, or was not heard of to the end: some of them may have arrived.
         self.unsure = set[Hint]()
         self.unusable: dict[Lane, str] = {}  # and why; news for whoever empties it
@@ -84,7 +86,7 @@ class Broker:
 
     def probe(self) -> None:
         """Raise what is wrong if Redis is away, or takes no writes."""
-        Broker.lengths(self, ())
+        self.lengths(())
 
     def sign_in(self) -> list[str]:
         """Note that a beat of this ledger is there; return the ids of others in this Redis."""
@@ -131,11 +133,10 @@ class Broker:
     def push(self, hints: Iterable[Hint]) -> int:
         """Push hints to the tails of their lanes, in order; return how many."""
         hints = list(hints)
-        lanes = defaultdict[Lane, list[str]](list)
+        lanes = defaultdict[Lane, list[bytes]](list)
         for alike, some in groupby(hints, key=ALL_BUT_ID):
             _, _, queue, priority, _ = alike
-            make = _maker(*alike)
-            lanes[Lane(queue, priority)] += [make(str(hint.id)) for hint in some]
+            lanes[Lane(queue, priority)] += _messages([str(hint.id) for hint in some], *alike)
         pipeline = self._redis.pipeline(transaction=False)
         for lane, messages in lanes.items():
             pipeline.lpush(list_key(lane), *messages)
@@ -170,22 +171,25 @@ def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
         yield UUID(found[1].decode()) if found else NO_RUN
 
 
-def message(hint: Hint) -> str:
+def message(hint: Hint) -> bytes:
     """Return the hint as kombu's Redis transport would store it."""
-    return _maker(*hint[1:])(str(hint.id))
+    (made,) = _messages([str(hint.id)], *hint[1:])
+    return made
 
 
-def _maker(
-    attempt: int, task: str, queue: str, priority: int, options: str
-) -> Callable[[str], str]:
-    """Return the function from an id to the message, for hints that are alike but for that."""
+def _messages(
+    run_ids: Sequence[str], attempt: int, task: str, queue: str, priority: int, options: str
+) -> list[bytes]:
+    """Return the messages of hints that differ in their ids alone, in order."""
     limits, ledger = _time_limits(options), ledger_id()
     # A hint that is sent again is another message: its tag must be its own.
     slots = {TAG: f"{ID}.{time.time_ns()}", str(TRY): attempt, WHOSE: ledger}
-    before, after = (_template(task, queue, priority, *limits) % slots).split(SIGNED)
-    head, tail = before.split(ID), after.split(ID)
+    text = (_template(task, queue, priority, *limits) % slots).encode()
+    before, after = text.split(SIGNED.encode())
+    head, tail = before.split(ID.encode()), after.split(ID.encode())
     sign = signer(ledger, queue, attempt, task, list(limits))
-    return lambda run_id: f"{run_id.join(head)}{sign(run_id)}{run_id.join(tail)}"
+    ids = [run_id.encode() for run_id in run_ids]
+    return [run_id.join(head) + sign(run_id) + run_id.join(tail) for run_id in ids]
 
 
 @lru_cache(maxsize=4096)
@@ -220,6 +224,8 @@ def _template(
         ID, task, time_limit=time_limit, soft_time_limit=soft_time_limit
     )
     headers = {TASK: celery_message.headers.pop("task"), **celery_message.headers}
+    # A worker reads a missing header as None, and a shorter hint is pushed sooner.
+    headers = {name: value for name, value in headers.items() if value is not None}
     content_type, content_encoding, body = serialize(celery_message.body, serializer="json")
     channel: Any = names()  # knows how a message looks, and needs no connection
     text = channel.prepare_message(

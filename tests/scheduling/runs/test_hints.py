@@ -69,6 +69,8 @@ class TestTheFormat:
         assert wanted["body"][:2] == [[1, 2], {}]
         wanted["body"] = ours["body"]
         wanted["headers"].update(argsrepr="()", kwargsrepr="{}")
+        # Headers without a value are left out of a hint.
+        wanted["headers"] = {k: v for k, v in wanted["headers"].items() if v is not None}
         assert ours["headers"].pop("stamps", {}) == wanted["headers"].pop("stamps", {})
         reply_to = wanted["properties"].pop("reply_to")
         assert reply_to != ours["properties"].pop("reply_to")
@@ -128,7 +130,7 @@ class TestTheFormat:
 
     def test_an_eta_is_never_in_it(self) -> None:
         headers = json.loads(message(hint()))["headers"]
-        assert (headers["eta"], headers["expires"], headers["retries"]) == (None, None, 0)
+        assert (headers.get("eta"), headers.get("expires"), headers["retries"]) == (None, None, 0)
 
 
 class TestTheBroker:
