@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db import connection
+from django.db import OperationalError, connection
 
 from scheduling.beat.dispatch import LOST_AFTER
 from scheduling.beat.lanes import BEFORE_ALL, FOREVER, OVERLAP, WAITING_LANES, Lanes
@@ -23,6 +23,7 @@ from scheduling.beat.slices import RARELY, SLICE, SLOW, SLOW_ONES, Slices
 from scheduling.failures import alerts
 from scheduling.logs import event
 from scheduling.postgres.prepared import run_prepared
+from scheduling.postgres.sql import statement_timeout, was_timed_out
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,13 @@ class Lookout:
         found = False
         for low, high in self._past.go_back(seconds, _place(self._now)):
             until = FOREVER if high is None else _instant(high)
-            found |= self._look_between(None if low is None else _instant(low), until)
+            try:
+                with statement_timeout(self._past.patience):
+                    found |= self._look_between(None if low is None else _instant(low), until)
+            except OperationalError as error:
+                if not was_timed_out(error):
+                    raise
+                self._past.cut_off()
         return found
 
     def heard(self, seconds: float | None) -> None:

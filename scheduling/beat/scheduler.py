@@ -26,7 +26,14 @@ from scheduling.history import backfill_pace
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.postgres import pooler, silence
-from scheduling.postgres.sql import going_on, is_away, is_conflict, was_ended
+from scheduling.postgres.sql import (
+    going_on,
+    is_away,
+    is_conflict,
+    statement_timeout,
+    was_ended,
+    was_timed_out,
+)
 from scheduling.runs.hints import Lane
 from scheduling.schedules import from_code, last_runs, planning
 
@@ -357,8 +364,14 @@ class Scheduler(beat.Scheduler):
     def _release(self) -> int:
         released = 0
         for first, last in self._held.look():
-            with self._waiting_briefly():
-                found = waiting.release_held_of(first, last)
+            try:
+                with statement_timeout(self._held.patience), self._waiting_briefly():
+                    found = waiting.release_held_of(first, last)
+            except Error as error:
+                if not was_timed_out(error):
+                    raise
+                self._held.cut_off()
+                continue
             for run in found:
                 if run.run_at is not None:
                     self._lookout.lanes.add(Lane(run.queue, run.priority), run.run_at)

@@ -10,7 +10,9 @@ RARELY = 20  # what is slow and did nothing is done again after so many times wh
 SLICE = 0.002  # seconds that a slice should take
 SHARE = 0.1  # of the time that all slices may take
 AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longer
-SLICES_MOST = 32  # a slice is at least so small a part of the way so far: the way has an end
+CUT_OFF = 0.003  # seconds after which a slice is cut off, to be narrower the next time
+NARROWER = 8  # times as narrow is a slice that was cut off
+SLICES_MOST = 300  # a slice is at least this small a part of the way so far: the way has an end
 SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
 WIDER = 2  # times as wide is what follows a slice that took little: more would go too far at once
 
@@ -19,11 +21,14 @@ class Slices:
     """Goes from `high` back to `low`, places on any scale of whole numbers, again and again.
 
     A slice is as wide as it can be for what it takes, and begins `width` wide. So what is mostly
-    empty is passed in a few steps.
+    empty is passed in a few steps. A slice that takes longer than `patience` seconds should be cut
+    off: the caller says so (`cut_off`), and the next one begins at the same place and is narrower.
     """
 
     def __init__(self, low: int, high: int, width: int) -> None:
         self.cost: float | None = None  # seconds of the last whole way
+        self.patience = CUT_OFF
+        self._was_cut_off = False
         self._low, self._high, self._first_width = low, high, width
         self._credit, self._since = AT_ONCE, time.monotonic()
         self._may_begin_again = True
@@ -39,6 +44,10 @@ class Slices:
         if self._may_begin_again:
             self._may_begin_again = False
             self._begin()
+
+    def cut_off(self) -> None:
+        """Note that the slice that was yielded last took longer than `patience`."""
+        self._was_cut_off = True
 
     def go_back(
         self, seconds: float, high: int | None = None
@@ -60,9 +69,26 @@ class Slices:
                 None if self._until == self._high else self._until,
             )
             now = time.monotonic()
-            self._note(low, now - begun)
+            if self._was_cut_off:
+                self._narrow_down(now - begun)
+            else:
+                self._note(low, now - begun)
             if low <= self._low or now >= until:
                 return
+
+    def _narrow_down(self, took: float) -> None:
+        """Begin a slice that was cut off again; if it cannot be narrower, with more patience."""
+        self._was_cut_off = False
+        self._credit -= took
+        self._took += took
+        least = self._least_width(self._until)
+        if self._width <= least:
+            self.patience *= 2
+        self._width = max(self._width // NARROWER, least)
+
+    def _least_width(self, place: int) -> int:
+        top = self._high if self._top is None else self._top
+        return max((top - place) // SLICES_MOST, 1)
 
     def _has_credit(self) -> bool:
         now = time.monotonic()
@@ -71,6 +97,7 @@ class Slices:
         return self._credit > 0
 
     def _note(self, low: int, took: float) -> None:
+        self.patience = CUT_OFF
         self._credit -= took
         self._took += took
         if low <= self._low:
@@ -80,17 +107,20 @@ class Slices:
             return
         self._until = low
         # What is empty takes its time on a busy machine, too.
-        self._least = min(took, self._least * SLOWLY_UP)
+        self._least = min(took, self._least * SLOWLY_UP, SLICE)
         if took < max(SLICE / 2, 1.5 * self._least):
             self._width *= WIDER
         elif took > max(SLICE, 3 * self._least):
             self._width //= 2
-        passed = (self._high if self._top is None else self._top) - low
-        self._width = max(self._width, passed // SLICES_MOST, 1)
+        self._width = max(self._width, self._least_width(low))
 
 
 class Reach:
-    """A range that is looked at as a whole while that is quick, and else in slices."""
+    """A range that is looked at as a whole while that is quick, and else in slices.
+
+    After a slow look, one that takes longer than `patience` seconds should be cut off, as in
+    `Slices`.
+    """
 
     def __init__(self, low: int, high: int) -> None:
         self.narrow = False
@@ -98,12 +128,28 @@ class Reach:
         self._low, self._high = low, high
         self._slices = Slices(low, high, 1)
 
+    @property
+    def patience(self) -> float | None:
+        if self.narrow:
+            return self._slices.patience
+        return VERY_SLOW if self._slow else None
+
+    def cut_off(self) -> None:
+        """Note that the last look took longer than `patience`."""
+        if self.narrow:
+            self._slices.cut_off()
+        else:
+            self._slow = SLOW_ONES
+
     def look(self) -> Iterator[tuple[int, int]]:
-        """Yield what to look at now: from where, and to where, both included."""
+        """Yield the ranges to look at now: the first and the last place of each."""
         if not self.narrow:
             begun = time.monotonic()
             yield self._low, self._high
-            self._slow = self._slow + 1 if time.monotonic() - begun > VERY_SLOW else 0
+            if time.monotonic() - begun <= VERY_SLOW:
+                self._slow = 0
+            elif self._slow < SLOW_ONES:
+                self._slow += 1
             if self._slow >= SLOW_ONES:
                 self.narrow, self._slow = True, 0
                 self._slices = Slices(self._low, self._high, 1)

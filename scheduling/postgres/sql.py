@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, transaction
 from psycopg.pq import Format
 
 TIMESTAMPTZ = psycopg.postgres.types["timestamptz"].oid
@@ -66,6 +66,32 @@ def was_ended(error: BaseException) -> bool:
     Its rows are long with others, and nothing is wrong. Django makes it no OperationalError.
     """
     return getattr(error.__cause__, "sqlstate", None) in ENDED
+
+
+TIMED_OUT = "57014"  # SQLSTATE
+
+
+@contextmanager
+def statement_timeout(seconds: float | None) -> Iterator[None]:
+    """Cancel a statement that takes longer, in a transaction of its own; None: there is no limit.
+
+    Raises:
+        OperationalError: it was cancelled; see `was_timed_out`.
+    """
+    if seconds is None:
+        yield
+        return
+    nested = connection.in_atomic_block
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL statement_timeout = {max(round(seconds * 1000), 1)}")
+        yield
+        if nested:  # else the setting ends with the transaction
+            cursor.execute("SET LOCAL statement_timeout TO DEFAULT")
+
+
+def was_timed_out(error: BaseException) -> bool:
+    """Return whether Postgres has cancelled a statement for its `statement_timeout`."""
+    return _sqlstate(error) == TIMED_OUT
 
 
 READ_ONLY = "25006"  # SQLSTATE

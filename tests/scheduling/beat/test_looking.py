@@ -19,7 +19,7 @@ from scheduling.beat import lanes, looking
 from scheduling.beat.lanes import KNOWN_LANES, WAITING_LANES, Lanes
 from scheduling.beat.looking import LOOK_NARROWLY, Look, Lookout, everywhere, pages_read
 from scheduling.beat.scheduler import Scheduler
-from scheduling.beat.slices import SLOW_ONES, Reach, Rests, Slices
+from scheduling.beat.slices import CUT_OFF, SLOW_ONES, Reach, Rests, Slices
 from scheduling.execution.finishing import finish
 from scheduling.models import Failure, Plan, Priority, Run, State
 from scheduling.runs.enqueueing import enqueue
@@ -294,10 +294,41 @@ class TestSlices:
         assert len(pieces) > 3
         assert slices.cost is not None
 
-    def test_the_way_has_an_end_though_every_slice_takes_long(self) -> None:
+    def test_the_way_has_an_end_though_every_slice_takes_long(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("scheduling.beat.slices.SLICE", 0.0)
         slices = Slices(0, 10**6, 1)
         slices._least = 0.0
-        assert len(self.passed(slices, lambda: time.sleep(0.003))) < 600
+        assert len(self.passed(slices)) < 300 * 14
+
+    def test_one_that_is_cut_off_begins_again_and_is_narrower(self) -> None:
+        slices = Slices(0, 1000, 512)
+        pieces = list[tuple[int | None, int | None]]()
+        for low, high in slices.go_back(60):
+            slices._credit = 1.0
+            pieces.append((low, high))
+            if (1000 if high is None else high) - (low or 0) > 70:
+                slices.cut_off()
+        assert pieces[:2] == [(488, None), (936, None)]
+        done = [
+            (low, high)
+            for low, high in pieces
+            if (1000 if high is None else high) - (low or 0) <= 70
+        ]
+        assert [low for low, _ in done[:-1]] == [high for _, high in done[1:]]
+        assert done[-1][0] is None
+
+    def test_the_narrowest_one_gets_more_time_until_it_is_done(self) -> None:
+        slices = Slices(0, 100, 1)
+        given = list[float]()
+        for _ in slices.go_back(60):
+            slices._credit = 1.0
+            given.append(slices.patience)
+            if len(given) < 4:
+                slices.cut_off()
+        assert given[:4] == [CUT_OFF, 2 * CUT_OFF, 4 * CUT_OFF, 8 * CUT_OFF]
+        assert set(given[4:]) == {CUT_OFF}
 
     def test_they_take_a_tenth_of_the_time(self) -> None:
         slices = Slices(0, 10**15, 1)
@@ -317,6 +348,13 @@ class TestSlices:
 
 
 class TestReach:
+    def test_a_look_that_is_cut_off_is_followed_by_parts(self) -> None:
+        reach = Reach(0, 9)
+        for _ in reach.look():
+            time.sleep(0.06)
+            reach.cut_off()
+        assert reach.narrow
+
     def test_all_is_looked_at_as_a_whole_while_that_is_quick(self) -> None:
         assert list(Reach(0, 9).look()) == [(0, 9)]
 
