@@ -33,6 +33,7 @@ TRY_BELOW = 0.3  # seconds of the whole way back, when it is worth a try to look
 WIDE_AGAIN = 1000  # so many times what the slow look took, looks stay as they are, at least
 WIDE_AGAIN_WITHIN = 600.0  # seconds
 DOUBT_WITHIN = 10.0  # seconds until it is asked again why looks are slow
+LOOK_BACK_WITHIN = 0.2  # seconds until a busy beat, which never waits, looks at the past as well
 THIS_SOON = timedelta(seconds=2)  # what a narrow look sees of the future
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 ALWAYS = timedelta(days=1_000_000)
@@ -153,6 +154,7 @@ class Lookout:
         self._slow: list[float] = []  # seconds of the last looks, while these were slow
         self._wide_at = 0.0  # how looks are is not asked before
         self._past = Slices(0, _place(FOREVER), SECOND)
+        self._looked_back_at = 0.0
         self._now = FOREVER
         self._firsts = dict(FROM_THE_BEGINNING)
         self._unhurried = (False, False)
@@ -168,7 +170,8 @@ class Lookout:
             return self._look_everywhere()
         now, *firsts = run_prepared(LOOK_NARROWLY, self._parameters(self.lows, FOREVER))[0]
         self._note(now, firsts)
-        self.look_back(SLICE)
+        if time.monotonic() >= self._looked_back_at + LOOK_BACK_WITHIN:
+            self.look_back(SLICE)
         if self._past.cost is not None and self._past.cost < TRY_BELOW:
             self.lanes.narrow = time.monotonic() < self._wide_at
         return self._found(True, *self._look_unhurried())
@@ -181,6 +184,7 @@ class Lookout:
         if not self.narrow:
             return False
         found = False
+        self._looked_back_at = time.monotonic()
         for low, high in self._past.go_back(seconds, _place(self._now)):
             until = FOREVER if high is None else _instant(high)
             try:

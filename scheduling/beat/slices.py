@@ -13,6 +13,7 @@ AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longe
 CUT_OFF = 0.003  # seconds after which a slice is cut off, to be narrower the next time
 NARROWER = 8  # times as narrow is a slice that was cut off
 SLICES_MOST = 300  # a slice is at least this small a part of the way so far: the way has an end
+NARROW_ONES = 200  # slices of a way that may be narrower still, where one was cut off
 SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
 WIDER = 2  # times as wide is what follows a slice that took little: more would go too far at once
 
@@ -37,6 +38,7 @@ class Slices:
 
     def _begin(self) -> None:
         self._until, self._width, self._took = self._high, self._first_width, 0.0
+        self._narrow_ones = NARROW_ONES
         self._top: int | None = None
 
     def begin_again(self) -> None:
@@ -81,7 +83,7 @@ class Slices:
         self._was_cut_off = False
         self._credit -= took
         self._took += took
-        least = self._least_width(self._until)
+        least = 1 if self._narrow_ones > 0 else self._least_width(self._until)
         if self._width <= least:
             self.patience *= 2
         self._width = max(self._width // NARROWER, least)
@@ -112,7 +114,11 @@ class Slices:
             self._width *= WIDER
         elif took > max(SLICE, 3 * self._least):
             self._width //= 2
-        self._width = max(self._width, self._least_width(low))
+        least = self._least_width(low)
+        if self._width < least and self._narrow_ones > 0:
+            self._narrow_ones -= 1
+        else:
+            self._width = max(self._width, least)
 
 
 class Reach:
