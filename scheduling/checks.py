@@ -18,7 +18,7 @@ from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
 from scheduling.outgoing import addresses
 from scheduling.registry import job_names, known_names
-from scheduling.schedules import auditing, code_entries, from_code, reconciling
+from scheduling.schedules import code_entries, from_code, reconciling, upgrade_check
 from scheduling.schedules.planning import rule_version
 
 
@@ -113,7 +113,7 @@ def check_plans_are_current(
 ) -> list[CheckMessage]:
     """Plans that another rule engine, or other time zone data, has made."""
     try:
-        if not _ledger_in(databases) or not auditing.is_due():
+        if not _ledger_in(databases) or not upgrade_check.is_due():
             return []
     except DatabaseError:  # not migrated yet
         return []

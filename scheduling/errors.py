@@ -17,8 +17,8 @@ class ScheduleError(SchedulingError):
     """A schedule that cannot be made or changed as asked."""
 
 
-class HeldError(SchedulingError):
-    """Somebody holds a row for too long to wait; what could be done without it is done."""
+class RowLockedError(SchedulingError):
+    """Another transaction has locked a row for too long; the work on the other rows is done."""
 
 
 class PermanentError(Exception):

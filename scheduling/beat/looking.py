@@ -33,7 +33,7 @@ TRY_BELOW = 0.3  # seconds of the whole way back, when it is worth a try to look
 WIDE_AGAIN = 1000  # so many times what the slow look took, looks stay as they are, at least
 WIDE_AGAIN_WITHIN = 600.0  # seconds
 DOUBT_WITHIN = 10.0  # seconds until it is asked again why looks are slow
-LOOK_BACK_WITHIN = 0.2  # seconds until a busy beat, which never waits, looks at the past as well
+LOOK_BACK_WITHIN = 0.02  # seconds until a busy beat, which never waits, looks at the past as well
 THIS_SOON = timedelta(seconds=2)  # what a narrow look sees of the future
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 ALWAYS = timedelta(days=1_000_000)

@@ -66,7 +66,7 @@ class _Lease(NamedTuple):
     ends_in: float
 
 
-class Ledger:
+class SilenceWatch:
     """When a beat last heard of the ledger, and since when leases can be judged by its clock.
 
     A standby that is promoted, a pooler that restarts and a network that is cut leave Postgres's
@@ -152,7 +152,7 @@ class Ledger:
 
 
 def recover_lost_leases(
-    ledger: Ledger | None = None, limit: int = BATCH, low: datetime | None = None
+    silence: SilenceWatch | None = None, limit: int = BATCH, low: datetime | None = None
 ) -> int:
     """End the attempts whose lease has run out; return how many.
 
@@ -160,28 +160,30 @@ def recover_lost_leases(
     one, and one that was last renewed before that does not count as the run's failure.
 
     Args:
-        ledger: what a beat knows of that, besides when Postgres started; and of its clock.
+        silence: what a beat knows of that, besides when Postgres started; and of its clock.
         limit: attempts in a batch.
         low: no lease that has run out did so earlier.
     """
-    if ledger is not None and not ledger.may_judge():
+    if silence is not None and not silence.may_judge():
         return 0
-    ledger = ledger or Ledger()
-    return _end(_leases(LOST, ledger, limit, low), ledger)
+    silence = silence or SilenceWatch()
+    return _end(_leases(LOST, silence, limit, low), silence)
 
 
-def recover_leases_ahead(ledger: Ledger, limit: int = BATCH) -> int:
+def recover_leases_ahead(silence: SilenceWatch, limit: int = BATCH) -> int:
     """End the attempts whose lease nobody renews, though by a clock that was stepped back it lasts.
 
     Returns:
         How many.
     """
-    return _end(ledger.over_by_now(_leases(AHEAD, ledger, limit)), ledger)
+    return _end(silence.over_by_now(_leases(AHEAD, silence, limit)), silence)
 
 
-def _leases(sql: str, ledger: Ledger, limit: int, low: datetime | None = None) -> list[_Lease]:
+def _leases(
+    sql: str, silence: SilenceWatch, limit: int, low: datetime | None = None
+) -> list[_Lease]:
     parameters: dict[str, Any] = {
-        "lease": settings.RUN_LEASE, "limit": limit, "back_at": ledger.back_at, "now": ledger.now,
+        "lease": settings.RUN_LEASE, "limit": limit, "back_at": silence.back_at, "now": silence.now,
         "low": low,
     }  # fmt: skip
     with connection.cursor() as cursor:
@@ -189,7 +191,7 @@ def _leases(sql: str, ledger: Ledger, limit: int, low: datetime | None = None) -
         return [_Lease(*row) for row in cursor.fetchall()]
 
 
-def _end(leases: Iterable[_Lease], ledger: Ledger) -> int:
+def _end(leases: Iterable[_Lease], silence: SilenceWatch) -> int:
     ended = 0
     for lost in leases:
         event(logger, "lease_expired", level=logging.WARNING, run=lost.run_id,
@@ -200,5 +202,5 @@ def _end(leases: Iterable[_Lease], ledger: Ledger) -> int:
         )
         with going_on(logger, "repair_failed"):
             ended += finish(lost.run_id, lost.attempt, replace(outcome, lease=lost.expires_at))
-        ledger.heard()
+        silence.heard()
     return ended

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 
 from scheduling import heartbeats
-from scheduling.beat import clock_steps, dispatch, firing, lost_leases, raising, upkeep
+from scheduling.beat import clock_steps, dispatch, escalation, firing, lost_leases, upkeep
 from scheduling.beat.looking import Look, Lookout
 from scheduling.beat.patient import REDIS_AWAY, Bell, PatientBroker
 from scheduling.beat.slices import Reach, Rests
@@ -44,7 +44,7 @@ T = TypeVar("T")
 TICK_MIN = 0.008  # seconds from one tick to the next, but for a ring: what comes due shares a tick
 SLEEP_MAX = 1.0  # seconds without a look at the ledger, at most
 BUSY_MAX = 1.0  # seconds of full batches before the rarer steps get their turn
-HELD_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
+LOCKED_PAUSE = 0.05  # seconds between looks at what is due and somebody holds
 LOOK_BACK_EVERY = 0.1  # seconds between looks at the past, where looks are narrow
 SILENT_AFTER = 6.0  # seconds without an answer after which a connection to the ledger is hung up
 PAUSE_MAX = 5.0  # seconds between tries while a service is away
@@ -84,7 +84,7 @@ class Scheduler(beat.Scheduler):
         self._redis_error: Exception | None = None  # of this tick
         self._next_in = 0.0
         self._lookout = Lookout()
-        self._ledger = lost_leases.Ledger()
+        self._silence = lost_leases.SilenceWatch()
         self._prepared: Any = None  # the connection that SESSION was said to
         self._rests = Rests()
         self._held = Reach(waiting.FIRST_ID, waiting.LAST_ID)
@@ -112,7 +112,7 @@ class Scheduler(beat.Scheduler):
     def setup_schedule(self) -> None:
         """Schedules are rows; those that code has are written there after `migrate`."""
         silence.waits.watch(seconds=SILENT_AFTER)
-        self._ledger.heard()
+        self._silence.heard()
         self._compare_with_code()
         upkeep.begin()
 
@@ -186,7 +186,7 @@ class Scheduler(beat.Scheduler):
                 due = bool(planned) or (next_due is not None and next_due <= 0)
                 published = self._publish(due=due)
                 fired = self._fire(published and published.room) if due else 0
-                self._ledger.heard()
+                self._silence.heard()
                 hints = published.hints if published else 0
                 full = max(planned, fired, hints) >= planning.BATCH
                 if not full or time.monotonic() >= busy_until:
@@ -203,7 +203,7 @@ class Scheduler(beat.Scheduler):
         if full or planned or fired or hints or raised or repaired:
             return 0.0
         if next_due is not None and next_due <= 0:
-            next_due = HELD_PAUSE
+            next_due = LOCKED_PAUSE
         elif self._rehearsed is not connection.connection and time.monotonic() >= self._rehearse_at:
             self._rehearse()
             return 0.0
@@ -222,7 +222,7 @@ class Scheduler(beat.Scheduler):
             self._prepare()
         asked = time.monotonic()
         look = self._lookout.look()
-        if step := self._ledger.said(look.now, asked):
+        if step := self._silence.said(look.now, asked):
             self._live_through(step)
         return look
 
@@ -278,7 +278,7 @@ class Scheduler(beat.Scheduler):
             return act()
         except REDIS_AWAY as error:
             self._redis_error = error
-            self._ledger.not_asked()
+            self._silence.not_asked()
             return None
 
     def _plan(self) -> int:
@@ -341,20 +341,20 @@ class Scheduler(beat.Scheduler):
             Whether a batch was full, so that there may be more.
         """
         full, lows = False, self._lookout.lows
-        lost = partial(lost_leases.recover_lost_leases, self._ledger, low=lows["leases"])
-        ahead = partial(lost_leases.recover_leases_ahead, self._ledger)
+        lost = partial(lost_leases.recover_lost_leases, self._silence, low=lows["leases"])
+        ahead = partial(lost_leases.recover_leases_ahead, self._silence)
         steps: tuple[tuple[str, bool, Callable[[], int]], ...] = (
             ("leases", look.leases_lost, lost),
-            ("ahead", self._ledger.looks_ahead(), ahead),
+            ("ahead", self._silence.looks_ahead(), ahead),
             ("expired", look.expired, partial(waiting.expire_waiting, low=lows["expired"])),
             ("held", look.held and time.monotonic() >= self._release_at, self._release),
-            ("backfills", look.backfills_held, backfill_pace.let_go),
+            ("backfills", look.backfills_held, backfill_pace.release),
         )
         for name, wanted, step in steps:
             if wanted and self._rests.over(name):
                 with going_on(logger, "repair_failed"):
                     full |= self._paced(name, step) >= waiting.BATCH
-                self._ledger.heard()
+                self._silence.heard()
         return full
 
     def _paced(self, name: str, step: Callable[[], int]) -> int:
@@ -393,13 +393,16 @@ class Scheduler(beat.Scheduler):
     def _raise(self, look: Look) -> int:
         lanes, lows, raised = self._lookout.lanes, self._lookout.lows, 0
         if look.deadlines and self._rests.over("deadlines"):
-            raise_for_deadlines = partial(
-                raising.raise_for_deadlines, passed=lows["passed"], near=lows["near"], lanes=lanes
+            escalate_for_deadlines = partial(
+                escalation.escalate_for_deadlines,
+                passed=lows["passed"],
+                near=lows["near"],
+                lanes=lanes,
             )
-            raised = self._paced("deadlines", raise_for_deadlines)
+            raised = self._paced("deadlines", escalate_for_deadlines)
         if time.monotonic() >= self._age_at:
-            raised += raising.raise_for_age(queued=lows["queued"], lanes=lanes)
-            self._age_at = time.monotonic() + raising.age_every().total_seconds()
+            raised += escalation.escalate_for_age(queued=lows["queued"], lanes=lanes)
+            self._age_at = time.monotonic() + escalation.age_every().total_seconds()
         return raised
 
     def _settle_failures(self, look: Look) -> int:
@@ -433,7 +436,7 @@ class Scheduler(beat.Scheduler):
             others = self._broker.sign_in()
         except REDIS_AWAY as error:  # beat says so when it needs Redis for a run
             logger.debug("not_signed_in", exc_info=error)
-            self._ledger.not_asked()
+            self._silence.not_asked()
             return
         self._shared = f"; {heartbeats.SHARED} {', '.join(others)}" if others else ""
         if others and time.monotonic() >= self._tell_shared_at:

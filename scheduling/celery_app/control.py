@@ -9,7 +9,7 @@ from celery.utils.functional import maybe_list
 
 from scheduling.celery_app.remote_control import is_command, signed
 from scheduling.celery_app.sending import set_up
-from scheduling.errors import EnqueueError, HeldError, SchedulingError
+from scheduling.errors import EnqueueError, RowLockedError, SchedulingError
 
 BY = "revoke"
 # Celery makes arguments of the command of all others.
@@ -70,7 +70,7 @@ def _revoke(task_ids: Any, *, terminate: bool) -> None:
         if run_id is not None and terminate:
             try:
                 waiting.cancel(run_id, by=BY)
-            except HeldError:
+            except RowLockedError:
                 raise  # it has not been cancelled, and nobody will
             except SchedulingError:
                 pass  # no run, or one that has ended

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Coalesce, Now
 
-from scheduling.errors import HeldError, SchedulingError
+from scheduling.errors import RowLockedError, SchedulingError
 from scheduling.execution.finishing import apply, record
 from scheduling.logs import event
 from scheduling.models import FINAL, WAITING_SQL, Run, State
@@ -77,7 +77,7 @@ def cancel(run_id: UUID, *, by: str) -> Run:
 
     Raises:
         SchedulingError: there is no such run, or it is final already.
-        HeldError: somebody has held its row for PATIENCE seconds.
+        RowLockedError: another transaction has locked its row for PATIENCE seconds.
     """
     where = f"id = %(id)s AND state IN ({WAITING_SQL})"
     until = time.monotonic() + PATIENCE
@@ -93,7 +93,9 @@ def cancel(run_id: UUID, *, by: str) -> Run:
         if run.state in FINAL:
             raise SchedulingError(f"run {run_id} is {run.state} already: nothing to cancel.")
         if time.monotonic() > until:
-            raise HeldError(f"run {run_id} is held by somebody: cancel it again in a moment.")
+            raise RowLockedError(
+                f"run {run_id} is locked by another transaction: cancel it again in a moment."
+            )
         time.sleep(0.01)  # beat, a claim, or what only began to run just now
 
 

@@ -30,7 +30,7 @@ SELECT b.id, b.cancelled_at IS NOT NULL, b.cancelled_by
 
 # A frozen beat must let go of its rows. And held runs are read in the order of their index: left
 # alone, before its statistics know of them, Postgres sorts 100,000 of them for a handful.
-LET_GO_SETTINGS = """
+RELEASE_SETTINGS = """
 SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL enable_sort = off
 """
 
@@ -40,7 +40,7 @@ SELECT id FROM scheduling_backfill WHERE id = ANY(%s) AND cancelled_at IS NULL
 """
 
 # A statement of its own, once the locks are held: what another beat let go before is seen.
-LET_GO = """
+RELEASE = """
 WITH next AS MATERIALIZED (
     SELECT held.id FROM scheduling_backfill b
      CROSS JOIN LATERAL (
@@ -56,7 +56,7 @@ UPDATE scheduling_run r SET state = 'scheduled', run_at = statement_timestamp()
 """
 
 
-def let_go() -> int:
+def release() -> int:
     """Make runs of backfills scheduled, as far as their concurrency has room; return how many.
 
     What is left of a cancelled one, whose canceller died, is cancelled here.
@@ -71,10 +71,10 @@ def let_go() -> int:
     if not open_ones:
         return 0
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(LET_GO_SETTINGS)
+        cursor.execute(RELEASE_SETTINGS)
         cursor.execute(LOCK, [open_ones])
         locked = [row[0] for row in cursor.fetchall()]
-        cursor.execute(LET_GO, [locked])
+        cursor.execute(RELEASE, [locked])
         count = int(cursor.rowcount)
     if count:
         event(logger, "backfills_went_on", runs=count)

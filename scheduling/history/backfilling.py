@@ -22,7 +22,7 @@ from kombu.utils.json import loads
 
 from scheduling import clock, recurrence
 from scheduling.broker.doorbell import ring_on_commit
-from scheduling.errors import EnqueueError, HeldError, ScheduleError
+from scheduling.errors import EnqueueError, RowLockedError, ScheduleError
 from scheduling.execution import waiting
 from scheduling.history import backfill_pace
 from scheduling.ids import uuid7
@@ -187,8 +187,8 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
 
     Raises:
         ScheduleError: there is no such backfill, or all its runs are final.
-        HeldError: somebody has held some of its runs for `waiting.PATIENCE` seconds; the others
-            are cancelled then.
+        RowLockedError: another transaction has locked some of its runs for `waiting.PATIENCE`
+            seconds; the other runs are cancelled.
     """
     until = time.monotonic() + waiting.PATIENCE
     with transaction.atomic():
@@ -198,7 +198,7 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
         open_one = Backfill.objects.filter(pk=backfill_id, cancelled_at=None)
         open_one.update(cancelled_at=Now(), cancelled_by=by[:150])
         closed, told = backfill_pace.cancel_runs(backfill_id, by)
-    while held := backfill_pace.untold(backfill_id):  # rows that somebody held: beat, a worker
+    while held := backfill_pace.untold(backfill_id):  # beat or a worker had locked these rows
         if time.monotonic() > until:
             break
         time.sleep(0.01)
@@ -206,9 +206,9 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
         closed, told = closed + more[0], told + more[1]
     event(logger, "backfill_cancelled", backfill=backfill_id, cancelled=closed, told=told, by=by)
     if held:
-        raise HeldError(
-            f"backfill {backfill_id} is cancelled but for runs that somebody holds: cancel it again"
-            " in a moment."
+        raise RowLockedError(
+            f"backfill {backfill_id} is cancelled except for runs that another transaction has"
+            " locked: cancel it again in a moment."
         )
     return progress(backfill)
 

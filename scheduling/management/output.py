@@ -14,9 +14,9 @@ from scheduling.models import Backfill, Calendar, FailureGroup, Policy, Run
 from scheduling.recurrence import WEEKDAYS
 from scheduling.registry import attempts_allowed
 from scheduling.schedules import NextOccurrence
-from scheduling.schedules.auditing import Moved
 from scheduling.schedules.editing import Edit
 from scheduling.schedules.standing import Standing
+from scheduling.schedules.upgrade_check import Moved
 
 Row = tuple[str, ...]
 

@@ -8,12 +8,12 @@ from scheduling.history.backfilling import Extent
 from scheduling.management import output
 from scheduling.models import Policy
 from scheduling.schedules import NextOccurrence
-from scheduling.schedules.auditing import Moved
 from scheduling.schedules.deciding import where_it_goes
 from scheduling.schedules.editing import LOOK_AHEAD, Edit
 from scheduling.schedules.planning import rule_version
 from scheduling.schedules.policies import POLICIES
 from scheduling.schedules.standing import Standing, is_paused
+from scheduling.schedules.upgrade_check import Moved
 
 # A pause until an instant lasts over what is due then.
 TICK = timedelta(microseconds=1)

@@ -124,7 +124,7 @@ def occurrences_changed(
     if old == new and switches[0] == switches[1]:
         return None
     anchor = plan.anchor_at or plan.plan_from
-    counts_anew = new.is_interval and not same_rule(new.fingerprint(), old.fingerprint())
+    counts_anew = new.is_interval and not same_rule(new.serialised(), old.serialised())
     was = None if plan.done else _fires(before, anchor, now)
     will = _fires(after, now if counts_anew else anchor, now)
     return recurrence.difference(was, will, now, now + LOOK_AHEAD)

@@ -173,7 +173,7 @@ def all_changed(rows: Sequence[tuple[Any, ...]]) -> list[Changed]:
 
 def plan(schedule: Changed) -> Planned:
     """Return a changed schedule's plan: its next instant after the edit, or why there is none."""
-    fingerprint = schedule.fields.fingerprint()
+    fingerprint = schedule.fields.serialised()
     anchor = schedule.anchor_at
     same = same_rule(fingerprint, schedule.rule)
     if schedule.fields.is_interval and (anchor is None or not same):

@@ -18,7 +18,7 @@ from django.db import connection, transaction
 
 from scheduling.logs import event
 from scheduling.postgres.infinity import saturated
-from scheduling.schedules import auditing, calendars
+from scheduling.schedules import calendars, upgrade_check
 from scheduling.schedules.rules import CALENDAR, RULE_JOINS
 
 logger = logging.getLogger(__name__)
@@ -277,13 +277,13 @@ def _ask(suspects: Mapping[int, int | None]) -> list[int]:
     Args:
         suspects: schedules, with the calendars that they follow.
     """
-    found = [one for one in auditing.compared(list(suspects)) if one.edited]
+    found = [one for one in upgrade_check.compared(list(suspects)) if one.edited]
     touched = {suspects[one.schedule_id] for one in found if one.days_off_edited} - {None}
     asked = [one.schedule_id for one in found]
     if asked:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(TOUCH, [list(touched)])
-            cursor.execute(auditing.ASK, [asked])
+            cursor.execute(upgrade_check.ASK, [asked])
     return asked
 
 

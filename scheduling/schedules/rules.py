@@ -53,7 +53,7 @@ class RuleFields(NamedTuple):
         except RecurrenceError:
             return False
 
-    def fingerprint(self) -> str:
+    def serialised(self) -> str:
         """Return a text that changes whenever the rule does, but for its end.
 
         It is kept in Plan.rule.

@@ -16,7 +16,7 @@ from scheduling.management import schedule_words as words
 from scheduling.management.command import LedgerCommand, add_call_options, user_name
 from scheduling.models import UNFINISHED, Priority, Run
 from scheduling.registry import encode
-from scheduling.schedules import Cron, Every, Once, auditing, editing, from_code
+from scheduling.schedules import Cron, Every, Once, editing, from_code, upgrade_check
 from scheduling.schedules.rule_rows import CRON_FIELDS
 from scheduling.schedules.standing import standing, standings
 
@@ -210,13 +210,13 @@ class Command(LedgerCommand):
         """Print the schedules whose next instant an upgrade has moved; have all planned anew."""
         counts = {"seen": 0, "moved": 0}
 
-        def moved() -> Iterator[auditing.Moved]:
-            for batch in auditing.audit(every=options["all"]):
+        def moved() -> Iterator[upgrade_check.Moved]:
+            for batch in upgrade_check.check(every=options["all"]):
                 counts["seen"] += len(batch.schedule_ids)
                 counts["moved"] += len(batch.moved)
                 yield from batch.moved
                 if options["fix"]:
-                    auditing.plan_anew(batch)
+                    upgrade_check.plan_anew(batch)
 
         if options["json"]:
             self.say_lines(output.json_array(map(output.moved_json, moved())))

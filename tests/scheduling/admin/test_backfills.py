@@ -28,7 +28,7 @@ def backfill() -> Backfill:
     made = backfilling.start(
         schedules.named(row.name), first, last, by="ann", now=datetime(2026, 11, 21, tzinfo=UTC)
     )
-    backfill_pace.let_go()
+    backfill_pace.release()
     return made
 
 

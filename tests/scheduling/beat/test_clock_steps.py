@@ -8,7 +8,7 @@ from pytest_django import Settings
 from scheduling import clock
 from scheduling.beat import clock_steps
 from scheduling.beat.clock_steps import ClockSteps
-from scheduling.beat.lost_leases import Ledger, recover_leases_ahead, recover_lost_leases
+from scheduling.beat.lost_leases import SilenceWatch, recover_leases_ahead, recover_lost_leases
 from scheduling.models import Run, State
 from tests.scheduling.ledger import NOON, run
 from tests.waiting import wait_for
@@ -59,50 +59,50 @@ class TestLeases:
     def _short(self, settings: Settings) -> None:
         settings.RUN_LEASE = timedelta(seconds=0.2)
 
-    def ledger(self) -> Ledger:
+    def silence(self) -> SilenceWatch:
         """Return what a beat knows that has looked for long enough to judge."""
-        ledger = Ledger()
-        ledger.said(clock.now())
-        wait_for(ledger.may_judge)
-        return ledger
+        silence = SilenceWatch()
+        silence.said(clock.now())
+        wait_for(silence.may_judge)
+        return silence
 
     def test_after_a_step_they_are_judged_a_lease_later_and_count_no_failure(self) -> None:
-        ledger = self.ledger()
+        silence = self.silence()
         made = run(State.RUNNING, lease_expires_at=clock.now() + timedelta(seconds=50))
-        assert ledger.said(clock.now() + timedelta(seconds=60)) == pytest.approx(60, abs=0.1)
+        assert silence.said(clock.now() + timedelta(seconds=60)) == pytest.approx(60, abs=0.1)
         Run.objects.update(lease_expires_at=clock.now())  # as if the clock had come by
-        assert recover_lost_leases(ledger) == 0
-        ledger.said(clock.now())
-        assert recover_lost_leases(ledger) == 0
-        wait_for(lambda: not ledger.said(clock.now()) and recover_lost_leases(ledger))
+        assert recover_lost_leases(silence) == 0
+        silence.said(clock.now())
+        assert recover_lost_leases(silence) == 0
+        wait_for(lambda: not silence.said(clock.now()) and recover_lost_leases(silence))
         assert (Run.objects.get().pk, Run.objects.get().failures) == (made.pk, 0)
 
     def test_a_clock_that_is_stepped_between_look_and_judgement_ends_no_lease(self) -> None:
-        ledger = self.ledger()
-        ledger.said(clock.now() - timedelta(milliseconds=1))
+        silence = self.silence()
+        silence.said(clock.now() - timedelta(milliseconds=1))
         run(State.RUNNING, lease_expires_at=clock.now())
-        assert recover_lost_leases(ledger) == 0
+        assert recover_lost_leases(silence) == 0
 
     def test_one_from_before_a_step_back_is_over_when_nobody_has_renewed_it_for_a_lease(
         self,
     ) -> None:
-        ledger = self.ledger()
+        silence = self.silence()
         lost = run(State.RUNNING, lease_expires_at=clock.now() + timedelta(seconds=60.1))
         alive = run(State.RUNNING, lease_expires_at=clock.now() + timedelta(seconds=60.1))
-        ledger.said(clock.now() + timedelta(seconds=60))
-        ledger.said(clock.now())
-        wait_for(ledger.looks_ahead)
-        assert recover_leases_ahead(ledger) == 0
+        silence.said(clock.now() + timedelta(seconds=60))
+        silence.said(clock.now())
+        wait_for(silence.looks_ahead)
+        assert recover_leases_ahead(silence) == 0
         Run.objects.filter(pk=alive.pk).update(lease_expires_at=clock.now() + timedelta(seconds=9))
-        wait_for(lambda: ledger.looks_ahead() and recover_leases_ahead(ledger))
+        wait_for(lambda: silence.looks_ahead() and recover_leases_ahead(silence))
         assert [run.pk for run in Run.objects.filter(attempt=2)] == [lost.pk]
 
     def test_one_of_a_worker_with_longer_leases_is_left_alone(self) -> None:
-        ledger = self.ledger()
+        silence = self.silence()
         run(State.RUNNING, lease_expires_at=clock.now() + timedelta(seconds=3))
-        assert recover_leases_ahead(ledger) == 0
-        wait_for(ledger.looks_ahead)
-        assert recover_leases_ahead(ledger) == 0, "it is renewed each second only"
+        assert recover_leases_ahead(silence) == 0
+        wait_for(silence.looks_ahead)
+        assert recover_leases_ahead(silence) == 0, "it is renewed each second only"
 
 
 @pytest.mark.django_db

@@ -200,7 +200,7 @@ class TestAnEditDuringAnOutage:
 
     def edited(self, first: datetime, fields: RuleFields = MINUTELY, **columns: Any) -> Due:
         """Return an hourly plan due since `first` that was given another rule at 11:30."""
-        old = {"rule": HOURLY.fingerprint(), "replaced_at": at(11, 30)}
+        old = {"rule": HOURLY.serialised(), "replaced_at": at(11, 30)}
         return due(first, fields, needs_plan=True, **{**old, **columns})
 
     def test_latest_counts_what_the_old_rule_missed_until_then(self) -> None:
@@ -215,7 +215,7 @@ class TestAnEditDuringAnOutage:
 
     def test_all_goes_on_with_the_old_rule_in_the_next_step(self) -> None:
         first = at(11, 30) - timedelta(minutes=300)
-        plan = self.edited(first, HOURLY, catch_up="all", rule=MINUTELY.fingerprint())
+        plan = self.edited(first, HOURLY, catch_up="all", rule=MINUTELY.serialised())
         runs, moved = decide(plan, NONE_LEFT)
         assert len(runs) == CATCH_UP_STEP
         assert moved.next_due_at == first + timedelta(minutes=CATCH_UP_STEP)
@@ -234,7 +234,7 @@ class TestAnEditDuringAnOutage:
         assert moved.next_due_at is None
 
     def test_an_interval_counts_from_its_old_anchor(self) -> None:
-        old = RuleFields(every=90, period="minutes").fingerprint()
+        old = RuleFields(every=90, period="minutes").serialised()
         (only,), _ = decide(self.edited(at(8), rule=old, anchor_at=at(8)), NONE_LEFT)
         assert only.coalesced == 2
 

@@ -250,7 +250,7 @@ class TestAlike:
             **edited,
             next_due_at=now - timedelta(minutes=100),
             anchor_at=now - timedelta(minutes=100),
-            rule=RuleFields(every=30, period="minutes").fingerprint(),
+            rule=RuleFields(every=30, period="minutes").serialised(),
         )
         replaced = overdue("replaced in time", crontab=crontab("0"))
         last = now - timedelta(days=1)

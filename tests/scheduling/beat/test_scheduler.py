@@ -416,7 +416,7 @@ class TestAfterAnOutage:
         set_plan(row, clock.now() - timedelta(seconds=1))
         with second_connection() as somebody:
             somebody.execute("SELECT 1 FROM scheduling_plan FOR UPDATE")
-            assert scheduler.run_once() == beat.HELD_PAUSE
+            assert scheduler.run_once() == beat.LOCKED_PAUSE
 
     def test_a_time_set_minutes_in_the_past_is_fired_at_once(self, scheduler: Scheduler) -> None:
         settle(scheduler)
@@ -440,8 +440,8 @@ class TestLeasesAfterASilence:
         """A beat that has heard nothing of the ledger for a minute."""
         scheduler = make()
         scheduler.run_once()
-        assert scheduler._ledger.heard_at is not None
-        scheduler._ledger.heard_at -= 60
+        assert scheduler._silence.heard_at is not None
+        scheduler._silence.heard_at -= 60
         return scheduler
 
     def test_they_are_judged_a_lease_later_and_count_no_failure(self, scheduler: Scheduler) -> None:
@@ -464,8 +464,8 @@ class TestLeasesAfterASilence:
         assert Run.objects.get(pk=made.pk).failures == 1
 
     def test_a_long_wait_for_redis_is_no_silence_of_the_ledger(self, scheduler: Scheduler) -> None:
-        wait_for(scheduler._ledger.may_judge)
-        scheduler._ledger.not_asked()
+        wait_for(scheduler._silence.may_judge)
+        scheduler._silence.not_asked()
         made = run(State.RUNNING, lease_expires_at=clock.now())
         scheduler.run_once()
         assert Run.objects.get(pk=made.pk).failures == 1

@@ -13,7 +13,7 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from scheduling import clock, schedules
 from scheduling.beat import firing
-from scheduling.errors import EnqueueError, HeldError, ScheduleError
+from scheduling.errors import EnqueueError, RowLockedError, ScheduleError
 from scheduling.execution import waiting
 from scheduling.execution.finishing import finish
 from scheduling.execution.waiting import release_held
@@ -296,40 +296,40 @@ def test_of_two_that_are_asked_for_at_once_the_second_sees_the_first() -> None:
 class TestLettingGo:
     def test_the_oldest_go_first_as_many_as_may_run_at_once(self) -> None:
         backfill = start(hourly(), concurrency=2)
-        assert backfill_pace.let_go() == 2
+        assert backfill_pace.release() == 2
         assert states(backfill) == ["scheduled", "scheduled", "held", "held", "held"]
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
 
     def test_what_ends_makes_room(self) -> None:
         backfill = start(hourly())
         for left in (4, 3, 2, 1, 0):
-            assert backfill_pace.let_go() == 1
+            assert backfill_pace.release() == 1
             assert states(backfill).count("held") == left
             end(claimed(backfill))
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
         assert backfilling.progress(backfill).states == {"succeeded": 5}
 
     def test_a_retry_keeps_its_place(self) -> None:
         backfill = start(hourly())
-        backfill_pace.let_go()
+        backfill_pace.release()
         (one,) = claimed(backfill)
         finish(one.pk, 1, Outcome(State.SCHEDULED, failed=True, lower=True))
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
         one.refresh_from_db()
         assert (one.backfill_id, one.attempt, one.priority) == (backfill.pk, 2, Priority.LOW)
 
     def test_each_has_its_own_limit(self) -> None:
         first = start(hourly())
         second = start(hourly(name="other"), concurrency=2)
-        assert backfill_pace.let_go() == 3
+        assert backfill_pace.release() == 3
         end(claimed(first))
-        assert backfill_pace.let_go() == 1
+        assert backfill_pace.release() == 1
         assert states(second) == ["scheduled", "scheduled", "held", "held", "held"]
 
     def test_a_run_that_was_cancelled_while_held_is_passed_over(self) -> None:
         backfill = start(hourly())
         waiting.cancel(runs_of(schedules.named("nightly"))[0].pk, by="ann")
-        backfill_pace.let_go()
+        backfill_pace.release()
         assert states(backfill) == ["cancelled", "scheduled", "held", "held", "held"]
 
     @pytest.mark.usefixtures("bare_runs")
@@ -354,8 +354,8 @@ class TestLettingGo:
     def test_it_reads_no_more_of_what_is_held_than_it_lets_go(self) -> None:
         backfill = start(hourly())
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(backfill_pace.LET_GO_SETTINGS)
-            cursor.execute(f"EXPLAIN {backfill_pace.LET_GO}", [[backfill.pk]])
+            cursor.execute(backfill_pace.RELEASE_SETTINGS)
+            cursor.execute(f"EXPLAIN {backfill_pace.RELEASE}", [[backfill.pk]])
             plan = "\n".join(line for (line,) in cursor.fetchall())
         assert "Sort" not in plan
         assert "run_backfill_held" in plan
@@ -365,9 +365,9 @@ class TestLettingGo:
 class TestManyBeats:
     def test_together_they_let_go_no_more_than_one_alone(self) -> None:
         backfill = start(hourly(), since=at(0), concurrency=3)
-        beats = [in_thread(backfill_pace.let_go) for _ in range(6)]
+        beats = [in_thread(backfill_pace.release) for _ in range(6)]
         assert sum(beat.result(10) for beat in beats) <= 3
-        backfill_pace.let_go()
+        backfill_pace.release()
         assert states(backfill).count("scheduled") == 3
 
     def test_one_that_sees_an_old_count_lets_go_nothing(self) -> None:
@@ -376,13 +376,13 @@ class TestManyBeats:
             other.execute(
                 "SELECT 1 FROM scheduling_backfill WHERE id = %s FOR NO KEY UPDATE", [backfill.pk]
             )
-            assert backfill_pace.let_go() == 0, "another beat has it"
+            assert backfill_pace.release() == 0, "another beat has it"
             other.execute(
                 "UPDATE scheduling_run SET state = 'scheduled' WHERE id ="
                 " (SELECT id FROM scheduling_run WHERE state = 'held' ORDER BY due_at LIMIT 1)"
             )
             other.commit()
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
         assert states(backfill).count("scheduled") == 1
 
     def test_a_run_that_somebody_holds_is_passed_over(self) -> None:
@@ -390,7 +390,7 @@ class TestManyBeats:
         first = runs_of(schedules.named("nightly"))[0]
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run WHERE id = %s FOR UPDATE", [first.pk])
-            assert backfill_pace.let_go() == 1
+            assert backfill_pace.release() == 1
             assert states(backfill) == ["held", "scheduled", "held", "held", "held"]
 
 
@@ -398,7 +398,7 @@ class TestManyBeats:
 class TestCancelling:
     def test_what_waits_is_cancelled_and_what_runs_is_told(self) -> None:
         backfill = start(hourly(), concurrency=2)
-        backfill_pace.let_go()
+        backfill_pace.release()
         running = claimed(backfill)[0]
         Run.objects.filter(state=State.RUNNING).exclude(pk=running.pk).update(
             state=State.QUEUED, lease_expires_at=None
@@ -412,11 +412,11 @@ class TestCancelling:
         assert backfill.cancelled_at is not None
         reasons = set(Run.objects.filter(state="cancelled").values_list("reason", flat=True))
         assert reasons == {"backfill cancelled by ben"}
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
 
     def test_an_attempt_that_fails_after_it_is_not_retried(self) -> None:
         backfill = start(hourly())
-        backfill_pace.let_go()
+        backfill_pace.release()
         (running,) = claimed(backfill)
         backfilling.cancel(backfill.pk, by="ben")
         finish(running.pk, 1, Outcome(State.SCHEDULED, failed=True))
@@ -431,7 +431,7 @@ class TestCancelling:
 
     def test_one_that_has_ended_or_never_was_is_refused(self) -> None:
         backfill = start(hourly(), at(12))
-        backfill_pace.let_go()
+        backfill_pace.release()
         end(claimed(backfill))
         with pytest.raises(ScheduleError, match="has ended already"):
             backfilling.cancel(backfill.pk, by="ben")
@@ -441,12 +441,12 @@ class TestCancelling:
     def test_what_a_canceller_left_that_died_is_cancelled_by_beat(self) -> None:
         backfill = start(hourly())
         Backfill.objects.update(cancelled_at=clock.now(), cancelled_by="ben")
-        assert backfill_pace.let_go() == 0
+        assert backfill_pace.release() == 0
         assert set(states(backfill)) == {"cancelled"}
 
     def test_it_can_be_asked_for_again_while_something_runs(self) -> None:
         backfill = start(hourly())
-        backfill_pace.let_go()
+        backfill_pace.release()
         claimed(backfill)
         backfilling.cancel(backfill.pk, by="ben")
         assert backfilling.cancel(backfill.pk, by="eve").states["running"] == 1
@@ -470,7 +470,7 @@ def test_cancelling_waits_for_a_row_that_somebody_holds() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_the_end_of_a_run_wakes_beat_for_the_next_one(redis_client: redis.Redis) -> None:
     backfill = start(hourly())
-    backfill_pace.let_go()
+    backfill_pace.release()
     (one,) = claimed(backfill)
     with redis_client.pubsub() as bell:  # type: ignore[no-untyped-call]
         bell.subscribe("scheduling.bell")
@@ -491,7 +491,7 @@ class TestCancellingWhatSomebodyHolds:
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run WHERE id = %s FOR UPDATE", [first.pk])
             cancelling = in_thread(lambda: backfilling.cancel(backfill.pk, by="ben"))
-            with pytest.raises(HeldError, match="somebody holds: cancel it again"):
+            with pytest.raises(RowLockedError, match="locked: cancel it again"):
                 cancelling.result(5)
             assert states(backfill) == ["held", *["cancelled"] * 4]
         assert backfilling.cancel(backfill.pk, by="ben").states == {"cancelled": 5}
@@ -502,7 +502,7 @@ class TestCancellingWhatSomebodyHolds:
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run FOR UPDATE")
             cancelling = in_thread(lambda: waiting.cancel(held.pk, by="ben"))
-            with pytest.raises(HeldError, match=f"{held.pk} is held by somebody"):
+            with pytest.raises(RowLockedError, match=f"{held.pk} is locked by another"):
                 cancelling.result(5)
         assert waiting.cancel(held.pk, by="ben").state != State.SCHEDULED
 
@@ -511,5 +511,5 @@ class TestCancellingWhatSomebodyHolds:
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run FOR UPDATE")
             revoking = in_thread(lambda: AsyncResult(str(held.pk)).revoke(terminate=True))
-            with pytest.raises(HeldError, match="cancel it again"):
+            with pytest.raises(RowLockedError, match="cancel it again"):
                 revoking.result(5)

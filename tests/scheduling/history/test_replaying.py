@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 
 from scheduling import clock
-from scheduling.beat.raising import raise_for_deadlines
+from scheduling.beat.escalation import escalate_for_deadlines
 from scheduling.errors import SchedulingError
 from scheduling.execution.finishing import finish
 from scheduling.history.replaying import Replayed, find, replay_all
@@ -182,7 +182,7 @@ class TestReplayAll:
         retry = Outcome(State.SCHEDULED, failed=True, lower=True, call=NextCall(priority=asked))
         assert finish(old.pk, 1, retry)
         Run.objects.filter(pk=old.pk).update(deadline=NOON)
-        assert raise_for_deadlines() == 1
+        assert escalate_for_deadlines() == 1
         Run.objects.filter(pk=old.pk).update(state=State.FAILED, finished_at=clock.now())
         assert Run.objects.get(pk=old.pk).priority == Priority.FRONT
         assert replay(old.pk, by="ana").priority == Priority[alone]

@@ -125,7 +125,7 @@ class TestLookingAtThem:
     def test_the_list_says_how_far_each_is(self) -> None:
         assert "schedule backfill NAME" in called("backfill", "list").out
         made = started()
-        backfill_pace.let_go()
+        backfill_pace.release()
         _, line, _ = called("backfill", "list").lines
         assert line.split()[:2] == [str(made.pk), "nightly"]
         assert line.endswith("  9     9     going on")

@@ -15,7 +15,7 @@ from scheduling.beat import firing
 from scheduling.errors import CalendarError
 from scheduling.history import backfilling
 from scheduling.models import Calendar, ExcludedDate, Plan, Policy, Run, State
-from scheduling.schedules import auditing, calendars, editing, planning
+from scheduling.schedules import calendars, editing, planning, upgrade_check
 from scheduling.schedules.deciding import Due, Unfinished, decide
 from scheduling.schedules.planning import Changed, plan
 from scheduling.schedules.rules import RuleFields
@@ -494,7 +494,7 @@ class TestPlanning:
     def test_a_change_of_days_off_keeps_the_anchor(self) -> None:
         bare = RuleFields(every=7, period="days")
         fields = bare._replace(days_off=WEEKEND, excluded_day="next")
-        made = plan(changed(fields, anchor_at=SATURDAY - 7 * DAY, rule=bare.fingerprint()))
+        made = plan(changed(fields, anchor_at=SATURDAY - 7 * DAY, rule=bare.serialised()))
         assert (made.anchor_at, made.next_due_at) == (SATURDAY - 7 * DAY, MONDAY)
 
     @pytest.mark.parametrize(("excluded_day", "expected"), [("next", MONDAY), ("previous", NOON)])
@@ -508,9 +508,9 @@ class TestPlanning:
     def test_a_single_instant_that_an_edit_moves_into_the_past_stands(self) -> None:
         bare = RuleFields(clocked_time=SATURDAY)
         fields = bare._replace(days_off=WEEKEND, excluded_day="previous")
-        made = plan(changed(fields, rule=bare.fingerprint()))
+        made = plan(changed(fields, rule=bare.serialised()))
         assert made.next_due_at == SATURDAY - DAY
-        over = plan(changed(fields, rule=bare.fingerprint(), plan_from=MONDAY))
+        over = plan(changed(fields, rule=bare.serialised(), plan_from=MONDAY))
         assert over.next_due_at is None
 
     def test_the_plan_says_which_holidays_it_was_made_with(self) -> None:
@@ -599,8 +599,8 @@ class TestFiring:
         days = calendar(country="DE")
         row = schedule(crontab=crontab("0", "9"), policy={"calendar": days})
         planning.plan_changed()
-        assert not [batch for batch in auditing.audit() if row.pk in batch.schedule_ids]
+        assert not [batch for batch in upgrade_check.check() if row.pk in batch.schedule_ids]
         older = f"{planning.rule_version()}/holidays 0.1"
         Plan.objects.filter(pk=row.pk).update(rule_version=older, next_due_at=NEXT_YEAR)
-        (moved,) = [moved for batch in auditing.audit() for moved in batch.moved]
+        (moved,) = [moved for batch in upgrade_check.check() for moved in batch.moved]
         assert (moved.schedule_id, moved.planned, moved.version) == (row.pk, NEXT_YEAR, older)

@@ -123,7 +123,7 @@ class TestIntervals:
 
     def test_an_anchor_survives_whatever_leaves_the_rule_alone(self) -> None:
         anchor = NOON - timedelta(days=3)
-        rule = EVERY_WEEK.fingerprint()
+        rule = EVERY_WEEK.serialised()
         assert next_of(EVERY_WEEK, anchor_at=anchor, rule=rule) == NOON + timedelta(days=4)
 
     def test_another_interval_counts_from_its_own_edit(self) -> None:
@@ -137,7 +137,7 @@ class TestIntervals:
     def test_a_new_expiry_leaves_the_anchor_alone(self) -> None:
         anchor = NOON - timedelta(days=3)
         fields = EVERY_WEEK._replace(expires=at(12, day=30))
-        planned = plan(changed(fields, anchor_at=anchor, rule=EVERY_WEEK.fingerprint()))
+        planned = plan(changed(fields, anchor_at=anchor, rule=EVERY_WEEK.serialised()))
         assert planned.next_due_at == NOON + timedelta(days=4)
 
 
@@ -146,11 +146,11 @@ class TestClocked:
         assert next_of(CLOCKED) == at(9)
 
     def test_it_does_not_stand_again_once_it_has_fired(self) -> None:
-        assert next_of(CLOCKED, last_due_at=at(9), rule=CLOCKED.fingerprint()) is None
+        assert next_of(CLOCKED, last_due_at=at(9), rule=CLOCKED.serialised()) is None
         assert next_of(CLOCKED, last_due_at=at(9)) is None
 
     def test_enabling_it_after_its_time_does_not_fire_it(self) -> None:
-        assert next_of(CLOCKED, rule=CLOCKED.fingerprint()) is None
+        assert next_of(CLOCKED, rule=CLOCKED.serialised()) is None
 
     def test_a_new_earlier_time_stands(self) -> None:
         assert next_of(CLOCKED, last_due_at=at(10), rule="other") == at(9)

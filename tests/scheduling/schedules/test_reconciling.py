@@ -19,7 +19,7 @@ from django_celery_beat.models import (
 
 from scheduling import clock
 from scheduling.models import Calendar, ExcludedDate, Plan, Policy
-from scheduling.schedules import auditing, last_runs, planning, reconciling
+from scheduling.schedules import last_runs, planning, reconciling, upgrade_check
 from scheduling.schedules.rules import fields_of
 from scheduling.schedules.standing import standing
 from tests.scheduling.ledger import (
@@ -170,7 +170,7 @@ class TestEditsThatNoTriggerSaw:
     def test_a_one_off_that_was_armed_again_is_planned(self) -> None:
         row = planned(one_off=True)
         set_plan(row, None, done=True, last_due_at=clock.now(), fired_count=1,
-                 rule=fields_of(row).fingerprint())  # fmt: skip
+                 rule=fields_of(row).serialised())  # fmt: skip
         last_runs.copy_forgotten()
         planning.plan_changed()
         row.refresh_from_db()
@@ -184,7 +184,7 @@ class TestEditsThatNoTriggerSaw:
     def test_one_that_has_just_fired_and_is_not_copied_yet_stays_done(self) -> None:
         row = planned(one_off=True)
         set_plan(row, None, done=True, last_due_at=clock.now(), fired_count=1,
-                 rule=fields_of(row).fingerprint())  # fmt: skip
+                 rule=fields_of(row).serialised())  # fmt: skip
         assert reconciling.reconcile() == {}
         assert plan_of(row).done
 
@@ -228,11 +228,11 @@ def test_plans_as_they_should_be_are_told_without_computing_them(
         clocked_time=clock.now() + timedelta(hours=1)))  # fmt: skip
     computed = list[int]()
 
-    def compared(ids: Sequence[int]) -> list[auditing.Compared]:
+    def compared(ids: Sequence[int]) -> list[upgrade_check.Compared]:
         computed.extend(ids)
         return []
 
-    monkeypatch.setattr(auditing, "compared", compared)
+    monkeypatch.setattr(upgrade_check, "compared", compared)
     reconciling.ask_where_overlooked()
     names = PeriodicTask.objects.filter(pk__in=computed).values_list("name", flat=True)
     assert list(names) == []

@@ -86,16 +86,16 @@ def test_every_field_is_in_the_fingerprint() -> None:
         "latitude": Decimal(1), "longitude": Decimal(2), "start_time": NOON, "expires": NOON,
         "days_off": WEEKEND,
     }  # fmt: skip
-    prints = {RuleFields(**{name: value}).fingerprint() for name, value in values.items()}
+    prints = {RuleFields(**{name: value}).serialised() for name, value in values.items()}
     assert len(prints) == len(values) == len(RuleFields._fields) - 1
-    ways = {RuleFields(days_off=WEEKEND, excluded_day=way).fingerprint() for way in ExcludedDay}
+    ways = {RuleFields(days_off=WEEKEND, excluded_day=way).serialised() for way in ExcludedDay}
     assert len(ways) == 3
 
 
 def test_a_rule_is_the_same_whatever_its_calendar() -> None:
-    one, other = HOURLY.fingerprint(), HOURLY._replace(days_off=WEEKEND).fingerprint()
+    one, other = HOURLY.serialised(), HOURLY._replace(days_off=WEEKEND).serialised()
     assert same_rule(one, other)
-    assert not same_rule(one, HOURLY._replace(hour="1", days_off=WEEKEND).fingerprint())
+    assert not same_rule(one, HOURLY._replace(hour="1", days_off=WEEKEND).serialised())
 
 
 def test_days_off_of_a_rule_without_a_zone_are_those_of_the_site(settings: Any) -> None:
@@ -129,7 +129,7 @@ def test_the_orm_and_sql_read_the_same_fields(kind: str) -> None:
         cursor.execute(f"{sql} WHERE t.id = %s", [row.pk])
         by_sql = with_fields(Read, cursor.fetchall())[0].fields
     by_orm = fields_of(PeriodicTask.objects.get(pk=row.pk))
-    assert by_sql.fingerprint() == by_orm.fingerprint()
+    assert by_sql.serialised() == by_orm.serialised()
     assert build_rule(by_sql, NOON) == build_rule(by_orm, NOON)
     assert connection.vendor == "postgresql"
 
@@ -158,7 +158,7 @@ def test_a_schedules_rule_counts_from_its_plans_anchor() -> None:
 def test_a_fingerprint_says_what_the_rule_was(fields: RuleFields) -> None:
     end = NOON + timedelta(days=1)
     edited = RuleFields("1", "2", "3", "4", "5", "UTC", expires=end)
-    assert as_planned(fields.fingerprint(), edited) == fields._replace(expires=end)
+    assert as_planned(fields.serialised(), edited) == fields._replace(expires=end)
 
 
 @pytest.mark.parametrize("text", ["", "x", "|" * 11, "||||||x|||||||", "||||||||then||||"])

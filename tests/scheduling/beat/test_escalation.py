@@ -13,7 +13,7 @@ from pytest_django import Settings
 from scheduling import clock
 from scheduling.beat import dispatch
 from scheduling.beat.dispatch import LOST_AFTER, publish, resend
-from scheduling.beat.raising import age_every, raise_for_age, raise_for_deadlines
+from scheduling.beat.escalation import age_every, escalate_for_age, escalate_for_deadlines
 from scheduling.execution.claiming import claim
 from scheduling.execution.finishing import finish
 from scheduling.models import FINAL, WAITING, Priority, Run, State
@@ -51,16 +51,16 @@ class TestADeadlineThatIsNear:
     @pytest.mark.parametrize("step", [MEDIUM, LOW])
     def test_what_waits_is_raised_to_high(self, state: State, step: Priority) -> None:
         made = run(state, priority=step, deadline=soon(seconds=59))
-        assert raise_for_deadlines() == 1
+        assert escalate_for_deadlines() == 1
         assert standing(made) == (state, HIGH)
-        assert raise_for_deadlines() == 0
+        assert escalate_for_deadlines() == 0
 
     def test_what_lies_in_redis_gets_a_second_hint_in_the_higher_lane(
         self, broker: Broker, redis_client: redis.Redis
     ) -> None:
         made = run(deadline=soon(seconds=59))
         publish(broker)
-        assert raise_for_deadlines() == 1
+        assert escalate_for_deadlines() == 1
         assert standing(made) == (State.SCHEDULED, HIGH)
         publish(broker)
         assert standing(made) == (State.QUEUED, HIGH)
@@ -72,31 +72,31 @@ class TestADeadlineThatIsNear:
     def test_the_first_hint_can_start_it_before_the_second_is_sent(self, broker: Broker) -> None:
         made = run(deadline=soon(seconds=59))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         assert claim(made.pk, 1, ADD)
         assert publish(broker).hints == 0
 
     @pytest.mark.parametrize("step", [HIGH, FRONT])
     def test_what_is_high_already_stays(self, step: Priority) -> None:
         made = run(State.QUEUED, priority=step, deadline=soon(seconds=59))
-        assert raise_for_deadlines() == 0
+        assert escalate_for_deadlines() == 0
         assert standing(made) == (State.QUEUED, step)
 
     def test_a_deadline_that_is_far_changes_nothing(self) -> None:
         made = run(deadline=soon(seconds=65))
-        assert raise_for_deadlines() == 0
+        assert escalate_for_deadlines() == 0
         assert standing(made) == (State.SCHEDULED, MEDIUM)
 
     def test_how_near_is_a_setting(self, settings: Settings) -> None:
         settings.DEADLINE_NEAR = timedelta(seconds=5)
         near, far = (run(deadline=soon(seconds=seconds)) for seconds in (4, 8))
-        raise_for_deadlines()
+        escalate_for_deadlines()
         assert (standing(near)[1], standing(far)[1]) == (HIGH, MEDIUM)
 
     @pytest.mark.parametrize("state", [State.RUNNING, *FINAL])
     def test_what_does_not_wait_is_left_alone(self, state: State) -> None:
         made = run(state, deadline=ago(seconds=1))
-        assert raise_for_deadlines() == 0
+        assert escalate_for_deadlines() == 0
         assert standing(made) == (state, MEDIUM)
 
 
@@ -108,8 +108,8 @@ class TestADeadlineThatHasPassed:
     ) -> None:
         made = run(state, priority=step, deadline=ago(seconds=1))
         with caplog.at_level(logging.INFO):
-            assert raise_for_deadlines() == 1
-            assert raise_for_deadlines() == 0
+            assert escalate_for_deadlines() == 1
+            assert escalate_for_deadlines() == 0
         after = State.SCHEDULED if state == State.QUEUED else state
         assert standing(made) == (after, FRONT)
         assert [record.message for record in caplog.records].count("deadline_passed") == 1
@@ -120,7 +120,7 @@ class TestADeadlineThatHasPassed:
         others = [run(priority=step) for step in (HIGH, MEDIUM, LOW)]
         late = run(priority=LOW, deadline=ago(seconds=1))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         publish(broker)
         lanes = [list_key(Lane("celery", step)) for step in Priority]
         served: list[Any] = [redis_client.brpop(lanes) for _ in others]
@@ -129,7 +129,7 @@ class TestADeadlineThatHasPassed:
 
     def test_the_claim_records_how_late_it_starts(self) -> None:
         made = run(deadline=ago(seconds=90))
-        raise_for_deadlines()
+        escalate_for_deadlines()
         claim(made.pk, 1, ADD)
         made.refresh_from_db()
         assert made.late_by is not None
@@ -158,11 +158,11 @@ class TestADeadlineThatHasPassed:
 
     def test_a_retry_drops_a_step_and_is_raised_again(self) -> None:
         made = run(deadline=ago(seconds=1))
-        raise_for_deadlines()
+        escalate_for_deadlines()
         claim(made.pk, 1, ADD)
         finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True))
         assert standing(made) == (State.SCHEDULED, HIGH)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         assert standing(made) == (State.SCHEDULED, FRONT)
 
 
@@ -183,26 +183,26 @@ class TestAge:
         self, state: State, step: Priority, minutes: int, then: Priority
     ) -> None:
         made = run(state, priority=step, run_at=ago(minutes=minutes))
-        raised = raise_for_age()
+        raised = escalate_for_age()
         assert raised == (step != then)
         assert standing(made) == (State.SCHEDULED if raised else state, then)
 
     def test_what_was_left_for_long_goes_up_one_step_at_a_time(self) -> None:
         made = run(priority=LOW, run_at=ago(days=3))
         steps = []
-        while raise_for_age():
+        while escalate_for_age():
             steps.append(standing(made)[1])
         assert steps == [MEDIUM, HIGH]
 
     def test_it_counts_from_run_at_however_long_ago_it_was_queued(self) -> None:
         made = run(State.QUEUED, priority=LOW, run_at=ago(minutes=11), queued_at=ago(seconds=1))
-        raise_for_age()
+        escalate_for_age()
         assert standing(made) == (State.SCHEDULED, MEDIUM)
 
     @pytest.mark.parametrize("state", [State.HELD, State.RUNNING, *FINAL])
     def test_what_does_not_wait_for_its_turn_does_not_age(self, state: State) -> None:
         made = run(state, priority=LOW, run_at=ago(hours=1))
-        assert raise_for_age() == 0
+        assert escalate_for_age() == 0
         assert standing(made) == (state, LOW)
 
     def test_only_the_oldest_of_each_queue_do_at_a_time(self) -> None:
@@ -211,14 +211,14 @@ class TestAge:
             for queue in ("a", "b", "c")
             for minutes in (11, 15, 13)
         }
-        assert raise_for_age(limit=2) == 6
+        assert escalate_for_age(limit=2) == 6
         low = {place for place, one in made.items() if standing(one)[1] == LOW}
         assert low == {("a", 11), ("b", 11), ("c", 11)}
 
     def test_zero_is_never(self, settings: Settings) -> None:
         settings.AGE_AFTER = timedelta(0)
         run(priority=LOW, run_at=ago(days=3))
-        assert raise_for_age() == 0
+        assert escalate_for_age() == 0
 
     @pytest.mark.parametrize(("after", "every"), [(600, 10), (50, 5), (1, 1), (0, 1)])
     def test_how_often_it_looks_follows_the_setting(
@@ -231,7 +231,7 @@ class TestAge:
         made = run(priority=MEDIUM, run_at=ago(hours=1))
         claim(made.pk, 1, ADD)
         finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True))
-        assert raise_for_age() == 0
+        assert escalate_for_age() == 0
         assert standing(made) == (State.SCHEDULED, LOW)
 
 
@@ -241,7 +241,7 @@ class TestHintsThatWereLeftBehind:
     ) -> None:
         made = run(deadline=soon(seconds=59))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         publish(broker)
         age(LOST_AFTER.total_seconds() + 1)
         assert resend(broker) == 0
@@ -254,7 +254,7 @@ class TestHintsThatWereLeftBehind:
     ) -> None:
         made = run(deadline=ago(seconds=1))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         dispatch._queue(Lane("celery", FRONT), 10)
         age(LOST_AFTER.total_seconds() + 1)
         assert resend(broker) == 1
@@ -267,7 +267,7 @@ class TestHintsThatWereLeftBehind:
         for _ in range(2):
             run(deadline=soon(seconds=59))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         later = run()
         assert publish(broker).hints == 2
         assert standing(later) == (State.SCHEDULED, MEDIUM)
@@ -282,7 +282,7 @@ class TestHintsThatWereLeftBehind:
         run(priority=HIGH)
         made = run(deadline=soon(seconds=59))
         publish(broker)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         assert publish(broker).hints == 0
         assert claim(made.pk, 1, ADD)
 
@@ -299,7 +299,7 @@ class TestManyBeats:
         )
 
         def raise_all() -> int:
-            return sum(iter(lambda: raise_for_deadlines(50), 0))
+            return sum(iter(lambda: escalate_for_deadlines(50), 0))
 
         beats = [in_thread(raise_all) for _ in range(2)]
         assert sum(beat.result(30) for beat in beats) == 1000
@@ -311,10 +311,10 @@ class TestManyBeats:
         )
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run WHERE id = %s FOR UPDATE", [held.pk])
-            assert in_thread(raise_for_deadlines).result(5) == 1
-            assert in_thread(raise_for_age).result(5) == 0
+            assert in_thread(escalate_for_deadlines).result(5) == 1
+            assert in_thread(escalate_for_age).result(5) == 0
         assert (standing(held)[1], standing(free)[1]) == (LOW, FRONT)
-        raise_for_deadlines()
+        escalate_for_deadlines()
         assert standing(held)[1] == FRONT
 
 
@@ -336,7 +336,7 @@ def test_no_look_reads_the_backlog(settings: Settings) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE scheduling_run")
     with CaptureQueriesContext(connection) as captured:
-        assert raise_for_deadlines() + raise_for_age() == 0
+        assert escalate_for_deadlines() + escalate_for_age() == 0
     with connection.cursor() as cursor:
         for query in captured.captured_queries:
             cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query['sql']}")
@@ -347,5 +347,5 @@ def test_no_look_reads_the_backlog(settings: Settings) -> None:
 
 def test_enqueueing_with_a_deadline_in_the_past_starts_at_the_front() -> None:
     made = enqueue(ADD, (1, 2), deadline=timedelta(0))
-    raise_for_deadlines()
+    escalate_for_deadlines()
     assert standing(made) == (State.SCHEDULED, FRONT)

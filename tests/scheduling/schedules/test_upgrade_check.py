@@ -11,7 +11,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Periodic
 
 from scheduling import clock
 from scheduling.models import Plan
-from scheduling.schedules import auditing, planning
+from scheduling.schedules import planning, upgrade_check
 from tests.scheduling.commands import called
 from tests.scheduling.ledger import LONG_AGO, crontab, interval, plan_of, schedule
 
@@ -33,8 +33,8 @@ def planned_by_an_old_version(name: str = "nightly", **columns: Any) -> Periodic
     return row
 
 
-def moved(**options: bool) -> list[auditing.Moved]:
-    return [one for batch in auditing.audit(**options) for one in batch.moved]
+def moved(**options: bool) -> list[upgrade_check.Moved]:
+    return [one for batch in upgrade_check.check(**options) for one in batch.moved]
 
 
 def move(row: PeriodicTask) -> datetime:
@@ -53,7 +53,7 @@ class TestTheAudit:
         planned_by_an_old_version("paused", policy={"paused_at": LONG_AGO})
         once = ClockedSchedule.objects.create(clocked_time=datetime(2099, 1, 1, tzinfo=UTC))
         planned_by_an_old_version("once", clocked=once, crontab=None, one_off=True)
-        assert [len(batch.schedule_ids) for batch in auditing.audit()] == [5]
+        assert [len(batch.schedule_ids) for batch in upgrade_check.check()] == [5]
         assert moved() == []
 
     def test_what_moves_says_from_where_to_where(self) -> None:
@@ -88,13 +88,13 @@ class TestTheAudit:
         for columns in ({"needs_plan": True}, {"next_due_at": clock.now() - timedelta(minutes=1)}):
             row = planned_by_an_old_version(str(columns))
             Plan.objects.filter(schedule=row).update(**columns)
-        assert list(auditing.audit()) == []
+        assert list(upgrade_check.check()) == []
 
     def test_a_large_table_is_read_in_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(auditing, "BATCH", 2)
+        monkeypatch.setattr(upgrade_check, "BATCH", 2)
         for n in range(5):
             move(planned_by_an_old_version(f"s{n}"))
-        assert [len(batch.schedule_ids) for batch in auditing.audit()] == [2, 2, 1]
+        assert [len(batch.schedule_ids) for batch in upgrade_check.check()] == [2, 2, 1]
         assert [one.name for one in moved()] == [f"s{n}" for n in range(5)]
 
 
@@ -102,20 +102,20 @@ class TestPlanningAnew:
     def test_all_of_a_batch_are_planned_by_this_version(self) -> None:
         row, same = planned_by_an_old_version(), planned_by_an_old_version("same")
         says, stays = move(row), plan_of(same).next_due_at
-        for batch in auditing.audit():
-            auditing.plan_anew(batch)
+        for batch in upgrade_check.check():
+            upgrade_check.plan_anew(batch)
         before = plan_of(row)
         assert (before.needs_plan, before.next_due_at) == (True, says + timedelta(hours=1))
         planning.plan_changed()
         assert plan_of(row).next_due_at == says
         assert plan_of(same).next_due_at == stays
-        assert not auditing.is_due()
+        assert not upgrade_check.is_due()
 
     def test_what_has_come_due_meanwhile_is_left_to_fire(self) -> None:
         row = planned_by_an_old_version()
-        (batch,) = auditing.audit()
+        (batch,) = upgrade_check.check()
         Plan.objects.filter(schedule=row).update(next_due_at=clock.now())
-        auditing.plan_anew(batch)
+        upgrade_check.plan_anew(batch)
         assert not plan_of(row).needs_plan
 
 
@@ -169,7 +169,7 @@ class TestTheSystemCheck:
     def test_it_costs_one_statement_that_ends_at_the_first_such_plan(self) -> None:
         planned_by_an_old_version()
         with connection.execute_wrapper(self._only_exists):
-            assert auditing.is_due()
+            assert upgrade_check.is_due()
 
     def _only_exists(self, execute: Any, sql: str, *rest: Any) -> Any:
         assert "LIMIT 1" in sql

@@ -24,10 +24,10 @@ from scheduling.runs.hints import Lane
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-AGED_BATCH = 100  # see `raise_for_age`
+AGED_BATCH = 100  # see `escalate_for_age`
 AGE_EVERY = timedelta(seconds=10)  # between looks for old ones, at most
 
-RAISE = f"""
+ESCALATE = f"""
 UPDATE scheduling_run r SET priority = %(to)s, queued_at = NULL,
     given_priority = COALESCE(r.given_priority, r.priority),
     state = CASE r.state WHEN 'queued' THEN 'scheduled' ELSE r.state END
@@ -45,13 +45,13 @@ WITH chosen AS MATERIALIZED (
      ORDER BY deadline LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
 {rest}"""
 PASSED = BY_DEADLINE.format(
-    which="deadline <= statement_timestamp() AND priority > 0", waiting=WAITING_SQL, rest=RAISE
+    which="deadline <= statement_timestamp() AND priority > 0", waiting=WAITING_SQL, rest=ESCALATE
 )
 NEAR = BY_DEADLINE.format(
     which="""deadline > statement_timestamp()
        AND deadline <= statement_timestamp() + %(near)s::interval AND priority > 3""",
     waiting=WAITING_SQL,
-    rest=RAISE,
+    rest=ESCALATE,
 )
 
 # Of the queues in which runs may start: one probe of run_scheduled for each.
@@ -65,7 +65,7 @@ chosen AS MATERIALIZED (
            AND run_at >= COALESCE(queue.low, '-infinity')
            AND run_at <= statement_timestamp() - %(age)s::interval
          ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED) old)
-{RAISE}"""  # noqa: S608
+{ESCALATE}"""  # noqa: S608
 
 # Of what lies in Redis, all is looked at: it is bounded by the windows.
 BY_AGE_QUEUED = f"""
@@ -75,7 +75,7 @@ WITH chosen AS MATERIALIZED (
        AND queued_at >= COALESCE(%(queued)s::timestamptz, '-infinity')
        AND run_at <= statement_timestamp() - %(age)s::interval
      ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
-{RAISE}"""  # noqa: S608
+{ESCALATE}"""  # noqa: S608
 
 
 class Raised(NamedTuple):
@@ -88,7 +88,7 @@ class Raised(NamedTuple):
     run_at: datetime | None
 
 
-def raise_for_deadlines(
+def escalate_for_deadlines(
     limit: int = BATCH,
     *,
     passed: datetime | None = None,
@@ -111,7 +111,7 @@ def raise_for_deadlines(
     return len(late) + len(close)
 
 
-def raise_for_age(
+def escalate_for_age(
     limit: int = AGED_BATCH, *, queued: datetime | None = None, lanes: Lanes | None = None
 ) -> int:
     """Raise runs that have waited long since `run_at` by one step, never to the front.

@@ -74,7 +74,7 @@ class Compared(NamedTuple):
     days_off_edited: bool
 
 
-def audit(*, every: bool = False) -> Iterator[Batch]:
+def check(*, every: bool = False) -> Iterator[Batch]:
     """Compare plans with what their rules yield now, in bounded memory.
 
     Args:
