@@ -18,7 +18,7 @@ LAYERS = (
     ("task_options",),
     ("registry", "heartbeats"),
     ("schedules",),
-    ("runs",),
+    ("runs", "shapes"),
     ("failures",),
     ("execution",),
     ("history", "jobs"),

@@ -9,7 +9,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from django.core.mail import EmailMessage
 from django.db import transaction
 from django.db.models import F, Max
 
-from scheduling import clock
+from scheduling import clock, shapes
 from scheduling.errors import PermanentError
 from scheduling.ids import uuid7
 from scheduling.logs import event
@@ -143,7 +143,7 @@ def of_failures(groups: Sequence[FailureGroup], now: datetime) -> Message:
         lines += [f"... and {hidden} more kinds of failures."]
     return {
         **written("failures", subject, lines, now),
-        "failures": [failure_json(group) for group in shown],
+        "failures": [group_shape(group) for group in shown],
         "more": hidden,
     }
 
@@ -167,26 +167,19 @@ def of_pause(paused: "Paused", now: datetime) -> Message:
     }
 
 
-def failure_json(group: FailureGroup) -> dict[str, Any]:
-    """Return a group as a message has it."""
-    return {
-        "id": str(group.pk),
+def group_shape(group: FailureGroup) -> dict[str, Any]:
+    """Return a failure group with its news; `schedules` are those with failures since then."""
+    return shapes.failure_group(group) | {
         "news": group.news,
-        "task": group.task,
-        "exception": group.exception,
-        "place": group.place,
-        "count": group.count,
         "since_last_told": group.count - group.told_count,
-        "first_seen_at": iso(group.first_seen_at),
-        "last_seen_at": iso(group.last_seen_at),
         "error": group.last_error[:ERROR_SHOWN],
-        "run": str(group.last_run_id),
         "schedules": [name for name in group.untold if name],
     }
 
 
-def iso(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def iso(at: datetime) -> str | None:
+    """Return an instant to the second, as a message's text has it."""
+    return shapes.instant(at.replace(microsecond=0))
 
 
 def written(kind: str, subject: str, lines: Sequence[str], now: datetime) -> Message:

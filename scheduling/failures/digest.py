@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, F, Q
 
-from scheduling import clock
+from scheduling import clock, shapes
 from scheduling.failures import alerts
 from scheduling.failures.alerts import Message, iso
 from scheduling.failures.streaks import BY
@@ -106,9 +106,8 @@ def _owned(digest: Digest) -> dict[str, set[str]]:
 
 def _failure(group: FailureGroup) -> Entry:
     since = group.count - group.digest_count
-    told = {name: value for name, value in alerts.failure_json(group).items()
-            if name not in ("news", "since_last_told")}  # fmt: skip
-    return {**told, "since_last_digest": since, "schedules": group.schedules}
+    shape = shapes.failure_group(group)
+    return {**shape, "since_last_digest": since, "error": shape["error"][: alerts.ERROR_SHOWN]}
 
 
 def _paused(now: datetime) -> list[Entry]:

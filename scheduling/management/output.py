@@ -1,22 +1,16 @@
-"""What commands print: the contract's JSON shapes, aligned tables, times as people read them."""
+"""Text for terminals: aligned tables, JSON lines, and instants as people read them."""
 
 import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Any
 
 from scheduling import clock as ledger_clock
-from scheduling.history.backfilling import Extent, Progress
-from scheduling.models import Backfill, Calendar, FailureGroup, Policy, Run
-from scheduling.recurrence import WEEKDAYS
-from scheduling.registry import attempts_allowed
-from scheduling.schedules import NextOccurrence
-from scheduling.schedules.editing import Edit
-from scheduling.schedules.standing import Standing
-from scheduling.schedules.upgrade_check import Moved
+from scheduling import shapes
+from scheduling.models import Calendar
 
 Row = tuple[str, ...]
 
@@ -26,201 +20,16 @@ FITTED_ROWS = 500
 NARROWEST = 8
 
 
-def instant_json(at: datetime | None) -> str | None:
-    """Return an instant as ISO 8601 in UTC, as `date` and `jq` read it."""
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z") if at else None
-
-
-def schedule_json(standing: Standing) -> dict[str, Any]:
-    """Return the contract's shape of a schedule."""
-    schedule = standing.schedule
-    return {
-        "name": schedule.name,
-        "task": schedule.task,
-        "rule": standing.rule,
-        "timezone": standing.timezone,
-        "enabled": schedule.enabled,
-        "next_due_at": instant_json(standing.next_due_at),
-        "last_due_at": instant_json(standing.last_due_at),
-        "policy": policy_json(standing.policy),
-    }
-
-
-def policy_json(policy: Policy) -> dict[str, Any]:
-    """Return a policy; its durations are in seconds."""
-    return {
-        "catch_up": policy.catch_up,
-        "catch_up_window": _seconds(policy.catch_up_window),
-        "overlap": policy.overlap,
-        "spread": _seconds(policy.spread),
-        "max_attempts": policy.max_attempts,
-        "deadline_after": _seconds(policy.deadline_after),
-        "calendar": policy.calendar.name if policy.calendar else None,
-        "excluded_day": policy.excluded_day,
-        "pause_after_failures": policy.pause_after_failures,
-        "paused_at": instant_json(policy.paused_at),
-        "paused_until": instant_json(policy.paused_until),
-        "pause_reason": policy.pause_reason,
-        "paused_by": policy.paused_by,
-        "owner": policy.owner,
-        "managed_by": policy.managed_by,
-    }
-
-
-def edit_json(edit: Edit) -> dict[str, Any]:
-    """Return what an edit changes: pairs of what was and what is then; durations in seconds."""
-    found = edit.occurrences
-    changes = {**({"rule": edit.rule} if edit.rule else {}), **edit.columns, **edit.policy}
-    return {
-        "changes": {name: [_value(old), _value(new)] for name, (old, new) in changes.items()},
-        "occurrences": found
-        and {
-            "added": found.added,
-            "removed": found.removed,
-            "kept": found.kept,
-            "moved": found.moved and [instant_json(instant) for instant in found.moved],
-            "until": instant_json(found.until),
-        },
-    }
-
-
-def moved_json(moved: Moved) -> dict[str, Any]:
-    """Return a schedule whose next instant an upgrade has moved."""
-    return {
-        "name": moved.name,
-        "planned": instant_json(moved.planned),
-        "now": instant_json(moved.now),
-        "problem": moved.problem,
-        "version": moved.version,
-    }
-
-
-def occurrence_json(occurrence: NextOccurrence) -> dict[str, Any]:
-    """Return the contract's shape of an occurrence to come.
-
-    Where its calendar did something to it, `moved_from` says from which day, or `skipped` why;
-    where the clocks did, `missing` is the first wall-clock time that does not exist, and
-    `missing_more` how many follow it.
-    """
-    shape: dict[str, Any] = {
-        "due_at": instant_json(occurrence.due_at),
-        "run_at": instant_json(occurrence.run_at),
-        "local": occurrence.local.isoformat(),
-        "dst": occurrence.dst,
-    }
-    if occurrence.missing:
-        shape["missing"] = occurrence.missing.isoformat()
-    if occurrence.missing_more:
-        shape["missing_more"] = occurrence.missing_more
-    if occurrence.moved_from:
-        shape["moved_from"] = occurrence.moved_from.isoformat()
-    if occurrence.day_off:
-        shape["skipped"] = occurrence.day_off
-    return shape
-
-
-def backfill_json(backfill: Backfill, progress: Progress) -> dict[str, Any]:
-    """Return a backfill, and how many of its runs are in each state."""
-    return {
-        "id": str(backfill.pk),
-        "schedule": backfill.schedule_name,
-        "from": instant_json(backfill.since),
-        "to": instant_json(backfill.until),
-        "concurrency": backfill.concurrency,
-        "runs": backfill.run_count,
-        "states": progress.states,
-        "created_at": instant_json(backfill.created_at),
-        "created_by": backfill.created_by,
-        "cancelled_at": instant_json(backfill.cancelled_at),
-        "cancelled_by": backfill.cancelled_by,
-    }
-
-
-def extent_json(schedule: str, extent: Extent, backfill: Backfill | None) -> dict[str, Any]:
-    """Return what a backfill would run, or runs: `id` is null in a dry run."""
-    return {
-        "id": str(backfill.pk) if backfill else None,
-        "schedule": schedule,
-        "from": instant_json(extent.since),
-        "to": instant_json(extent.until),
-        "runs": len(extent.instants),
-        "first": instant_json(min(extent.instants, default=None)),
-        "last": instant_json(max(extent.instants, default=None)),
-        "left_out": extent.done,
-        "left_to_beat": extent.pending,
-    }
-
-
-def calendar_json(calendar: Calendar) -> dict[str, Any]:
-    """Return a calendar with its own dates; weekdays by their first three letters."""
-    return {
-        "name": calendar.name,
-        "description": calendar.description,
-        "weekdays": weekday_names(calendar.weekdays),
-        "country": calendar.country or None,
-        "subdivision": calendar.subdivision or None,
-        "dates": [
-            {"date": day.date.isoformat(), "reason": day.reason}
-            for day in sorted(calendar.dates.all(), key=lambda day: day.date)
-        ],
-        "schedules": calendar.policies.count(),
-    }
-
-
 def days_off_words(calendar: Calendar) -> str:
     """Return a calendar's days off in a line: `sat, sun; holidays of DE-BY; 2 dates`."""
     place = "-".join(filter(None, (calendar.country, calendar.subdivision)))
     dates = len(calendar.dates.all())
     parts = (
-        ", ".join(weekday_names(calendar.weekdays)),
+        ", ".join(shapes.weekdays(calendar.weekdays)),
         f"holidays of {place}" if place else "",
         f"{dates} date{'' if dates == 1 else 's'}" if dates else "",
     )
     return "; ".join(filter(None, parts)) or "none"
-
-
-def weekday_names(numbers: Iterable[int]) -> list[str]:
-    """Return weekdays as they are typed: sat, sun."""
-    return [WEEKDAYS[number][:3].lower() for number in sorted(numbers)]
-
-
-def run_json(run: Run) -> dict[str, Any]:
-    """Return the contract's shape of a run."""
-    return {
-        "id": str(run.id),
-        "task": run.task,
-        "schedule": run.schedule_name or None,
-        "origin": run.origin,
-        "state": run.state,
-        "reason": run.reason,
-        "due_at": instant_json(run.due_at),
-        "run_at": instant_json(run.run_at),
-        "attempt": run.attempt,
-        "max_attempts": attempts_allowed(run.task, run.max_attempts),
-        "queued_at": instant_json(run.queued_at),
-        "started_at": instant_json(run.started_at),
-        "finished_at": instant_json(run.finished_at),
-        "errors": run.errors,
-    }
-
-
-def failure_json(group: FailureGroup) -> dict[str, Any]:
-    """Return a group of failures of one kind."""
-    return {
-        "id": str(group.pk),
-        "task": group.task,
-        "exception": group.exception,
-        "place": group.place,
-        "count": group.count,
-        "first_seen_at": instant_json(group.first_seen_at),
-        "last_seen_at": instant_json(group.last_seen_at),
-        "error": group.last_error,
-        "run": str(group.last_run_id),
-        "schedules": group.schedules,
-        "told_at": instant_json(group.told_at),
-        "resolved_at": instant_json(group.resolved_at),
-        "resolved_by": group.resolved_by,
-    }
 
 
 def json_array(values: Iterable[Any]) -> Iterator[str]:
@@ -339,18 +148,3 @@ def _shrink(widths: list[int], flexible: Sequence[int], shown: int) -> None:
         if widest is None or widths[widest] <= NARROWEST:
             return
         widths[widest] -= 1
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, timedelta):
-        return _seconds(value)
-    if isinstance(value, datetime):
-        return instant_json(value)
-    return value if value is None or isinstance(value, int | str) else str(value)
-
-
-def _seconds(duration: timedelta | None) -> float | int | None:
-    if duration is None:
-        return None
-    seconds = duration.total_seconds()
-    return int(seconds) if seconds.is_integer() else seconds

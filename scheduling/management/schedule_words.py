@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from scheduling import shapes
 from scheduling.history.backfilling import Extent
 from scheduling.management import output
 from scheduling.models import Policy
@@ -177,7 +178,7 @@ def value_words(value: Any) -> str:
     if isinstance(value, timedelta):
         return output.length(value)
     if isinstance(value, datetime):
-        return output.instant_json(value) or ""
+        return shapes.instant(value) or ""
     return str(value)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 
-from scheduling import clock
+from scheduling import clock, shapes
 from scheduling.history import backfilling
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
@@ -41,7 +41,11 @@ class Command(LedgerCommand):
             for backfill in Backfill.objects.order_by("-pk")[: options["limit"]]
         ]
         if options["json"]:
-            self.say_lines(output.json_array(output.backfill_json(*each) for each in found))
+            self.say_lines(
+                output.json_array(
+                    shapes.backfill(backfill, progress.states) for backfill, progress in found
+                )
+            )
         elif found:
             head = ("ID", "SCHEDULE", "FROM", "RUNS", "LEFT", "STATE")
             rows = (
@@ -65,7 +69,7 @@ class Command(LedgerCommand):
         backfill = backfilling.with_id(options["id"])
         progress = backfilling.progress(backfill)
         if options["json"]:
-            self.say_lines(output.json_lines(output.backfill_json(backfill, progress)))
+            self.say_lines(output.json_lines(shapes.backfill(backfill, progress.states)))
             return
         self.say(f"Backfill {backfill.pk} of {output.printable(backfill.schedule_name)!r}")
         asked = output.full_clock(backfill.created_at, now)

@@ -7,7 +7,7 @@ from typing import Any
 from django.db.models import Count
 from django.utils import timezone
 
-from scheduling import clock, recurrence
+from scheduling import clock, recurrence, shapes
 from scheduling.errors import CalendarError
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
@@ -64,7 +64,7 @@ class Command(LedgerCommand):
         """Print all calendars."""
         found = Calendar.objects.order_by("name").prefetch_related("dates")
         if options["json"]:
-            self.say_lines(output.json_array(map(output.calendar_json, found)))
+            self.say_lines(output.json_array(map(shapes.calendar, found)))
             return
         rows = [
             (calendar.name, output.days_off_words(calendar), str(calendar.users))
@@ -85,7 +85,7 @@ class Command(LedgerCommand):
             raise CalendarError(f"calendar {calendar.name!r}: {error}") from error
         if options["json"]:
             off = [{"date": day.isoformat(), "reason": why} for day, why in days]
-            value = {**output.calendar_json(calendar), "year": year, "days_off": off}
+            value = {**shapes.calendar(calendar), "year": year, "days_off": off}
             self.say_lines(output.json_lines(value))
             return
         self.say(output.printable(f"Calendar {calendar.name!r}: {output.days_off_words(calendar)}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-from scheduling import clock
+from scheduling import clock, shapes
 from scheduling.failures import groups as failure_groups
 from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
@@ -42,7 +42,7 @@ class Command(LedgerCommand):
             groups = groups.filter(resolved_at__isnull=True)
         found = list(groups[: options["limit"]])
         if options["json"]:
-            self.say_lines(output.json_array(map(output.failure_json, found)))
+            self.say_lines(output.json_array(map(shapes.failure_group, found)))
         elif found:
             head = ("ID", "TIMES", "LAST", "TASK")
             rows = (row for group in found for row in _rows(group, now))

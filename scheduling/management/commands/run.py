@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from scheduling import clock, schedules
+from scheduling import clock, schedules, shapes
 from scheduling.execution import waiting
 from scheduling.history import pruning, replaying
 from scheduling.history.selecting import Selection
@@ -17,6 +17,7 @@ from scheduling.management import output, parsing
 from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
 from scheduling.postgres.sql import shortened
+from scheduling.registry import attempts_allowed
 from scheduling.runs import enqueueing, follow_ups
 from scheduling.runs.outcomes import errors_of
 
@@ -81,7 +82,7 @@ class Command(LedgerCommand):
         if not found and schedule is not None:
             schedules.named(schedule)  # a name that was mistyped is an error, not an empty list
         if options["json"]:
-            self.say_lines(output.json_array(map(output.run_json, shown)))
+            self.say_lines(output.json_array(map(shapes.run, shown)))
         elif shown:
             head = ("ID", "STATE", "DUE", "TRY", "SCHEDULE OR TASK")
             rows = (_row(run, now) for run in shown)
@@ -95,7 +96,7 @@ class Command(LedgerCommand):
         """Print one run."""
         run = self._run(options)
         if options["json"]:
-            self.say_lines(output.json_lines(output.run_json(run)))
+            self.say_lines(output.json_lines(shapes.run(run)))
             return
         self.say_lines(_details(run, now))
         for error in errors_of(run):
@@ -245,7 +246,7 @@ def _row(run: Run, now: datetime) -> tuple[str, ...]:
 
 def _details(run: Run, now: datetime) -> Iterator[str]:
     """Yield the lines that say what a run is and how it went; empty ones are left out."""
-    allowed = output.run_json(run)["max_attempts"]
+    allowed = attempts_allowed(run.task, run.max_attempts)
     missed = f" (also for {run.coalesced} that were missed)" if run.coalesced else ""
     facts = (
         ("state", f"{run.state}: {run.reason}" if run.reason else run.state),

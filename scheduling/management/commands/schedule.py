@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django_celery_beat.models import PeriodicTask
 
-from scheduling import clock, schedules
+from scheduling import clock, schedules, shapes
 from scheduling.history import backfilling
 from scheduling.management import output, parsing, schedule_options
 from scheduling.management import schedule_words as words
@@ -102,7 +102,7 @@ class Command(LedgerCommand):
         else:
             edit = editing.edit(schedule, rule, columns, policy, by=user_name(), now=now)
         if options["json"]:
-            self.say_lines(output.json_lines(output.edit_json(edit)))
+            self.say_lines(output.json_lines(shapes.edit(edit)))
             return
         if not edit:
             self.say(f"{schedule.name!r} is so already: nothing to change.")
@@ -120,7 +120,7 @@ class Command(LedgerCommand):
         """Print one schedule."""
         where = standing(schedules.named(options["name"]))
         if options["json"]:
-            self.say_lines(output.json_lines(output.schedule_json(where)))
+            self.say_lines(output.json_lines(shapes.schedule(where)))
         else:
             lines = words.detail_lines(where, now)
             self.say_lines(map(output.printable, lines))
@@ -129,7 +129,7 @@ class Command(LedgerCommand):
         """Print every schedule, as they are read."""
         found = standings()
         if options["json"]:
-            self.say_lines(output.json_array(map(output.schedule_json, found)))
+            self.say_lines(output.json_array(map(shapes.schedule, found)))
             return
         first = next(found, None)
         if first is None:
@@ -149,7 +149,7 @@ class Command(LedgerCommand):
         if found and (warning := words.will_not_run(where, now)):
             self.note(warning)
         if options["json"]:
-            self.say_lines(output.json_array(map(output.occurrence_json, found)))
+            self.say_lines(output.json_array(map(shapes.occurrence, found)))
         elif found:
             rows = [words.occurrence_row(occurrence, where.policy, now) for occurrence in found]
             self.say_lines(output.table(("DUE", "FROM NOW", "STARTS", "NOTE"), rows))
@@ -186,7 +186,7 @@ class Command(LedgerCommand):
             limits = {"concurrency": options["concurrency"], "again": again}
             started = backfilling.start(schedule, since, until, by=user_name(), now=now, **limits)
         if options["json"]:
-            self.say_lines(output.json_lines(output.extent_json(schedule.name, found, started)))
+            self.say_lines(output.json_lines(shapes.backfill_range(schedule.name, found, started)))
             return
         self.say_lines(words.extent_lines(schedule.name, found, now))
         if started is None:
@@ -219,7 +219,7 @@ class Command(LedgerCommand):
                     upgrade_check.plan_anew(batch)
 
         if options["json"]:
-            self.say_lines(output.json_array(map(output.moved_json, moved())))
+            self.say_lines(output.json_array(map(shapes.moved_by_upgrade, moved())))
         else:
             rows = (words.moved_row(one, now) for one in moved())
             head = ("NAME", "PLANNED", "NOW", "WHY")

@@ -8,7 +8,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from pytest_django import Settings
 
-from scheduling import clock
+from scheduling import clock, shapes
 from scheduling.checks import check_alerts_to
 from scheduling.failures import alerts
 from scheduling.jobs import PermanentError
@@ -100,11 +100,14 @@ class TestTheMessage:
             "place": "",
             "count": 2,
             "since_last_told": 2,
-            "first_seen_at": alerts.iso(group.first_seen_at),
-            "last_seen_at": alerts.iso(group.last_seen_at),
+            "first_seen_at": shapes.instant(group.first_seen_at),
+            "last_seen_at": shapes.instant(group.last_seen_at),
             "error": "ValueError: x",
             "run": str(last.pk),
             "schedules": ["nightly"],
+            "told_at": shapes.instant(group.told_at),
+            "resolved_at": None,
+            "resolved_by": "",
         }
 
     def test_what_was_held_back_is_counted_in_the_next(self) -> None:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.test import override_settings
 
+from scheduling import shapes
 from scheduling.management import output
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -59,8 +60,8 @@ def test_json_arrays_are_json_with_one_element_a_line(values: list[object]) -> N
 
 def test_instants_are_iso_8601_in_utc() -> None:
     berlin = datetime.fromisoformat("2026-12-01T06:00:00.25+01:00")
-    assert output.instant_json(berlin) == "2026-12-01T05:00:00.250000Z"
-    assert output.instant_json(None) is None
+    assert shapes.instant(berlin) == "2026-12-01T05:00:00.250000Z"
+    assert shapes.instant(None) is None
 
 
 class TestTimesForPeople:
