@@ -1,13 +1,14 @@
 """The JSON shapes of schedules, runs, failures, backfills and calendars: one for every surface.
 
 The command line (`--json`), messages to owners and every later surface take a thing's fields from
-here. To add a field, add it to its function and to "JSON shapes" in docs/operations.md. Instants
-are ISO 8601 in UTC, durations are seconds, ids are texts.
+here. To add a field, add it to its `…Shape`, to the function that fills the shape, and to
+docs/shapes.md, which says what each field means. Instants are ISO 8601 texts in UTC, durations are
+numbers of seconds, ids are texts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, overload
 
 from scheduling.models import Backfill, Calendar, FailureGroup, Policy, Run
 from scheduling.recurrence import WEEKDAYS
@@ -17,7 +18,150 @@ from scheduling.schedules.editing import Edit
 from scheduling.schedules.standing import Standing
 from scheduling.schedules.upgrade_check import Moved
 
-Shape = dict[str, Any]
+Instant = str
+Seconds = int | float
+
+
+class PolicyShape(TypedDict):
+    catch_up: str
+    catch_up_window: Seconds | None
+    overlap: str
+    spread: Seconds | None
+    max_attempts: int | None
+    deadline_after: Seconds | None
+    calendar: str | None
+    excluded_day: str
+    pause_after_failures: int | None
+    paused_at: Instant | None
+    paused_until: Instant | None
+    pause_reason: str
+    paused_by: str
+    owner: str
+    managed_by: str
+
+
+class ScheduleShape(TypedDict):
+    name: str
+    task: str
+    rule: str
+    timezone: str | None
+    enabled: bool
+    next_due_at: Instant | None
+    last_due_at: Instant | None
+    policy: PolicyShape
+
+
+class OccurrenceShape(TypedDict):
+    due_at: Instant
+    run_at: Instant
+    local: str
+    dst: str
+    missing: NotRequired[str]
+    missing_more: NotRequired[int]
+    moved_from: NotRequired[str]
+    skipped: NotRequired[str]
+
+
+class ChangeShape(TypedDict):
+    added: int
+    removed: int
+    kept: int
+    moved: list[Instant | None] | None
+    until: Instant
+
+
+class EditShape(TypedDict):
+    changes: dict[str, list[Any]]
+    occurrences: ChangeShape | None
+
+
+class MovedShape(TypedDict):
+    name: str
+    planned: Instant | None
+    now: Instant | None
+    problem: str
+    version: str
+
+
+class RunShape(TypedDict):
+    id: str
+    task: str
+    schedule: str | None
+    origin: str
+    state: str
+    reason: str
+    due_at: Instant
+    run_at: Instant
+    attempt: int
+    max_attempts: int | None
+    queued_at: Instant | None
+    started_at: Instant | None
+    finished_at: Instant | None
+    errors: list[dict[str, Any]]
+
+
+class FailureGroupShape(TypedDict):
+    id: str
+    task: str
+    exception: str
+    place: str
+    count: int
+    first_seen_at: Instant
+    last_seen_at: Instant
+    error: str
+    run: str
+    schedules: list[str]
+    told_at: Instant | None
+    resolved_at: Instant | None
+    resolved_by: str
+
+
+# `from` is a word of Python, so these shapes cannot be classes.
+BackfillShape = TypedDict(
+    "BackfillShape",
+    {
+        "id": str,
+        "schedule": str,
+        "from": Instant,
+        "to": Instant,
+        "concurrency": int,
+        "runs": int,
+        "states": Mapping[str, int],
+        "created_at": Instant,
+        "created_by": str,
+        "cancelled_at": Instant | None,
+        "cancelled_by": str,
+    },
+)
+BackfillRangeShape = TypedDict(
+    "BackfillRangeShape",
+    {
+        "id": str | None,
+        "schedule": str,
+        "from": Instant,
+        "to": Instant,
+        "runs": int,
+        "first": Instant | None,
+        "last": Instant | None,
+        "left_out": int,
+        "left_to_beat": int,
+    },
+)
+
+
+class DateShape(TypedDict):
+    date: str
+    reason: str
+
+
+class CalendarShape(TypedDict):
+    name: str
+    description: str
+    weekdays: list[str]
+    country: str | None
+    subdivision: str | None
+    dates: list[DateShape]
+    schedules: int
 
 
 class Range(Protocol):
@@ -35,12 +179,16 @@ class Range(Protocol):
     def pending(self) -> int: ...
 
 
-def instant(at: datetime | None) -> str | None:
+@overload
+def instant(at: datetime) -> Instant: ...
+@overload
+def instant(at: datetime | None) -> Instant | None: ...
+def instant(at: datetime | None) -> Instant | None:
     """Return an instant as ISO 8601 in UTC, as `date` and `jq` read it."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z") if at else None
 
 
-def seconds(duration: timedelta | None) -> float | int | None:
+def seconds(duration: timedelta | None) -> Seconds | None:
     if duration is None:
         return None
     found = duration.total_seconds()
@@ -52,7 +200,7 @@ def weekdays(numbers: Iterable[int]) -> list[str]:
     return [WEEKDAYS[number][:3].lower() for number in sorted(numbers)]
 
 
-def schedule(standing: Standing) -> Shape:
+def schedule(standing: Standing) -> ScheduleShape:
     row = standing.schedule
     return {
         "name": row.name,
@@ -66,7 +214,7 @@ def schedule(standing: Standing) -> Shape:
     }
 
 
-def policy(row: Policy) -> Shape:
+def policy(row: Policy) -> PolicyShape:
     return {
         "catch_up": row.catch_up,
         "catch_up_window": seconds(row.catch_up_window),
@@ -86,14 +234,15 @@ def policy(row: Policy) -> Shape:
     }
 
 
-def edit(found: Edit) -> Shape:
+def edit(found: Edit) -> EditShape:
     """Return the effect of an edit: for each change the old and the new value."""
     changes = {**({"rule": found.rule} if found.rule else {}), **found.columns, **found.policy}
     occurrences = found.occurrences
     return {
         "changes": {name: [_value(old), _value(new)] for name, (old, new) in changes.items()},
-        "occurrences": occurrences
-        and {
+        "occurrences": None
+        if occurrences is None
+        else {
             "added": occurrences.added,
             "removed": occurrences.removed,
             "kept": occurrences.kept,
@@ -103,7 +252,7 @@ def edit(found: Edit) -> Shape:
     }
 
 
-def moved_by_upgrade(moved: Moved) -> Shape:
+def moved_by_upgrade(moved: Moved) -> MovedShape:
     """Return a schedule whose next instant an upgrade has moved."""
     return {
         "name": moved.name,
@@ -114,14 +263,14 @@ def moved_by_upgrade(moved: Moved) -> Shape:
     }
 
 
-def occurrence(coming: NextOccurrence) -> Shape:
+def occurrence(coming: NextOccurrence) -> OccurrenceShape:
     """Return an occurrence to come.
 
     `moved_from` is there if a calendar moved it, and says from which day. `skipped` is there if a
     calendar leaves it out, and says why. `missing` is there if the clocks skip it: the first
     wall-clock time that does not exist; `missing_more` counts the others.
     """
-    shape: Shape = {
+    shape: OccurrenceShape = {
         "due_at": instant(coming.due_at),
         "run_at": instant(coming.run_at),
         "local": coming.local.isoformat(),
@@ -138,7 +287,7 @@ def occurrence(coming: NextOccurrence) -> Shape:
     return shape
 
 
-def backfill(row: Backfill, states: Mapping[str, int]) -> Shape:
+def backfill(row: Backfill, states: Mapping[str, int]) -> BackfillShape:
     """Return a backfill; `states` counts its runs by state."""
     return {
         "id": str(row.pk),
@@ -155,7 +304,7 @@ def backfill(row: Backfill, states: Mapping[str, int]) -> Shape:
     }
 
 
-def backfill_range(schedule: str, found: Range, row: Backfill | None) -> Shape:
+def backfill_range(schedule: str, found: Range, row: Backfill | None) -> BackfillRangeShape:
     """Return the occurrences that a backfill runs; in a dry run, `row` and the id are None."""
     return {
         "id": str(row.pk) if row else None,
@@ -170,7 +319,7 @@ def backfill_range(schedule: str, found: Range, row: Backfill | None) -> Shape:
     }
 
 
-def calendar(row: Calendar) -> Shape:
+def calendar(row: Calendar) -> CalendarShape:
     """Return a calendar with its own dates, but without the public holidays that it follows."""
     return {
         "name": row.name,
@@ -186,7 +335,7 @@ def calendar(row: Calendar) -> Shape:
     }
 
 
-def run(row: Run) -> Shape:
+def run(row: Run) -> RunShape:
     """Return a run; `max_attempts` is None if its attempts are not limited."""
     return {
         "id": str(row.id),
@@ -206,7 +355,7 @@ def run(row: Run) -> Shape:
     }
 
 
-def failure_group(group: FailureGroup) -> Shape:
+def failure_group(group: FailureGroup) -> FailureGroupShape:
     return {
         "id": str(group.pk),
         "task": group.task,

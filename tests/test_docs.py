@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
+from typing import NamedTuple, is_typeddict
 from uuid import UUID
 
 import pytest
@@ -18,6 +18,7 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
 from django.db import connection
 
+from scheduling import shapes
 from scheduling.models import FINAL, CatchUp, ManagedBy, Origin, Overlap, Policy, State
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 GLOSSARY = (ROOT / "docs/glossary.md").read_text()
+SHAPES = (ROOT / "docs/shapes.md").read_text()
 
 ENGINE = ROOT / "scheduling"
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -149,6 +151,20 @@ def test_the_map_has_every_module() -> None:
         assert listed | {"__init__.py"} == there, folder
     for path in ENGINE.glob("*/__init__.py"):
         assert path.parent in folders or f"`{named(path.parent)}/" in text, path
+
+
+def test_every_field_of_a_json_shape_is_explained() -> None:
+    parts = re.split(r"^`(\w+Shape)`:", SHAPES, flags=re.MULTILINE)[1:]
+    explained = {
+        shape: [row[0].strip("`") for row in table(rows.split("\n## ")[0])[1:]]
+        for shape, rows in zip(parts[::2], parts[1::2], strict=True)
+    }
+    fields = {
+        name: list(shape.__annotations__)
+        for name, shape in vars(shapes).items()
+        if is_typeddict(shape)
+    }
+    assert explained == fields
 
 
 def test_the_readme_is_short() -> None:

@@ -105,7 +105,7 @@ class TestTheMessage:
             "error": "ValueError: x",
             "run": str(last.pk),
             "schedules": ["nightly"],
-            "told_at": shapes.instant(group.told_at),
+            "told_at": None,
             "resolved_at": None,
             "resolved_by": "",
         }
