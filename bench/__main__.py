@@ -1,4 +1,4 @@
-"""`python -m bench [BENCH ...] [options]`: run the benches and print what they found."""
+"""`python -m bench [BENCH ...] [options]`: runs the benches and prints their results."""
 
 import argparse
 import os

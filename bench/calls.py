@@ -1,4 +1,4 @@
-"""calls: what `delay()` costs its caller, and how many calls a second are made and run.
+"""calls: the cost of `delay()` to its caller, and the calls made and run per second.
 
 In Truebeat a call is a row, in the peer a message in Redis. First nothing works on them; then a
 worker does (and beat), both keep results in Postgres, and all is counted from the first call to the

@@ -1,4 +1,4 @@
-"""edit: while a stream goes on, schedules are created that are due in 2 seconds.
+"""edit: schedules that are due in 2 seconds are created during a stream.
 
 Are they on time, and does the stream notice? The first half of the time nobody edits; in the second
 half one schedule is saved through the ORM every quarter of a second, with a time of its own.

@@ -1,4 +1,4 @@
-"""What jobs write about themselves, apart from what is measured: when due, and when they began."""
+"""Notes of jobs, apart from the measured system: their due time and their start."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every bench stands on: a database and a Redis database of its own, and what lies in them."""
+"""The environment of every bench: a database and a Redis database of its own."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""herd: many schedules due in the same instant, until the last of their messages is in Redis.
+"""herd: many schedules due in the same instant, until their last message is in Redis.
 
 Time counts from the due instant, by Postgres's clock. Every peer gets the same schedules, and time
 to read them before that instant; Truebeat's are planned already.

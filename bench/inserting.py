@@ -1,4 +1,4 @@
-"""inserting: what the triggers add to a bulk insert of schedules through the ORM.
+"""inserting: the cost of the triggers to a bulk insert of schedules through the ORM.
 
 One process, `PeriodicTask.objects.bulk_create` in batches of 1,000, in turns with Truebeat's
 triggers on and off; off is what django-celery-beat alone would cost.

@@ -1,4 +1,4 @@
-"""latency: from the call of `enqueue` to the start of its job, on a system that is idle.
+"""latency: from the call of `enqueue` to the start of its job, on an idle system.
 
 The call's own time counts. The peer is plain Celery: from `send_task` to the start.
 """

@@ -1,4 +1,4 @@
-"""old-snapshot: what beat's look costs while a dump or an idle transaction keeps an old snapshot.
+"""old-snapshot: the cost of beat's look while a dump or an idle transaction keeps a snapshot.
 
 No dead row can be removed while a snapshot sees it: not from the table, and not from an index. So
 every run that passes leaves an entry in each index of a waiting state. Here runs pass by the

@@ -1,4 +1,4 @@
-"""one-offs: runs that are asked for long before, each for an instant of its own.
+"""one-offs: runs that were enqueued long before, each for an instant of its own.
 
 From the instant at which a run is due to the start of its job, which notes it itself. The peer is
 plain Celery with an ETA, at the same rate, for a shorter time: its worker holds all of them in

@@ -1,4 +1,4 @@
-"""Who is measured: Truebeat, and the schedulers and result backends that people use today."""
+"""The measured systems: Truebeat, and the schedulers and result backends of today."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The processes that are measured, seen from outside: CPU time, memory, and their end."""
+"""The measured processes, seen from outside: CPU time, memory, and their end."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the benches found, as text: the machine, then one table for each bench."""
+"""The results as text: the machine, then one table for each bench."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""The project's settings, with a job to measure by."""
+"""The project's settings, with a job to measure."""
 
 from config.settings import *  # noqa: F403
 from config.settings import INSTALLED_APPS

@@ -1,4 +1,4 @@
-"""steady: schedules due one after the other, evenly; how late each one's message is in Redis.
+"""steady: schedules due evenly, one after the other; how late each message is in Redis.
 
 Truebeat is measured with few stored and with many, at the same rate; the peers with few, at a tenth
 of it, as they cannot do more.

@@ -1,4 +1,4 @@
-"""stored: what many schedules cost while none is due, and how long a start takes with them.
+"""stored: the cost of many schedules while none is due, and the time of a start with them.
 
 The same beat is watched twice: from the start of its process to the first message (one schedule is
 overdue), and then through `--idle` seconds in which nothing is due.

@@ -1,4 +1,4 @@
-"""throughput: no-op runs that wait already, through one worker, until the last one has begun.
+"""throughput: no-op runs that wait already, through one worker, until the last has begun.
 
 Truebeat's runs are rows, which beat publishes meanwhile; the peers' messages lie in Redis. All keep
 a result for each run. Counted from the moment at which the first hundredth has begun.

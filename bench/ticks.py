@@ -1,5 +1,6 @@
-"""The clock of schedulers that time themselves: it writes the milliseconds of each tick, without
-the sleep after it, to the file $BENCH_TICKS.
+"""Writes the milliseconds of each tick, without the sleep after it, to $BENCH_TICKS.
+
+For schedulers that time themselves.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The proof: beats, workers, Postgres and Redis are broken at random while jobs keep a diary.
+"""The proof: breaks beats, workers, Postgres and Redis at random while jobs keep a diary.
 
 `make chaos`, or `python -m chaos --seconds 600 --seed 7`. One seed is one plan of schedules, jobs,
 edits and faults. Afterwards a checker, which shares no code with the scheduler, compares what the

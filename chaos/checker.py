@@ -1,4 +1,4 @@
-"""Whether what happened is what was promised: in the manner of Jepsen's test of Chronos.
+"""Checks a history against the promises, in the manner of Jepsen's test of Chronos.
 
 Pure: a story goes in, breaches come out, each with the law it breaks and whom it concerns. It takes
 the jobs' own evidence for what ran, the oracle for what should have run, and asks the ledger for

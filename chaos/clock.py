@@ -1,4 +1,4 @@
-"""The ledger's clock beside the machine's, while a fault steps the ledger's. Pure.
+"""The ledger's clock beside the machine's clock, while a fault steps the ledger's. Pure.
 
 Jobs, users and faults note moments by the machine's clock, in seconds since 1970. The ledger's
 clock is ahead of it by the sum of the steps so far. After a step back the ledger's clock shows

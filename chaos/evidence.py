@@ -1,4 +1,4 @@
-"""What jobs write down themselves: one JSON line for each start and end, outside the ledger.
+"""The diary of jobs: one JSON line for each start and end, outside the ledger.
 
 Each process has a file of its own, appended to and synced before the job goes on: what is in it has
 happened, whatever was killed a moment later.

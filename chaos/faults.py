@@ -1,4 +1,4 @@
-"""What is done to them. Each kind of fault is a function here that bears its name.
+"""The faults: each kind is a function that bears its name.
 
 A fault says what it did, or "" where there was nothing to do it to.
 """

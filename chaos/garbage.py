@@ -1,4 +1,4 @@
-"""What anybody may write to Redis: messages of every odd shape, made from a seed.
+"""Odd messages, made from a seed, that any program could write to Redis.
 
 Most begin as a message that Celery could have written, of which one to three parts are then
 replaced, removed or added; some are no message at all.

@@ -1,4 +1,4 @@
-"""Where it happens: throwaway Postgres and Redis, beats and workers, and a keeper of them."""
+"""The environment: throwaway Postgres and Redis, beats and workers, and their supervisor."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A stretch of network between a client and a server, which can be cut in several manners."""
+"""A network link between a client and a server, which can be cut in several ways."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""What somebody does by hand meanwhile: cancel runs, replay them, fill the past."""
+"""Operators: they cancel runs, replay them and start backfills."""
 
 import time
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""When rules fire, worked out a second time: by looking at every minute, and by arithmetic.
+"""An independent oracle of rules: looks at every minute, and computes by arithmetic.
 
 Nothing here is the scheduler's code. Crontab fields are expanded by Celery's parser, time zones are
 Python's, the sun is ephem's. A plan's few minutes are short enough to try each of them; changes of

@@ -1,4 +1,4 @@
-"""What one seed means: schedules, calls of `enqueue`, edits and faults, each with its second.
+"""The plan of a seed: schedules, calls of `enqueue`, edits and faults, each with its second.
 
 Pure, and derived from the seed and the length alone: the same seed is the same plan.
 """

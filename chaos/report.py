@@ -1,4 +1,4 @@
-"""What is printed in the end: the faults, what became of the runs, how late they were."""
+"""The report at the end: the faults, the ends of the runs, how late they were."""
 
 import platform
 import re

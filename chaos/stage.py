@@ -1,4 +1,4 @@
-"""The play: everything a plan holds, at its second, and then the calm in which all must end."""
+"""Carries out a plan second by second, and waits until all work has ended."""
 
 import json
 import re

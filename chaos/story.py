@@ -1,4 +1,4 @@
-"""What is known when it is over, and how it is kept on disk so that it can be looked at again."""
+"""The history of a session, and its files, so that it can be checked again."""
 
 import json
 import types

@@ -1,4 +1,4 @@
-"""The jobs: each writes down its start and its end, and does something that takes time or fails."""
+"""The jobs: each writes its start and end to the diary, and takes time or fails."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What people and code do meanwhile: make schedules, edit them, enqueue, cancel."""
+"""Users and code: they make schedules, edit them, enqueue and cancel."""
 
 import threading
 import time

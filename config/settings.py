@@ -1,4 +1,4 @@
-"""Settings of every Truebeat process, read from the environment and nothing else.
+"""Settings of every Truebeat process, read from the environment only.
 
 In development `make up` writes the addresses of the services it embeds to var/up.env; a command
 in a second terminal reads them there when its own environment names no database.

@@ -1,4 +1,4 @@
-"""What the web service's first request would wait for, done before it comes."""
+"""Work of the web service before its first request, which would wait for it otherwise."""
 
 import gc
 from contextlib import suppress

@@ -1,0 +1,1 @@
+"""Reminders of records that expire: lifecycle ids, lead times, the sweep, deliveries."""

@@ -1,4 +1,4 @@
-"""The admin: lifecycle ids and lead times to edit, deliveries to look at."""
+"""The admin pages: lifecycle ids and lead times to edit, deliveries to read."""
 
 from datetime import timedelta
 from typing import Any

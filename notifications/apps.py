@@ -1,3 +1,5 @@
+"""The Django app of reminders."""
+
 from django.apps import AppConfig
 
 

@@ -1,4 +1,4 @@
-"""The one date: Postgres's, in the organisation's time zone."""
+"""Today's date, by Postgres's clock in the organisation's time zone."""
 
 from datetime import date
 from typing import Any, ClassVar, cast

@@ -1,4 +1,4 @@
-"""How a delivery is settled: sent, or superseded because nobody needs it any more.
+"""Settles a delivery: sends it, or marks it as superseded if it is not needed any longer.
 
 The row is there before the attempt. The record is read again just before sending. `sent_at` is
 committed as soon as the server has accepted the mail: a crash between the two sends it once more,

@@ -1,4 +1,4 @@
-"""What expires, when its requester is to be told, and what was told to whom.
+"""Records that expire, their lead times, and the deliveries to their requesters.
 
 Users write LifecycleId and Reminder (admin, importer, their own SQL). Delivery belongs to the
 sweep, which makes its rows, and to `delivery`, which settles them.

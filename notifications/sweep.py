@@ -1,4 +1,4 @@
-"""The daily sweep: finds what expires, and makes the deliveries and the runs that send them.
+"""The daily sweep: finds records that expire, and makes deliveries and runs that send them.
 
 A record is due while 0 <= days left <= lead time. Of the lead times that apply to it, the smallest
 sends and the larger ones are recorded as superseded, so that a record which came in late, or was

@@ -1,4 +1,4 @@
-"""The jobs of this app; what they do is in `sweep` and `delivery`."""
+"""The jobs of this app, which call `sweep` and `delivery`."""
 
 from datetime import date
 from typing import Any

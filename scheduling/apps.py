@@ -1,3 +1,5 @@
+"""The Django app: registers checks, prepares connections, writes code's schedules on migrate."""
+
 import sys
 from typing import Any, TextIO
 

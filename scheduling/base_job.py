@@ -1,4 +1,4 @@
-"""What the engine knows of a job; `scheduling.jobs.Job` hands its calls to the engine."""
+"""The attributes of a job that the engine reads; `scheduling.jobs.Job` adds the calls."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""System checks of what users and code have: tasks, schedules, plans; see also setting_checks."""
+"""System checks of tasks, schedules and plans; `setting_checks` has the checks of settings."""
 
 from collections.abc import Sequence
 from typing import Any

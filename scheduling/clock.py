@@ -1,4 +1,4 @@
-"""The one clock: the database's; and what the clocks of TIME_ZONE show."""
+"""The one clock, which is the database's; and the local time of TIME_ZONE."""
 
 from datetime import datetime
 from typing import cast

@@ -1,4 +1,4 @@
-"""The engine's settings, for any project: `from scheduling.defaults import *` in its settings.
+"""The engine's settings for any project: `from scheduling.defaults import *` in its settings.
 
 The first part is what Celery has to be told. The second has the engine's own settings, which are
 read from the environment. A project that wants another value sets it below that line.

@@ -1,4 +1,4 @@
-"""What can be wrong with a request, said in one line each: the value, and what to do."""
+"""The exceptions: each message names the value and says what to do."""
 
 
 class SchedulingError(Exception):

@@ -1,4 +1,4 @@
-"""What works and what does not, for load balancers, containers and dead-man's switches."""
+"""`/healthz` and `manage.py health`, for load balancers, containers and monitors."""
 
 import logging
 

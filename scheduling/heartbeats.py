@@ -1,4 +1,4 @@
-"""Who is alive: one row for each beat and worker, written by itself; and what `/healthz` reads."""
+"""Heartbeats: each beat and worker writes a row about itself every few seconds."""
 
 import os
 from datetime import timedelta

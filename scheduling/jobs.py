@@ -1,4 +1,4 @@
-"""The public face for code that has work to do: enqueue it, and know about it from inside."""
+"""The public face for apps of jobs: enqueue a job, and read the current run from inside."""
 
 from datetime import datetime
 from functools import partial, wraps

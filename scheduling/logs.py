@@ -1,4 +1,4 @@
-"""Log lines: one event per transition, `time service LEVEL event key=value ...`."""
+"""Log lines: one event for each transition, `time service LEVEL event key=value ...`."""
 
 import logging
 from datetime import UTC, datetime

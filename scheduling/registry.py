@@ -1,4 +1,4 @@
-"""The jobs this process knows, and what they say of themselves."""
+"""The jobs that this process knows: their arguments and their attempts."""
 
 import difflib
 import inspect

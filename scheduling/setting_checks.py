@@ -1,4 +1,4 @@
-"""System checks of settings: each one that the ledger cannot live with, with the line to change."""
+"""System checks of settings: each message names the line to change."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

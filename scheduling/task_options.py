@@ -1,4 +1,4 @@
-"""The options of a call: which queue it goes to, at which priority, and when it expires.
+"""The options of a call: its queue, its priority, and when it expires.
 
 They are those that Celery would give the same call of `.delay()`: the task's own options (of its
 decorator, its class, `task_annotations`, the `task_default_*` settings), what the call or its

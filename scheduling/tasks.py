@@ -1,4 +1,4 @@
-"""The engine's own jobs: they keep the ledger in order, and tell what keeps failing.
+"""The engine's own jobs: they prune history and report failures.
 
 What they do is in the modules they call; `CELERY_BEAT_SCHEDULE` says when.
 """

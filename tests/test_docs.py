@@ -20,6 +20,7 @@ from django.db import connection
 
 from scheduling import shapes
 from scheduling.models import FINAL, CatchUp, ManagedBy, Origin, Overlap, Policy, State
+from tests import module_map
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -140,17 +141,14 @@ def test_every_test_that_is_named_exists() -> None:
             assert f"def {span}(" in written, span
 
 
-def test_the_map_has_every_module() -> None:
-    text = section(ARCHITECTURE, "Map of the modules")
-    folders = set()
-    for part in re.split(r"^### `(?=scheduling/)", text, flags=re.MULTILINE)[1:]:
-        folder, _, rows = part.partition("`\n")
-        folders.add(ROOT / folder)
-        listed = {row[0].strip("`") for row in table(rows.split("\n### ")[0])[1:]}
-        there = {path.name for path in (ROOT / folder).glob("*.py")}
-        assert listed | {"__init__.py"} == there, folder
-    for path in ENGINE.glob("*/__init__.py"):
-        assert path.parent in folders or f"`{named(path.parent)}/" in text, path
+def test_the_map_of_modules_is_fresh() -> None:
+    assert module_map.document() == ARCHITECTURE, "write it anew: python -m tests.module_map"
+
+
+@pytest.mark.parametrize("package", module_map.PACKAGES)
+def test_every_module_says_its_part_in_its_first_line(package: str) -> None:
+    modules = list((ROOT / package).glob("*.py"))
+    assert [path.name for path in modules if not module_map.first_line(path)] == []
 
 
 def test_every_field_of_a_json_shape_is_explained() -> None:

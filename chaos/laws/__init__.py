@@ -1,4 +1,4 @@
-"""The promises, each as a function from a story to what breaks it. Pure.
+"""The promises, each as a function from a history to its breaches. Pure.
 
 `windows`: every instant of every rule has its run. `calls`: so has every call, and what follows it.
 `wishes`: cancels, replays and backfills. `ends`: every run is final, for a reason. `starts`: none

@@ -1,4 +1,4 @@
-"""Those that exclude each other: runs of a schedule that may not overlap, and of one unique key."""
+"""Exclusion: runs of a schedule that must not overlap, and runs of one unique key."""
 
 from collections import defaultdict
 from collections.abc import Iterator

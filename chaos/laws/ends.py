@@ -1,4 +1,4 @@
-"""Every run is final, for a reason that its policy or somebody's wish explains."""
+"""Every run is final, for a reason that its policy or a user's request explains."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

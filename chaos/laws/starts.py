@@ -1,4 +1,4 @@
-"""None is early, none doubled: each second start is explained by what became of the first."""
+"""No run starts early or twice: each second start is explained by the end of the first."""
 
 from collections import defaultdict
 from collections.abc import Iterator

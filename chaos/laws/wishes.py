@@ -1,4 +1,4 @@
-"""What somebody asked for by hand: cancels, replays, backfills."""
+"""Requests by users: cancels, replays, backfills."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator

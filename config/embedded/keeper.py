@@ -1,4 +1,4 @@
-"""One Procfile line of `make up`: start it, start it again when it dies, end it in good time.
+"""Keeps one Procfile line of `make up` running: starts, restarts and ends its process.
 
 honcho stops everything as soon as one process ends and kills after 5 s; a worker that was killed is
 what this project is about, and one that is told to stop first finishes what it does.

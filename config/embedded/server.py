@@ -1,4 +1,4 @@
-"""What the embedded servers share: one owner per data directory, a port, a start, an end.
+"""The shared parts of the embedded servers: an owner per data directory, start and end.
 
 A server listens on 127.0.0.1 alone and asks for a password. TCP, not a Unix socket: a socket's
 path may have 107 bytes, and a checkout lies where it lies.

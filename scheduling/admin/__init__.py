@@ -1,4 +1,4 @@
-"""The admin: what operators see of the ledger, and what they may do.
+"""The admin: pages on which operators look at the ledger and steer it.
 
 Every page shows; every action calls one function of the core. Pages cost the same at ten and at a
 million rows: nothing counts a whole table, and no form lists one.

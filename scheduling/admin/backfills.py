@@ -1,4 +1,4 @@
-"""Backfills: ranges of the past that run again, to look at and to cancel as one."""
+"""The page of backfills: look at the runs of a range of the past, and cancel them together."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Calendars: which days are off, with a look at this year and the next."""
+"""The page of calendars: their days off, shown for this year and the next."""
 
 from typing import Any, ClassVar
 

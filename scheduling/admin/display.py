@@ -1,4 +1,4 @@
-"""How instants, durations, states and texts look on every page."""
+"""Shows instants, durations, states and texts in the same way on every page."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Recurring failures: what fails, where and how often; to resolve and to open again."""
+"""The page of failure groups: task, place and count of each; resolve and reopen them."""
 
 from datetime import datetime, timedelta
 from typing import Any

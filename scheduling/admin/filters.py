@@ -1,4 +1,4 @@
-"""Filters that never list or count a table: closed lists, and boxes to type into."""
+"""Filters that never list or count a table: closed lists of choices, and text boxes."""
 
 from collections.abc import Iterator
 from typing import Any

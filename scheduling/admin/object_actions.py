@@ -1,4 +1,4 @@
-"""Actions on rows: from the list for many, and as buttons on an object's own page."""
+"""Actions on rows: from the list for many rows, and as buttons on the page of one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar

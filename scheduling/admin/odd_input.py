@@ -1,4 +1,4 @@
-"""What the admin answers to an address or a form that Postgres or Python cannot read.
+"""Answers addresses and forms that Postgres or Python cannot read.
 
 Django ignores a filter that it sees to be wrong. Others only fail once rows are asked for: a NUL in
 a text, a number of thirty digits, a pattern whose brackets do not close.

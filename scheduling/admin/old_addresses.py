@@ -1,4 +1,4 @@
-"""django-celery-beat's own addresses of schedules: they lead to the one page there is."""
+"""Redirects django-celery-beat's own addresses of schedules to the page of schedules."""
 
 from typing import Any
 

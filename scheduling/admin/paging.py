@@ -1,4 +1,4 @@
-"""Pages of large tables: a count that stops at a bound."""
+"""Pages of large tables: the count of rows stops at a limit."""
 
 from typing import Any
 

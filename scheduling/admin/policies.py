@@ -1,4 +1,4 @@
-"""The policy of a schedule, as a part of its form."""
+"""The policy of a schedule, as a part of the schedule's form."""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the change that stands in a schedule's form would do, before it is saved."""
+"""Shows the effect of a change in a schedule's form before it is saved."""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stored results: django-celery-results' page, without its lists of every value of a column."""
+"""The page of stored results, without filters that list every value of a column."""
 
 from typing import Any, ClassVar
 

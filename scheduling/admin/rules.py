@@ -1,4 +1,4 @@
-"""The tables of rules: crontabs, intervals, instants and solar events, which schedules share.
+"""The pages of rules: crontabs, intervals, instants and solar events, which schedules share.
 
 django-celery-beat's pages list every schedule of a rule in a form of their own, and delete the
 schedules with the rule. Here a page links to them, and a rule in use cannot be deleted.

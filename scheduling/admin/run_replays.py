@@ -1,4 +1,4 @@
-"""Replaying all runs that the list's filters find, after a page that says how many they are."""
+"""Replays all runs that match the list's filters, after a page that shows their number."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs: what became of every occurrence and every job, to read; to cancel and to replay."""
+"""The page of runs: read the history of every occurrence and job; cancel and replay."""
 
 from datetime import datetime, timedelta
 from typing import Any

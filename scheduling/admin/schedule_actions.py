@@ -1,4 +1,4 @@
-"""What operators may do to schedules, from the list and from a schedule's page."""
+"""Actions of operators on schedules, from the list and from a schedule's page."""
 
 from collections.abc import Sequence
 from datetime import datetime

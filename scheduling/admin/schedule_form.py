@@ -1,4 +1,4 @@
-"""The form of a schedule: what is refused, and in which words."""
+"""The form of a schedule: checks its values and words its errors."""
 
 import copy
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""What an operator wants to know of a schedule at a glance."""
+"""The state of a schedule at a glance."""
 
 from collections.abc import Collection
 from datetime import datetime

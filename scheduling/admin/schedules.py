@@ -1,4 +1,4 @@
-"""Schedules: the one page for django-celery-beat's periodic tasks."""
+"""The page of schedules, which replaces django-celery-beat's page of periodic tasks."""
 
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from scheduling.admin.schedule_form import RULES, ScheduleForm
 from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
 from scheduling.errors import SchedulingError
 from scheduling.models import Policy, Run, Schedule
-from scheduling.schedules.deciding import where_it_goes
+from scheduling.schedules.destinations import where_it_goes
 from scheduling.schedules.rule_rows import hold
 from scheduling.schedules.rules import rule_of
 from scheduling.schedules.standing import plan_of, policy_of

@@ -1,4 +1,4 @@
-"""`celery beat`: what is due is fired, published, raised and recovered, tick by tick."""
+"""`celery beat`: each tick fires, publishes, escalates and recovers due work."""
 
 from scheduling.beat.scheduler import Scheduler
 

@@ -1,4 +1,4 @@
-"""Steps of the ledger's clock: noticed, and what they left ahead of the clock set right.
+"""Notices steps of the ledger's clock, and corrects rows that are ahead of it afterwards.
 
 Postgres's clock is the only one, and an operator, a hypervisor or NTP can step it. A lease that was
 renewed a second before a step forward looks as if it had run out; one from before a step back ends

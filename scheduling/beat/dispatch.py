@@ -1,4 +1,4 @@
-"""publish: runs whose time has come get a hint in Redis; and recover: hints that were lost.
+"""publish: pushes hints of runs whose time has come to Redis, and pushes lost hints again.
 
 Commit first, then push: a crash between the two leaves queued runs without hints, which `resend`
 finds by looking at what lies in Redis. The backlog stays in Postgres, where priority, deadline and

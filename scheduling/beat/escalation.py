@@ -1,4 +1,4 @@
-"""raise: waiting runs go up when their deadline comes near, and when they have waited long.
+"""escalate: waiting runs get a higher priority near their deadline, or after a long wait.
 
 Only the ledger is written. A run whose hint lies in Redis becomes scheduled again, and `publish`
 sends a second hint to its new lane, in its order there and as far as that lane has room. The first

@@ -1,4 +1,4 @@
-"""Which lanes have runs that may start now, and when the next run may start."""
+"""Finds the lanes with runs that may start now, and the time of the next run."""
 
 import time
 from collections.abc import Mapping

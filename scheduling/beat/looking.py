@@ -1,4 +1,4 @@
-"""What beat looks for: one statement a tick, a cheap probe of an index for each kind of work.
+"""Looks for work: one statement a tick, with one cheap index probe for each kind of work.
 
 While a dump or an idle transaction keeps an old snapshot, Postgres removes no entry of an index.
 What runs have left behind lies before everything that waits, and a look from the beginning reads

@@ -1,4 +1,4 @@
-"""recover: attempts whose worker is gone, or cannot say that it is there."""
+"""recover: ends attempts whose worker is gone or cannot renew its lease."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""beat: a Celery scheduler whose every tick asks the ledger what is due, and keeps nothing itself.
+"""The Celery scheduler that beat runs: every tick asks the ledger for due work.
 
 `celery -A config beat` builds it (settings.CELERY_BEAT_SCHEDULER) and calls `tick` for ever. Any
 number of beats may run: each step locks the rows it works on and skips those that others hold.

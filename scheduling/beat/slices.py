@@ -1,4 +1,4 @@
-"""How beat bounds the time of what it does again and again, however much there is to read."""
+"""Bounds the time of beat's repeated work, however many rows there are to read."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ RARELY = 20  # what is slow and did nothing is done again after so many times wh
 SLICE = 0.002  # seconds that a slice should take
 SHARE = 0.1  # of the time that all slices may take
 AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longer
-CUT_OFF = 0.003  # seconds after which a slice is cut off, to be narrower the next time
-NARROWER = 8  # times as narrow is a slice that was cut off
+CUT_OFF = 0.004  # seconds after which a slice is cut off, to be narrower the next time
+NARROWER = 4  # times as narrow is a slice that was cut off
 SLICES_MOST = 300  # a slice is at least this small a part of the way so far: the way has an end
 NARROW_ONES = 200  # slices of a way that may be narrower still, where one was cut off
 SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
@@ -109,7 +109,7 @@ class Slices:
             return
         self._until = low
         # What is empty takes its time on a busy machine, too.
-        self._least = min(took, self._least * SLOWLY_UP, SLICE)
+        self._least = min(took, self._least * SLOWLY_UP, 2 * SLICE)
         if took < max(SLICE / 2, 1.5 * self._least):
             self._width *= WIDER
         elif took > max(SLICE, 3 * self._least):

@@ -1,4 +1,4 @@
-"""The thread of beat that makes good what no trigger saw: at its start, and once a day.
+"""The thread of beat that repairs rows which no trigger wrote: at its start, and once a day.
 
 Ticks do not wait for it: it has a connection of its own, and rests for most of the time, since it
 shares Python's one lock, and Postgres, with them.

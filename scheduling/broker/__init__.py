@@ -1,1 +1,1 @@
-"""Redis, the doorbell: the transport of hints, its valve, and the bell that wakes beat."""
+"""Redis, the doorbell: the transport of hints, the gate of workers, the bell that wakes beat."""

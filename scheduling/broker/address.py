@@ -1,4 +1,4 @@
-"""REDIS_URL, read once for every client: how each connection of the engine reaches Redis.
+"""Reads REDIS_URL once for all clients: how each connection reaches Redis.
 
 The settings import this module, so it must not need Django.
 """

@@ -1,4 +1,4 @@
-"""The engine's own clients of Redis, beside kombu's: all are made here, from REDIS_URL."""
+"""Makes the engine's own Redis clients from REDIS_URL; kombu makes the others."""
 
 from typing import Any
 

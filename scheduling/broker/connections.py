@@ -1,4 +1,4 @@
-"""kombu's connection to Redis, which never waits long for its next try."""
+"""kombu's connection to Redis, with short pauses between its tries to reconnect."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The bell that ends beat's sleep: a Redis pub/sub channel. A lost ring costs a second, no more.
+"""The bell that ends beat's sleep, a Redis pub/sub channel; a lost ring costs a second.
 
 A ring says how long the run was there before anybody could see it, in a long transaction say. Where
 an old snapshot makes beat look only at what is new, that is how far back it looks then.

@@ -1,4 +1,4 @@
-"""The gate: judges each message that a worker takes from a queue of tasks, as it arrives.
+"""The gate: judges each message that a worker takes from a task queue, before Celery sees it.
 
 It stands in the worker's parent, before Celery sees the message: what it refuses takes no room in
 the pool and reaches no code of Celery's or of a job.

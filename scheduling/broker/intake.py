@@ -1,4 +1,4 @@
-"""Whether this worker takes messages from Redis just now, and when it last did.
+"""Whether this worker takes messages from Redis, and when it last took one.
 
 A worker asks Redis for one message at a time. Here any thread may say why it should not; the
 transport looks before it asks, so nothing that Redis gave is put down again.

@@ -1,4 +1,4 @@
-"""The names of what lies in Redis: lists of hints, the bell, and what the broker keeps itself.
+"""The names of keys in Redis: lists of hints, the bell, and the broker's own keys.
 
 kombu's channel forms its names from transport options (`global_keyprefix`, `sep`, ...). The engine
 asks that channel's own code, so that a hint always lies where a worker looks for it.

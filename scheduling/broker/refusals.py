@@ -1,4 +1,4 @@
-"""Log lines about messages that are refused: one a minute for each reason, with a count.
+"""Logs refused messages: one line a minute for each reason, with a count.
 
 Anybody who can write to Redis can send a million of them: they must not fill the disk.
 """

@@ -1,4 +1,4 @@
-"""The shape of a message: what is read from Redis, before Celery sees it.
+"""Checks the form of a message from Redis, field by field, before Celery sees it.
 
 Celery and kombu trust what they read: one header of an odd type ends a worker, or takes its only
 place in the pool for good. So a plain message is checked here field by field, and handed on only if

@@ -1,4 +1,4 @@
-"""Two installations in one database of Redis: noticed by beats, lived with by workers.
+"""Two installations in one Redis database: beats notice it, and workers live with it.
 
 Each beat signs its ledger into a list in Redis. A worker that takes a hint of another ledger puts
 it back at the far end of its list if that ledger's beat has signed in of late, and drops it if not:

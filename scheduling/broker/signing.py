@@ -1,4 +1,4 @@
-"""Signatures of hints: who can write to Redis, and has no key of the ledger's, can make up none.
+"""Signs hints, so that a program without the key cannot forge one by writing to Redis.
 
 The key is HINT_KEY, or SECRET_KEY where that is not set. To change it without a pause, name the old
 one in SECRET_KEY_FALLBACKS: hints are signed with the new key, and signatures of the old one count.

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with a valve, and with less ado about hints.
+"""kombu's Redis transport: it can stop polling, and takes hints without acknowledgements.
 
 One unreadable message does not bring it down.
 """

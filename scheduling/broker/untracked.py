@@ -1,4 +1,4 @@
-"""Which tasks stay Celery's own plain messages, without a row in the ledger: UNTRACKED_TASKS."""
+"""UNTRACKED_TASKS: the tasks that stay plain Celery messages, without a row in the ledger."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase

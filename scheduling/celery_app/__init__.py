@@ -1,1 +1,1 @@
-"""What Celery is given in place of its own: the app, its control, its result backend."""
+"""Replacements for parts of Celery: the app, its control, its result backend."""

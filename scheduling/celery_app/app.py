@@ -1,4 +1,4 @@
-"""The Celery app class: a call of a task is a row in the ledger, and no message."""
+"""The Celery app class: a call of a task writes a run in place of a message."""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every task of the app is a Job, whatever base class it was written with.
+"""Makes every task of the app a Job, also tasks with a base class of their own.
 
 The claim stands in the tracer of a Job. A task with a base class of the project's own, or of
 Celery's such as AbortableTask, would run unclaimed and without its arguments. So a task that comes

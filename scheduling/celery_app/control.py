@@ -1,4 +1,4 @@
-"""`revoke`, Celery's word for cancel: for runs it is written in the ledger."""
+"""`revoke`, Celery's word for cancel: it cancels runs in the ledger."""
 
 from contextlib import suppress
 from typing import Any

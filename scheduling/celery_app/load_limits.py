@@ -1,4 +1,4 @@
-"""The limits above which this worker takes no work, and the command that changes them."""
+"""The load limits above which this worker takes no work, and the command to change them."""
 
 from typing import Any
 

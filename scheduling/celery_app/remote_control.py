@@ -1,4 +1,4 @@
-"""Remote control: workers obey commands that are signed, and answer questions of anybody.
+"""Remote control: workers obey signed commands, and answer questions from any sender.
 
 Commands (`shutdown`, `time_limit`, `rate_limit`, `revoke`, ...) come by Redis, as hints do: with
 them, whoever can write there could stop workers, and end what they run. So the app signs those that

@@ -1,4 +1,4 @@
-"""The result backend: django-celery-results, whose rows for tracked runs `finish` writes.
+"""The result backend: django-celery-results; `finish` writes the rows of tracked runs.
 
 A result that is written apart from the run it belongs to can contradict it. So here a tracked run's
 result is only prepared; it is stored in the transaction that moves the run.

@@ -1,4 +1,4 @@
-"""What becomes of a call of Celery's (`delay`, `apply_async`, `send_task`): a run.
+"""Turns Celery's calls (`delay`, `apply_async`, `send_task`) into runs.
 
 The row is written on the caller's own connection, and so in the caller's own transaction. Celery's
 signals are sent as for a message, so that what adds headers to messages adds them to runs.

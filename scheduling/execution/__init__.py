@@ -1,1 +1,1 @@
-"""From claim to end: an attempt in a worker's child, and every way in which a run ends."""
+"""Attempts: a worker claims a run, executes it and ends it."""

@@ -1,4 +1,4 @@
-"""An attempt from the inside: the job's body, whether it is tried again, and what became of it."""
+"""Runs the body of a job, and decides whether the attempt is retried."""
 
 import logging
 import mmap

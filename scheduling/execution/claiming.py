@@ -1,4 +1,4 @@
-"""How a worker runs a job: claim, call Celery's tracer, look at what came back, finish.
+"""A worker's child claims a run, calls Celery's tracer, and finishes the run.
 
 `traced` wraps the tracer, the function that Celery builds for each task, because everything that
 Celery does for an execution (signals, STARTED, hooks) happens inside it: a hint that may not start

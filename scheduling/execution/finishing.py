@@ -1,4 +1,4 @@
-"""The ways out of running: every end of an attempt goes through `finish`.
+"""`finish`: every end of an attempt goes through it.
 
 One statement moves the run, writes its TaskResult and releases what waited for it: all of it or
 none. The end of a run that others follow is a transaction, which writes those too. `attempt` is

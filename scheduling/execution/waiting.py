@@ -1,4 +1,4 @@
-"""Runs that end, or go on, without having started: expired, cancelled, released, handed back."""
+"""Moves runs that wait: expires, cancels, releases them, or sends them back to the ledger."""
 
 import logging
 import time

@@ -1,1 +1,1 @@
-"""Runs that ended as failed: noted, counted in groups, and told to owners."""
+"""Failed runs: noted, counted in groups, and reported to owners."""

@@ -1,4 +1,4 @@
-"""What owners are told of failures: who is to know, in which words, and how it goes out.
+"""Reports failures to owners: who receives a message, its words, and how it is sent.
 
 A message is made in the transaction that takes the news, with a run that sends it to one address:
 so it is sent as often as it must, and no failing mail server holds up another address. The runs

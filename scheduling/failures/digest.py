@@ -1,4 +1,4 @@
-"""The daily digest: what keeps failing, and what stands still because of it.
+"""The daily digest: recurring failures, and schedules that they keep from running.
 
 ALERTS_TO are told all of it, each owner what is theirs. Where there is nothing, nothing is sent.
 """

@@ -1,4 +1,4 @@
-"""Failures of one kind: counted by beat in their group, and looked after by people.
+"""Failure groups: beat counts failures of one kind in them; users resolve and reopen them.
 
 A failed run notes its failure in the statement that ends it. Beat settles what was noted, before
 it fires anything: it counts each failure in its group, marks what the owners are to be told, and

@@ -1,4 +1,4 @@
-"""What failed, and where in the code: noted by the statement that ends a run as failed.
+"""Notes the kind and the place of a failure, in the statement that ends its run.
 
 A failure is a run that ended as failed. An attempt that another one follows is none yet: it stays
 with its run's errors. Failures of the same task, exception type and place are of one kind.

@@ -1,4 +1,4 @@
-"""Failures one after the other: of a schedule, which may pause it, and of a task.
+"""Failures in a row: of a schedule, which is paused after enough of them, and of a task.
 
 Of the runs that have ended those count that succeeded or failed: one that was skipped, cancelled or
 expired says nothing. Backfills are no part of their schedule's streak.

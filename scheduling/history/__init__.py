@@ -1,1 +1,1 @@
-"""The past, in bulk: select runs, replay them, run what was missed, delete what is old."""
+"""The past in bulk: select runs, replay them, run missed occurrences, delete old runs."""

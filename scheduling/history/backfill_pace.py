@@ -1,4 +1,4 @@
-"""The pace of backfills: beat lets go so many of their held runs that few are at work at once."""
+"""The pace of backfills: beat releases their held runs as others end."""
 
 import logging
 from uuid import UUID

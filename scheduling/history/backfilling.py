@@ -1,4 +1,4 @@
-"""backfill: runs for a schedule's occurrences in a range that has passed, asked for once.
+"""backfill: makes runs for a schedule's occurrences in a range of the past.
 
 All of them are written as held, in one transaction. Beat lets so many go that `concurrency` of a
 backfill are unfinished. They stand apart from their schedule's own runs: neither waits for, skips
@@ -30,7 +30,8 @@ from scheduling.logs import event
 from scheduling.models import UNFINISHED, Backfill, Origin, Priority, Run, State
 from scheduling.postgres.sql import arrays, lean_cursor
 from scheduling.registry import check_call, decode_error
-from scheduling.schedules.deciding import options_with, sent_to
+from scheduling.runs.options import options_with
+from scheduling.schedules.destinations import sent_to
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rules import rule_of
 from scheduling.schedules.standing import plan_of, policy_of

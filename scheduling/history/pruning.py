@@ -1,4 +1,4 @@
-"""prune: old final runs are deleted with their results, in batches that keep no work waiting.
+"""prune: deletes old final runs and their results, in batches that block no work.
 
 Each batch is a transaction of its own, takes the oldest first and skips rows that somebody holds.
 Only final runs have a `finished_at`, so what is unfinished is out of reach. Kept, however old:

@@ -1,4 +1,4 @@
-"""replay in bulk: new runs for all final ones that are meant, each naming the one it repeats."""
+"""replay in bulk: makes a new run for each selected final run."""
 
 import logging
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Which runs are meant: the ways in which people select among all that has run."""
+"""Selects runs by the criteria that users give."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime

@@ -1,0 +1,1 @@
+"""The commands' shared parts: parsing, options and output."""

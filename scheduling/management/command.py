@@ -1,4 +1,4 @@
-"""What Truebeat's commands share: whatever goes wrong is one clear line on stderr."""
+"""The base of Truebeat's commands: every error is one clear line on stderr."""
 
 import getpass
 import logging

@@ -1,4 +1,4 @@
-"""What people type on a command line, read into values: durations, instants, JSON, counts, ids.
+"""Reads values from the command line: durations, instants, JSON, counts, ids.
 
 Every function takes the text as it was typed and is made to be an argparse `type`: what it cannot
 read it refuses with one line that names the text and shows how to write it.

@@ -1,4 +1,4 @@
-"""What `manage.py schedule` says of schedules, in words and rows of tables."""
+"""The words and table rows that `manage.py schedule` prints."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from scheduling.history.backfilling import Extent
 from scheduling.management import output
 from scheduling.models import Policy
 from scheduling.schedules import NextOccurrence
-from scheduling.schedules.deciding import where_it_goes
+from scheduling.schedules.destinations import where_it_goes
 from scheduling.schedules.editing import LOOK_AHEAD, Edit
 from scheduling.schedules.planning import rule_version
 from scheduling.schedules.policies import POLICIES

@@ -1,4 +1,4 @@
-"""Arrays of one dimension without NULLs, whatever raw SQL has written into their columns."""
+"""Array fields of one dimension without NULLs, also if raw SQL wrote other values."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Named calendars: the days on which a schedule that follows one does not run."""
+"""Calendars: named sets of days on which their schedules do not run."""
 
 from typing import Any
 

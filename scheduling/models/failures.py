@@ -1,4 +1,4 @@
-"""Recurring errors: the failures of a task that are of one kind."""
+"""Failures, and groups of failures of one kind."""
 
 from django.db import models
 from django.db.models import Q

@@ -1,4 +1,4 @@
-"""Runs: what became of every occurrence and of every ad-hoc job."""
+"""Runs: the row of every occurrence and of every ad-hoc job."""
 
 from django.db import models
 from django.db.models import Q, Value

@@ -1,4 +1,4 @@
-"""Schedules and how they are treated: Policy and Calendar are users', Plan is beat's."""
+"""Schedules, their policies (users write them) and their plans (beat writes them)."""
 
 from datetime import timedelta
 from typing import Any, ClassVar

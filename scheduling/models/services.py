@@ -1,4 +1,4 @@
-"""The processes that do the work, as they last showed themselves."""
+"""Heartbeats of the processes that do the work."""
 
 from django.db import models
 

@@ -1,4 +1,4 @@
-"""The words that columns hold: each a closed list, with what it means to a reader."""
+"""The words that columns hold: closed lists, each with its meaning."""
 
 from django.db import models
 

@@ -1,1 +1,1 @@
-"""What goes out to people: whom it reaches, by mail or to a webhook."""
+"""Messages to people and their systems: mail, webhooks, guarded HTTP."""

@@ -1,4 +1,4 @@
-"""Who is told: mail addresses and https URLs, as owners of schedules and ALERTS_TO name them."""
+"""Mail addresses and https URLs of owners, as schedules and ALERTS_TO name them."""
 
 import re
 from urllib.parse import urlsplit

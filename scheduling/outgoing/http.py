@@ -1,4 +1,4 @@
-"""Guarded HTTP: requests to URLs that users typed, which must not lead inside.
+"""Guarded HTTP: requests to URLs that users typed cannot reach internal networks.
 
 A name is resolved here, once for each connection. Each address is judged before it is connected to,
 and the judged address is the one that is connected to. Redirects are not followed, proxies of the

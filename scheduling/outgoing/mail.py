@@ -1,4 +1,4 @@
-"""Which addresses can be mailed; one message by mail; which refusals are for good."""
+"""Sends one message by mail, and knows which refusals are permanent."""
 
 import smtplib
 import unicodedata

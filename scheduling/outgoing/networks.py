@@ -1,4 +1,4 @@
-"""Which addresses of the internet a request may be sent to: the global ones, and no others.
+"""The IP addresses to which a request may go: global ones only.
 
 The tables are our own. Python's `ipaddress` has tables too, which depend on its patch release, and
 which call some addresses global that lead to the inside of a cloud.

@@ -1,1 +1,1 @@
-"""The ledger's server: statements, values and connections, and what becomes of them."""
+"""PostgreSQL beneath the ORM: statements, values, connections and their failures."""

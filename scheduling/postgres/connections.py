@@ -1,4 +1,4 @@
-"""The connections of a worker's child: what one run leaves on them is no other's."""
+"""Cleans the connections of a worker's child, so that no run inherits another run's session."""
 
 import gc
 import logging

@@ -1,4 +1,4 @@
-"""Which ledger this is: hints name it, so that two installations can tell theirs apart.
+"""The id of this ledger: hints carry it, so that two installations can be told apart.
 
 Postgres knows: its cluster has a number of its own from the day it was made, as has each database.
 So a copy made with pg_dump is another ledger, and a standby that takes over is the same.

@@ -1,4 +1,4 @@
-"""Instants and dates that Python cannot hold, as Django reads them: the first or last that it can.
+"""Instants and dates beyond Python's range, read as the first or the last that Python has.
 
 Raw SQL can write `infinity`, or a year beyond 9999, into any table; psycopg refuses to read it. One
 such row must not keep a page from showing all others, nor a beat or a worker from its work.

@@ -1,4 +1,4 @@
-"""A pooler between this process and Postgres, as PgBouncer: noticed, and lived with.
+"""Detects a pooler such as PgBouncer between this process and Postgres, and adapts to it.
 
 A pooler that pools transactions gives each transaction another session. What a session keeps then
 belongs to another client: prepared statements, settings, cursors that outlast a transaction. A

@@ -1,4 +1,4 @@
-"""Statements that Postgres plans once for a connection, and not every time.
+"""Prepared statements, which Postgres plans once for each connection.
 
 Errors are Django's. Parameters are bound by the server: where a type cannot be told from its place,
 the SQL needs a cast.

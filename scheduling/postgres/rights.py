@@ -1,4 +1,4 @@
-"""Whether the ledger can be made in this database, and whether all of it is there."""
+"""Whether the ledger's tables can be made in this database, and whether all are there."""
 
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader

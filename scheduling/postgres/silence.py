@@ -1,4 +1,4 @@
-"""Ends the wait for a Postgres that says nothing.
+"""Ends the wait for a Postgres that does not answer.
 
 A network that loses everything does not say so: a statement would wait for as long as TCP does,
 which may be a quarter of an hour, and for ever where something on the way acknowledges what it

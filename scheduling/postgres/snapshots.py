@@ -1,4 +1,4 @@
-"""Who keeps Postgres from removing rows that are dead: the oldest snapshot, and when it hurts."""
+"""The oldest snapshot, which keeps Postgres from removing dead rows; reported when it hurts."""
 
 from datetime import timedelta
 from typing import NamedTuple

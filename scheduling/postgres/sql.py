@@ -1,4 +1,4 @@
-"""Rows in bulk, on the paths where thousands go by, and texts that Postgres can hold.
+"""Fast rows in bulk, errors by their kind, and texts that Postgres can hold.
 
 psycopg writes a list as an array value by value in Python, and Django reads every timestamp in
 Python; over a batch of 500 rows that costs more than Postgres itself.

@@ -1,4 +1,4 @@
-"""When schedules fire: rules, and the instants they yield.
+"""Rules, and the instants at which they fire.
 
 Pure: no Django, no clock; the answers depend on the arguments alone, and on the data of time zones
 and of public holidays.

@@ -1,4 +1,4 @@
-"""A rule within limits: not before an instant, not after one, or once only."""
+"""A rule within limits: after a start, before an end, or once only."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime

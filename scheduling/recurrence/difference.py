@@ -1,4 +1,4 @@
-"""What changes when one rule takes another's place: which occurrences come, go and stay."""
+"""The occurrences that change when one rule replaces another: added, removed and kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

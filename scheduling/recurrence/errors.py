@@ -1,4 +1,4 @@
-"""What can be wrong with a rule. Messages name the offending value and what to do about it."""
+"""Errors in rules. Messages name the offending value and say what to do about it."""
 
 
 class RecurrenceError(ValueError):

@@ -1,4 +1,4 @@
-"""Intervals and single instants: exact arithmetic on UTC, untouched by any zone's clocks."""
+"""Intervals and single instants: exact arithmetic in UTC, without time zones."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every rule can answer, in UTC instants: pure functions of their arguments."""
+"""The questions that every rule answers, in UTC instants: pure functions of their arguments."""
 
 from abc import ABC, abstractmethod
 from collections import deque

@@ -1,4 +1,4 @@
-"""What the clocks of a zone show, and when: the only place that knows about UTC offsets.
+"""Maps wall-clock times of a zone to instants and back; only this module knows UTC offsets.
 
 A zone's time is cut into stretches of constant offset. Instants here are naive UTC datetimes, wall
 clocks are naive local ones; aware datetimes stop at the package's face.

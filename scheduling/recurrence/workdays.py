@@ -1,4 +1,4 @@
-"""A rule and a calendar: what becomes of occurrences on days off.
+"""A rule that follows a calendar: skips or moves occurrences on days off.
 
 Days are those of a zone's clocks; an occurrence is of the day that its rule names, so one whose
 time the clocks jump over is of the day it was written for. With `skip`, the occurrences on days off

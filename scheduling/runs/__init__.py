@@ -1,1 +1,1 @@
-"""Runs: how they come to be, what they carry, and what their end sets off."""
+"""Runs: how they are made, what they carry, and which runs follow them."""

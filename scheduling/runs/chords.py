@@ -1,4 +1,4 @@
-"""The parts of a chord, counted in the transaction of each part's end.
+"""Counts the parts of a chord, in the transaction of each part's end.
 
 The counter is django-celery-results' own, so that parts which are plain messages count as well.
 """

@@ -1,4 +1,4 @@
-"""How runs that no schedule plans come to be: rows, written in the caller's own transaction."""
+"""enqueue: writes runs that no schedule plans, in the caller's own transaction."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,11 +35,11 @@ from scheduling.runs.options import (
     limit,
     message_options,
     no_options,
+    options_with,
     start,
 )
 from scheduling.runs.repeats import repeated
 from scheduling.runs.running import run_id_of
-from scheduling.schedules.deciding import options_with
 from scheduling.task_options import (
     asked_by,
     instant_or_length,

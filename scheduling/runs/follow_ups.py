@@ -1,4 +1,4 @@
-"""What a run's end sets off: links, the rest of a chain, errbacks, the body of a chord.
+"""The runs that follow a run's end: links, the rest of a chain, errbacks, a chord's body.
 
 A run carries them as Celery's own signatures, in JSON (`Run.follow_ups`). Celery's tracer never
 sees them: `finish` sends them, in the transaction that ends the run. Which messages they come to

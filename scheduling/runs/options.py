@@ -1,4 +1,4 @@
-"""The options of a call, checked and made columns of a run.
+"""The options of a call: checks them, and turns them into columns of a run.
 
 Instants may be given, or durations that count from Postgres's clock; each becomes two parameters
 of `enqueueing.INSERT`.
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 from scheduling.base_job import BaseJob
 from scheduling.errors import EnqueueError
@@ -42,6 +42,11 @@ def read_options(text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise EnqueueError(f"options must be a JSON object: {text[:100]!r}")
     return options
+
+
+def options_with(headers: str) -> str:
+    """Return a run's options as JSON text, with the message headers of its schedule (JSON)."""
+    return "{}" if headers in ("", "{}") else str(dumps({"headers": dict(loads(headers))}))
 
 
 def message_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The follow-ups of one run, written together: one statement for a thousand of them."""
+"""Writes the follow-ups of one run together: one statement for a thousand of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What became of one attempt, and the outcomes that no job decides itself."""
+"""The outcome of one attempt, and the outcomes that no job decides itself."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What a replay sets off: what the run that it repeats was to set off, as if it were new."""
+"""The follow-ups of a replay: those of the run that it repeats, as if it were new."""
 
 from typing import Any, NamedTuple
 

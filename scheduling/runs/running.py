@@ -1,4 +1,4 @@
-"""What this thread runs now: an execution of a job, and what the job asked for meanwhile."""
+"""The execution in this thread: its run, and the requests of its job."""
 
 import threading
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Results before they are stored: what a row of django-celery-results will hold."""
+"""The values of a row of django-celery-results, before it is stored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

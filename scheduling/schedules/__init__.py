@@ -1,4 +1,4 @@
-"""What users do to schedules: add, pause, resume and remove them, and look at what comes next.
+"""Schedules: add, pause, resume, remove and preview them.
 
 The commands, the admin and whatever else speaks for a user fetch a schedule and call one function
 here. Plans are beat's: what is written here reaches it through the triggers of migration 0002.
@@ -21,7 +21,7 @@ from scheduling.logs import event
 from scheduling.models import ManagedBy, Policy, Priority, Schedule
 from scheduling.registry import check_call, encode
 from scheduling.schedules import policies
-from scheduling.schedules.deciding import refuse_without_queue
+from scheduling.schedules.destinations import refuse_without_queue
 from scheduling.schedules.planning import spread_offset
 from scheduling.schedules.policies import PolicyOptions, check_columns
 from scheduling.schedules.rule_rows import Cron, Every, Once, column_of, row_of

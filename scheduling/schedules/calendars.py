@@ -1,4 +1,4 @@
-"""Calendars: from their rows to days off, and what users do to them."""
+"""Calendars: reads their days off, adds and removes them."""
 
 import difflib
 import logging

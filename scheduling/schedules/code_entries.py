@@ -1,4 +1,4 @@
-"""What code says of its schedules: the entries of Celery's `beat_schedule`, read and checked.
+"""Reads and checks the entries of Celery's `beat_schedule`, which declares schedules in code.
 
 They come from the setting CELERY_BEAT_SCHEDULE, from `app.conf.beat_schedule` and from
 `app.add_periodic_task`. All three end in `app.conf.beat_schedule` once the app is finalized and

@@ -1,4 +1,4 @@
-"""edit: what a user changes of a schedule, and what that does to its occurrences.
+"""edit: changes a schedule, and shows the effect on its occurrences.
 
 The change can be looked at before it is made. What is written reaches beat through the triggers of
 migration 0002, as every other edit does.
@@ -23,7 +23,7 @@ from scheduling.models import Policy, Schedule
 from scheduling.recurrence import Difference, Rule
 from scheduling.registry import check_call
 from scheduling.schedules import policies, refuse_if_code
-from scheduling.schedules.deciding import refuse_without_queue
+from scheduling.schedules.destinations import refuse_without_queue
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rule_rows import Cron, Every, Once, column_of, hold, is_length, row_of
 from scheduling.schedules.rules import build_rule, fields_of, rule_of, same_rule

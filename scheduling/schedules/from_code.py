@@ -1,4 +1,4 @@
-"""Schedules that live in code, written to the ledger.
+"""Writes schedules that are declared in code to the ledger.
 
 `migrate` calls `sync` at its end. A schedule that code made is code's: it follows its entry, and
 goes when the entry goes. A user's schedule of the same name becomes code's if it says what the

@@ -1,4 +1,4 @@
-"""What PeriodicTask's own page shows of its runs: copied there, later, from where plans stand.
+"""Copies the last run and the number of runs to PeriodicTask's columns, later than they happen.
 
 Apart from `fire`, which must not wait for a row that a user holds: such a one is left for another
 time.

@@ -1,4 +1,4 @@
-"""plan: from a schedule's rule to the next instant at which it is due.
+"""plan: computes the next due instant of a schedule from its rule.
 
 Beat calls `plan_changed` for the schedules that a trigger marked: new ones, and those whose next
 instant an edit may have moved. The next instant counts from the moment of the edit, not from the

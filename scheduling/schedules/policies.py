@@ -1,4 +1,4 @@
-"""How schedules are treated, as users ask for it: checked, and written to their policies."""
+"""Policies as users ask for them: checks their values and writes them."""
 
 import difflib
 from collections.abc import Mapping

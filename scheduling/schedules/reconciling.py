@@ -1,4 +1,4 @@
-"""reconcile: find what a trigger should have written and did not, and make it good.
+"""reconcile: finds rows that a trigger should have written, and repairs them.
 
 Plans follow schedules by SQL triggers, and go with them by foreign keys, which are triggers too. No
 trigger acts where `session_replication_role` is `replica` (logical replication, some restores), nor

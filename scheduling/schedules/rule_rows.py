@@ -1,4 +1,4 @@
-"""From a rule that a user asks for to its row of django-celery-beat; `rules` goes the other way."""
+"""Finds or makes the django-celery-beat row of a rule; `rules` goes the other way."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

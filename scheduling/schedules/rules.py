@@ -1,4 +1,4 @@
-"""From rows to rules that `recurrence` understands: django-celery-beat's, and calendars."""
+"""Turns rows of django-celery-beat, and calendars, into rules of `recurrence`."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta

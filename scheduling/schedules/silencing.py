@@ -1,4 +1,4 @@
-"""What an edit of something that schedules share would do to them: which would never fire again.
+"""Finds the schedules that an edit of a shared rule or calendar would silence for ever.
 
 Schedules that share a rule or a calendar are of few shapes: most have no start, no end, no other
 calendar. So each shape is looked at once, however many schedules have it.

@@ -1,4 +1,4 @@
-"""Where schedules stand, as their users see it: what is planned, and what stops it."""
+"""The standing of schedules, as users see it: the next occurrence, or why there is not one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Time zones of crontabs that this machine's data do not know: read, shown, and kept as they are.
+"""Crontabs whose time zone this machine does not know: read, shown, and kept as they are.
 
 Raw SQL can write any name, and a release of the time zone data can drop one that another had.
 django-celery-beat's field refuses to read such a row, and with it every list that the row is in. A

@@ -1,4 +1,4 @@
-"""audit: which schedules' next instants a new rule engine, or new time zone data, moves.
+"""Finds the schedules whose next instant moves with a new rule engine or new time zone data.
 
 A plan keeps the next instant that was computed when it was made, and by which version. After an
 upgrade the rule may yield another one.

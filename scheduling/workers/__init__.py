@@ -1,4 +1,4 @@
-"""What the parent process of a worker adds to Celery's: leases, and endings it alone can see.
+"""Additions to the parent process of a Celery worker: leases, load guard, endings.
 
 The consumer's loop itself never waits for the database: a thread does (`keeper`). Another
 one looks at load and progress (`watch`).

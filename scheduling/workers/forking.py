@@ -1,4 +1,4 @@
-"""Forks of a worker's parent: what children share, and what its threads hold meanwhile.
+"""Forks of a worker's parent: the memory that children share, the locks that threads hold.
 
 None is forked while a thread talks to Postgres or Redis: a child that is forked in the middle of a
 connect inherits libpq's or the resolver's locks as they are, and hangs in its own first connect.

@@ -1,4 +1,4 @@
-"""The lease thread of a worker's parent, and the one that stops what its leases do not last for.
+"""The lease thread of a worker's parent, and the thread that stops runs without a lease.
 
 It renews the leases of the runs that children work on, ends those that are cancelled or somebody
 else's, and writes what Celery reports from the parent. Where the worker is told to end, it gives

@@ -1,4 +1,4 @@
-"""Leases: which runs this worker has, and the statement that keeps them.
+"""The leases of this worker's runs, and the statement that renews them.
 
 A hint in a child's hands is known by run, attempt and child: two hints of one run can be here at
 the same time, and only one of them has claimed it.

@@ -1,4 +1,4 @@
-"""Notices a worker that looks alive and takes nothing: hints lie in its queues, it has room.
+"""Notices a worker that lives but takes no work although hints wait and it has room.
 
 After a restart of Redis, or a network that forgot a connection, a consumer can wait for ever on
 what will never answer. A ping would be answered still. So this asks for progress, with a fresh

@@ -1,4 +1,4 @@
-"""Stops a worker from taking work while its machine has too much to do, and lets it go on after.
+"""Stops the intake of a worker on an overloaded machine, and starts it again afterwards.
 
 What runs already goes on. The hints stay in Redis, for workers elsewhere.
 """

@@ -1,4 +1,4 @@
-"""Which of Celery's pools a worker may have: those that its leases and its end are tested with."""
+"""The Celery pools that a worker may use: leases and endings are tested with these."""
 
 from typing import Any
 

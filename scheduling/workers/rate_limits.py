@@ -1,4 +1,4 @@
-"""Celery's `rate_limit` for hints: what must wait goes back to the ledger, and holds nothing up.
+"""Celery's `rate_limit` for hints: a run that must wait goes back to the ledger.
 
 Celery keeps such messages in the worker, where they take up the places of others. A run that may
 start within AHEAD seconds is kept here until then, without such a place. One that must wait longer

@@ -1,4 +1,4 @@
-"""What Celery learns in the parent of a worker: a killed child, a time limit, a cold shutdown."""
+"""Celery's reports in a worker's parent: a killed child, a time limit, a cold shutdown."""
 
 from datetime import timedelta
 from typing import Any, cast

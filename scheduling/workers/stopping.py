@@ -1,4 +1,4 @@
-"""Ends the execution of runs: tell a job, kill its child, hand its run back, start anew.
+"""Stops runs: interrupts a job, kills its child, hands its run back, restarts the worker.
 
 Only the child that has the run may be hit, and a child may have gone on to another run a moment
 ago. So it is frozen first; then its answers, if it gave any, are looked for; then it is told,

@@ -1,4 +1,4 @@
-"""The thread of a worker's parent that watches: the machine's load, and the worker's progress."""
+"""The thread of a worker's parent that watches the machine's load and the worker's progress."""
 
 import logging
 import threading

@@ -11,6 +11,7 @@ from django.db.models import Count, Sum
 
 from scheduling import clock
 from scheduling.beat import firing
+from scheduling.beat.deciding import CATCH_UP_MAX, CATCH_UP_STEP
 from scheduling.beat.firing import CATCH_UP_BATCH, fire_due
 from scheduling.beat.looking import LONG_AGO
 from scheduling.beat.scheduler import Scheduler
@@ -18,7 +19,6 @@ from scheduling.execution.finishing import finish
 from scheduling.models import Run, State
 from scheduling.runs.outcomes import Outcome
 from scheduling.schedules import planning
-from scheduling.schedules.deciding import CATCH_UP_MAX, CATCH_UP_STEP
 from tests.scheduling.ledger import crontab, run, runs_of, schedule, set_plan
 
 pytestmark = pytest.mark.django_db

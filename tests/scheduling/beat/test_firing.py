@@ -10,11 +10,8 @@ from django.db import connection, transaction
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 
 from scheduling import clock
-from scheduling.beat import firing
-from scheduling.models import Origin, Plan, Policy, Priority, Run, State
-from scheduling.runs.hints import Lane
-from scheduling.schedules import last_runs, planning
-from scheduling.schedules.deciding import (
+from scheduling.beat import due_plans, firing
+from scheduling.beat.deciding import (
     CATCH_UP_MAX,
     CATCH_UP_STEP,
     Due,
@@ -23,6 +20,9 @@ from scheduling.schedules.deciding import (
     Unfinished,
     decide,
 )
+from scheduling.models import Origin, Plan, Policy, Priority, Run, State
+from scheduling.runs.hints import Lane
+from scheduling.schedules import last_runs, planning
 from scheduling.schedules.rules import RuleFields
 from tests.scheduling.ledger import (
     LONG_AGO,
@@ -658,8 +658,8 @@ class TestManyBeats:
         row, other_row = due_schedule(), due_schedule(name="other")
         # As if the user's edit fell between the start of the statement and its locks.
         paused = "next_due_at > %(low)s AND pg_advisory_xact_lock_shared(1) IS NOT NULL"
-        statement = firing.LOCK_DUE.replace("next_due_at > %(low)s", paused)
-        monkeypatch.setattr(firing, "LOCK_DUE", statement)
+        statement = due_plans.LOCK_DUE.replace("next_due_at > %(low)s", paused)
+        monkeypatch.setattr(due_plans, "LOCK_DUE", statement)
         with second_connection() as other:
             other.execute("SELECT pg_advisory_xact_lock(1)")
             room = {Lane("celery", Priority.MEDIUM): 1}

@@ -17,10 +17,10 @@ from django_celery_beat.models import (
 )
 
 from scheduling import clock
-from scheduling.beat import firing
+from scheduling.beat import due_plans, firing
+from scheduling.beat.deciding import decide
 from scheduling.models import Calendar, CatchUp, Overlap, Plan, Policy, Priority, Run, State
 from scheduling.runs.hints import Lane
-from scheduling.schedules.deciding import decide
 from scheduling.schedules.rules import RuleFields
 from tests.scheduling.ledger import (
     LONG_AGO,
@@ -316,5 +316,5 @@ def test_the_policy_has_no_other_columns_that_a_decision_could_rest_on() -> None
         "pause_reason", "paused_by", "resumed_at", "owner", "managed_by",
     }  # fmt: skip
     columns = {field.name for field in Policy._meta.get_fields()} - elsewhere
-    shape = set(re.split(r",\s*", firing.SHAPE.strip()))
+    shape = set(due_plans.ALIKE_IN)
     assert {name.replace("calendar", "calendar_id") for name in columns} <= shape

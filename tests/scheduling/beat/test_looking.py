@@ -310,7 +310,7 @@ class TestSlices:
             pieces.append((low, high))
             if (1000 if high is None else high) - (low or 0) > 70:
                 slices.cut_off()
-        assert pieces[:2] == [(488, None), (936, None)]
+        assert pieces[:2] == [(488, None), (872, None)]
         done = [
             (low, high)
             for low, high in pieces

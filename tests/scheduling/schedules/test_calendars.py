@@ -12,11 +12,11 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from scheduling import clock, recurrence, schedules
 from scheduling.beat import firing
+from scheduling.beat.deciding import Due, Unfinished, decide
 from scheduling.errors import CalendarError
 from scheduling.history import backfilling
 from scheduling.models import Calendar, ExcludedDate, Plan, Policy, Run, State
 from scheduling.schedules import calendars, editing, planning, upgrade_check
-from scheduling.schedules.deciding import Due, Unfinished, decide
 from scheduling.schedules.planning import Changed, plan
 from scheduling.schedules.rules import RuleFields
 from tests.scheduling.ledger import (

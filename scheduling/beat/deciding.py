@@ -1,18 +1,14 @@
-"""What becomes of an occurrence that is due, as its schedule's policies say.
+"""Decides on a due occurrence: which runs it becomes, as the policies of its schedule say.
 
-Pure: a due plan and how many of its runs are unfinished go in, rows to write come out. `firing`
-reads the one and writes the other.
+Pure: a due plan and the numbers of its unfinished runs go in, rows to write come out. `due_plans`
+reads the plans, and `firing` writes the rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 from uuid import UUID
-
-from django.db import DatabaseError
-from django_celery_beat.models import PeriodicTask
-from kombu.utils.json import dumps, loads
 
 from scheduling import recurrence
 from scheduling.errors import EnqueueError
@@ -20,9 +16,11 @@ from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.postgres.sql import clean
 from scheduling.registry import decode_call
+from scheduling.runs.options import options_with
+from scheduling.schedules.destinations import sent_to
 from scheduling.schedules.planning import MOMENT, spread_offset
 from scheduling.schedules.rules import RuleFields, as_planned, build_rule
-from scheduling.task_options import CallOptions, asked_by, options_of
+from scheduling.task_options import CallOptions
 
 GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
 COUNT_MAX = 2**31 - 1  # what the column holds
@@ -32,7 +30,7 @@ CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
 
 
 class Due(NamedTuple):
-    """A plan whose instant has come, with what its schedule says; in LOCK_DUE's order."""
+    """A plan whose instant has come, with the columns of its schedule; `due_plans` reads them."""
 
     now: datetime
     schedule_id: int
@@ -142,43 +140,6 @@ def decide(
         return _quarantined(plan, f"{type(exception).__name__}: {exception}")
     runs = _without_overlap(plan, unfinished, runs)
     return runs, Moved(plan.schedule_id, next_due, last_due, len(runs), done=done)
-
-
-def sent_to(
-    schedule: Due | PeriodicTask, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> CallOptions:
-    """Return where the runs of a schedule go, and when they expire.
-
-    Raises:
-        EnqueueError: they can go nowhere.
-    """
-    return options_of(schedule.task, args, kwargs, asked_by(schedule))
-
-
-def refuse_without_queue(schedule: PeriodicTask) -> None:
-    """Raise EnqueueError if the schedule's runs can go to no queue.
-
-    Arguments that cannot be read are checked elsewhere.
-    """
-    try:
-        call = decode_call(schedule.args or "[]", schedule.kwargs or "{}")
-    except EnqueueError:
-        call = [], {}
-    sent_to(schedule, *call)
-
-
-def where_it_goes(schedule: PeriodicTask) -> str:
-    """Return in words where the schedule's runs go, and when they expire, or why they cannot."""
-    try:
-        sent = sent_to(schedule, *decode_call(schedule.args or "[]", schedule.kwargs or "{}"))
-    except (EnqueueError, DatabaseError) as error:
-        return f"nowhere: {error}"
-    own = sent.expires if schedule.expire_seconds is None else schedule.expire_seconds
-    seconds = own.total_seconds() if isinstance(own, timedelta) else own
-    words = f"queue {sent.queue}, priority {sent.priority.label}"
-    if isinstance(seconds, datetime):
-        return f"{words}; useless after {seconds:%Y-%m-%d %H:%M:%S} UTC"
-    return words if seconds is None else f"{words}; useless {seconds:,g} s after it was due"
 
 
 def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
@@ -393,8 +354,3 @@ def _later(end: datetime, offset: timedelta) -> datetime | None:
         return end + offset
     except OverflowError:
         return None
-
-
-def options_with(headers: str) -> str:
-    """Return a run's options as JSON: the schedule's message headers (JSON), where it has any."""
-    return "{}" if headers in ("", "{}") else str(dumps({"headers": dict(loads(headers))}))
