@@ -4,41 +4,40 @@ import time
 from collections.abc import Callable, Iterator
 
 SLOW = 0.005  # seconds that something done in each tick may take
-VERY_SLOW = 0.05  # that something done once a second may take
-SLOW_ONES = 3  # one after the other: a busy machine alone makes one slow
-RARELY = 20  # what is slow and did nothing is done again after so many times what it took
-SLICE = 0.002  # seconds that a slice should take
+VERY_SLOW = 0.05  # seconds that something done once a second may take
+SLOW_ONES = 3  # slow looks in a row; a single one may be slow because the machine is busy
+RARELY = 20  # a slow step that found no work rests for this many times its own time
+SLICE = 0.002  # seconds for which a tick looks at slices
 SHARE = 0.1  # of the time that all slices may take
-AT_ONCE = 0.01  # seconds that may be saved up of it: a ring must not wait longer
-CUT_OFF = 0.004  # seconds after which a slice is cut off, to be narrower the next time
-NARROWER = 4  # times as narrow is a slice that was cut off
+AT_ONCE = 0.01  # seconds of that share that may be saved up: a ring must not wait longer
+CUT_OFF = 0.004  # seconds after which a statement of a slice is cut off
+STEP = 4  # times as narrow is a slice that was cut off; as wide is the next if none was
+STEADY = 8  # slices of one width after one was cut off: wider ones would be cut off as well
 SLICES_MOST = 300  # a slice is at least this small a part of the way so far: the way has an end
-NARROW_ONES = 200  # slices of a way that may be narrower still, where one was cut off
-SLOWLY_UP = 1.1  # times as long as it took may the quickest one take the next time
-WIDER = 2  # times as wide is what follows a slice that took little: more would go too far at once
+NARROW_ONES = 200  # slices of a way that may be narrower than that, after one was cut off
 
 
 class Slices:
     """Goes from `high` back to `low`, places on any scale of whole numbers, again and again.
 
-    A slice is as wide as it can be for what it takes, and begins `width` wide. So what is mostly
-    empty is passed in a few steps. A slice that takes longer than `patience` seconds should be cut
-    off: the caller says so (`cut_off`), and the next one begins at the same place and is narrower.
+    The first slice is `width` wide. Slices widen until one is cut off: the caller runs each under a
+    time-out of `patience` seconds, and reports a time-out with `cut_off`. The same place then
+    follows in narrower slices. So a mostly empty range takes a few slices, and a full one takes
+    many short ones.
     """
 
     def __init__(self, low: int, high: int, width: int) -> None:
         self.cost: float | None = None  # seconds of the last whole way
         self.patience = CUT_OFF
-        self._was_cut_off = False
         self._low, self._high, self._first_width = low, high, width
         self._credit, self._since = AT_ONCE, time.monotonic()
         self._may_begin_again = True
-        self._least = SLICE  # seconds of the quickest ones
+        self._was_cut_off = False
         self._begin()
 
     def _begin(self) -> None:
         self._until, self._width, self._took = self._high, self._first_width, 0.0
-        self._narrow_ones = NARROW_ONES
+        self._narrow_ones, self._steady = NARROW_ONES, 0
         self._top: int | None = None
 
     def begin_again(self) -> None:
@@ -48,17 +47,18 @@ class Slices:
             self._begin()
 
     def cut_off(self) -> None:
-        """Note that the slice that was yielded last took longer than `patience`."""
+        """Note that the slice that was yielded last timed out."""
         self._was_cut_off = True
 
     def go_back(
         self, seconds: float, high: int | None = None
     ) -> Iterator[tuple[int | None, int | None]]:
-        """Yield slices for about so long, to the end at most: from where, and to where.
+        """Yield slices for about `seconds`, to the end of the way at most: from where, to where.
 
-        None is for what has no bound. The caller does a slice's work before it asks for the next.
-        The width of the first slice counts from `high`, where it is given, and beyond that it is
-        open.
+        None stands for an open end. The caller looks at a slice before it asks for the next one.
+
+        Args:
+            high: where the first slice's width is counted from; the slice is open beyond it.
         """
         until = time.monotonic() + seconds
         while self._has_credit():
@@ -71,26 +71,14 @@ class Slices:
                 None if self._until == self._high else self._until,
             )
             now = time.monotonic()
+            self._credit -= now - begun
+            self._took += now - begun
             if self._was_cut_off:
-                self._narrow_down(now - begun)
-            else:
-                self._note(low, now - begun)
+                self._narrow_down()
+                continue
+            self._go_on(low)
             if low <= self._low or now >= until:
                 return
-
-    def _narrow_down(self, took: float) -> None:
-        """Begin a slice that was cut off again; if it cannot be narrower, with more patience."""
-        self._was_cut_off = False
-        self._credit -= took
-        self._took += took
-        least = 1 if self._narrow_ones > 0 else self._least_width(self._until)
-        if self._width <= least:
-            self.patience *= 2
-        self._width = max(self._width // NARROWER, least)
-
-    def _least_width(self, place: int) -> int:
-        top = self._high if self._top is None else self._top
-        return max((top - place) // SLICES_MOST, 1)
 
     def _has_credit(self) -> bool:
         now = time.monotonic()
@@ -98,27 +86,35 @@ class Slices:
         self._since = now
         return self._credit > 0
 
-    def _note(self, low: int, took: float) -> None:
-        self.patience = CUT_OFF
-        self._credit -= took
-        self._took += took
+    def _go_on(self, low: int) -> None:
+        self.patience = max(self.patience / 2, CUT_OFF)
         if low <= self._low:
             self.cost = self._took
             self._may_begin_again = True
             self._begin()
             return
         self._until = low
-        # What is empty takes its time on a busy machine, too.
-        self._least = min(took, self._least * SLOWLY_UP, 2 * SLICE)
-        if took < max(SLICE / 2, 1.5 * self._least):
-            self._width *= WIDER
-        elif took > max(SLICE, 3 * self._least):
-            self._width //= 2
-        least = self._least_width(low)
+        if self._steady:
+            self._steady -= 1
+        else:
+            self._width *= STEP
+        least = self._least_width()
         if self._width < least and self._narrow_ones > 0:
             self._narrow_ones -= 1
         else:
             self._width = max(self._width, least)
+
+    def _narrow_down(self) -> None:
+        """Begin the slice again and narrower; if it is as narrow as it may be, with more time."""
+        self._was_cut_off, self._steady = False, STEADY
+        least = 1 if self._narrow_ones > 0 else self._least_width()
+        if self._width <= least:
+            self.patience *= 2
+        self._width = max(self._width // STEP, least)
+
+    def _least_width(self) -> int:
+        top = self._high if self._top is None else self._top
+        return max((top - self._until) // SLICES_MOST, 1)
 
 
 class Reach:

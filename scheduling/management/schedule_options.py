@@ -1,4 +1,4 @@
-"""The options of `manage.py schedule`, and the requests that they make."""
+"""The options of the command `schedule`, and the requests that they make."""
 
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The words and table rows that `manage.py schedule` prints."""
+"""The words and table rows that the command `schedule` prints."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
