@@ -5,29 +5,18 @@ million rows: nothing counts a whole table, and no form lists one.
 """
 
 from django.contrib import admin
+from django_celery_beat.models import PeriodicTask
 
-from scheduling.admin import (
-    backfills,
-    calendars,
-    failures,
-    old_addresses,
-    results,
-    rules,
-    runs,
-    schedules,
-)
+import scheduling.admin.backfills
+import scheduling.admin.calendars
+import scheduling.admin.failures
+import scheduling.admin.results
+import scheduling.admin.rules
+import scheduling.admin.runs.page
+import scheduling.admin.schedules.page  # noqa: F401 (each registers its pages)
 
-__all__ = [
-    "backfills",
-    "calendars",
-    "failures",
-    "old_addresses",
-    "results",
-    "rules",
-    "runs",
-    "schedules",
-]
-
+# Schedules are periodic tasks: they have one page, which is ours.
+admin.site.unregister(PeriodicTask)
 admin.site.site_title = "Truebeat"
 admin.site.site_header = "Truebeat"
 admin.site.index_title = "Schedules, runs and what they use"

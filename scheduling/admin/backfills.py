@@ -10,9 +10,9 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from scheduling.admin.display import NOTHING, badge, moment
-from scheduling.admin.object_actions import EngineRows
-from scheduling.admin.paging import BoundedPaginator
+from scheduling.admin.common.display import NOTHING, badge, moment
+from scheduling.admin.common.object_actions import EngineRows
+from scheduling.admin.common.paging import BoundedPaginator
 from scheduling.history import backfilling
 from scheduling.models import UNFINISHED, Backfill, Run, State
 

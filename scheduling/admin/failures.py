@@ -12,7 +12,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from scheduling import clock
-from scheduling.admin.display import (
+from scheduling.admin.common.display import (
     NOTHING,
     ago,
     badge,
@@ -21,9 +21,9 @@ from scheduling.admin.display import (
     failed_attempts,
     moment,
 )
-from scheduling.admin.filters import TaskFilter
-from scheduling.admin.object_actions import EngineRows
-from scheduling.admin.paging import BoundedPaginator
+from scheduling.admin.common.filters import TaskFilter
+from scheduling.admin.common.object_actions import EngineRows
+from scheduling.admin.common.paging import BoundedPaginator
 from scheduling.failures.groups import reopen, resolve
 from scheduling.models import FailureGroup, Run, Schedule
 

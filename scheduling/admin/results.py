@@ -6,7 +6,7 @@ from django.contrib import admin
 from django_celery_results import admin as stock
 from django_celery_results.models import TaskResult
 
-from scheduling.admin.paging import BoundedPaginator
+from scheduling.admin.common.paging import BoundedPaginator
 
 admin.site.unregister(TaskResult)
 

@@ -24,9 +24,9 @@ from django_celery_beat.models import (
 )
 
 from scheduling import clock, recurrence
-from scheduling.admin.display import MOMENTS, moment
-from scheduling.admin.filters import LONGEST_NUMBER
-from scheduling.admin.paging import BoundedPaginator
+from scheduling.admin.common.display import MOMENTS, moment
+from scheduling.admin.common.filters import LONGEST_NUMBER
+from scheduling.admin.common.paging import BoundedPaginator
 from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
 from scheduling.schedules import silencing

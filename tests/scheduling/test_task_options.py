@@ -11,7 +11,7 @@ from django.db import connection
 from kombu import Exchange, Queue, binding
 
 from scheduling import clock
-from scheduling.admin.schedule_form import ScheduleForm
+from scheduling.admin.schedules.form import ScheduleForm
 from scheduling.base_job import known_task
 from scheduling.beat import firing
 from scheduling.errors import EnqueueError

@@ -16,7 +16,7 @@ from django_celery_results.models import TaskResult
 from pytest_django import DjangoAssertNumQueries
 
 from scheduling import clock
-from scheduling.admin import run_replays
+from scheduling.admin.runs import replay_all as run_replays
 from scheduling.models import Origin, Run, State
 from scheduling.runs.enqueueing import enqueue, run_now
 from tests.scheduling.admin_pages import grant, planned_run, texts

@@ -19,7 +19,7 @@ from django_celery_beat.models import (
 from pytest_django import DjangoAssertNumQueries
 
 from scheduling import schedules as core
-from scheduling.admin import schedule_filters
+from scheduling.admin.schedules import filters as schedule_filters
 from scheduling.models import Calendar, ManagedBy, Overlap, Plan, Policy, Run, Schedule, State
 from scheduling.schedules import editing
 from scheduling.schedules.policies import POLICIES
@@ -229,7 +229,7 @@ class TestTheList:
     def test_a_count_stops_at_its_bound_and_says_so(
         self, admin_client: Client, crontab: CrontabSchedule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scheduling.admin.paging.BOUND", 100)
+        monkeypatch.setattr("scheduling.admin.common.paging.BOUND", 100)
         PeriodicTask.objects.bulk_create(
             PeriodicTask(name=f"job {n:03}", task=ADD, crontab=crontab) for n in range(150)
         )
@@ -429,7 +429,7 @@ class TestTheForm:
         def beat_writes(*_: Any) -> None:
             PeriodicTask.objects.update(last_run_at=ran, total_run_count=7)
 
-        monkeypatch.setattr("scheduling.admin.schedule_form.ScheduleForm._check_call", beat_writes)
+        monkeypatch.setattr("scheduling.admin.schedules.form.ScheduleForm._check_call", beat_writes)
         admin_client.post(page_of(schedule), form(schedule, description="x"))
         schedule.refresh_from_db()
         assert (schedule.description, schedule.last_run_at) == ("x", ran)
@@ -622,27 +622,11 @@ class TestCodeManaged:
         assert Run.objects.count() == 1
 
 
-class TestOldAddresses:
-    @pytest.mark.parametrize("page", ["changelist", "add"])
-    def test_lists_lead_to_the_schedules(self, admin_client: Client, page: str) -> None:
-        response = admin_client.get(reverse(f"admin:django_celery_beat_periodictask_{page}"))
-        assert response["Location"] == reverse(f"admin:scheduling_schedule_{page}")
-
-    @pytest.mark.parametrize("page", ["change", "delete", "history"])
-    def test_pages_of_a_periodic_task_lead_to_its_schedule(
-        self, admin_client: Client, schedule: PeriodicTask, page: str
-    ) -> None:
-        args = [schedule.pk]
-        old = reverse(f"admin:django_celery_beat_periodictask_{page}", args=args)
-        response = admin_client.post(old, {"post": "yes"})
-        assert response["Location"] == reverse(f"admin:scheduling_schedule_{page}", args=args)
-        assert Schedule.objects.count() == 1
-
-    def test_the_front_page_names_schedules_once(self, admin_client: Client) -> None:
-        page = admin_client.get("/admin/").content.decode()
-        assert "Truebeat" in page
-        assert reverse("admin:scheduling_schedule_changelist") in page
-        assert reverse("admin:django_celery_beat_periodictask_changelist") not in page
+def test_the_front_page_names_schedules_once(admin_client: Client) -> None:
+    page = admin_client.get("/admin/").content.decode()
+    assert "Truebeat" in page
+    assert reverse("admin:scheduling_schedule_changelist") in page
+    assert "/periodictask/" not in page
 
 
 class TestItsPolicy:

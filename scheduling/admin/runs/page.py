@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django_celery_results.models import TaskResult
 
 from scheduling import clock
-from scheduling.admin.display import (
+from scheduling.admin.common.display import (
     NOTHING,
     ago,
     badge,
@@ -26,15 +26,15 @@ from scheduling.admin.display import (
     span,
     when,
 )
-from scheduling.admin.paging import BoundedPaginator
-from scheduling.admin.run_filters import (
+from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.runs.filters import (
     DueFilter,
     OriginFilter,
     RunTaskFilter,
     ScheduleFilter,
     StateFilter,
 )
-from scheduling.admin.run_replays import ReplayAll
+from scheduling.admin.runs.replay_all import ReplayAll
 from scheduling.execution.waiting import cancel
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed

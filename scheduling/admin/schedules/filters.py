@@ -9,8 +9,8 @@ from django.http import HttpRequest
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock
-from scheduling.admin.filters import LONGEST_NUMBER, InputFilter
-from scheduling.admin.schedule_form import RULES
+from scheduling.admin.common.filters import LONGEST_NUMBER, InputFilter
+from scheduling.admin.schedules.form import RULES
 from scheduling.models import ManagedBy, Plan, Policy
 
 FEW = 1000

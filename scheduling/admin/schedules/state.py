@@ -7,7 +7,7 @@ from typing import Any
 from django.db.models import OuterRef, Subquery
 from django_celery_beat.models import PeriodicTask
 
-from scheduling.admin.display import moment
+from scheduling.admin.common.display import moment
 from scheduling.models import ManagedBy, Origin, Run, Schedule
 from scheduling.schedules.standing import is_paused, plan_of, policy_of
 

@@ -11,9 +11,9 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
-from scheduling.admin.display import moment
-from scheduling.admin.object_actions import EngineRows
-from scheduling.admin.paging import MoreThan
+from scheduling.admin.common.display import moment
+from scheduling.admin.common.object_actions import EngineRows
+from scheduling.admin.common.paging import MoreThan
 from scheduling.history.replaying import find, replay_all
 from scheduling.history.selecting import in_state
 from scheduling.models import State

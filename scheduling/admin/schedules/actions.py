@@ -17,10 +17,10 @@ from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
 from scheduling import schedules as core
-from scheduling.admin.display import moment
-from scheduling.admin.object_actions import ObjectActions
-from scheduling.admin.paging import BOUND
-from scheduling.admin.schedule_state import is_of_code
+from scheduling.admin.common.display import moment
+from scheduling.admin.common.object_actions import ObjectActions
+from scheduling.admin.common.paging import BOUND
+from scheduling.admin.schedules.state import is_of_code
 from scheduling.models import Schedule
 from scheduling.runs.enqueueing import run_now
 from scheduling.schedules.rules import rule_of

@@ -17,15 +17,15 @@ from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
 from scheduling import schedules as core
-from scheduling.admin import schedule_filters as filters
-from scheduling.admin.display import MOMENTS, NOTHING, ago, badge, breakable, moment, when
-from scheduling.admin.filters import TaskFilter
-from scheduling.admin.paging import BoundedPaginator
-from scheduling.admin.policies import PolicyInline
-from scheduling.admin.previews import preview_of
-from scheduling.admin.schedule_actions import ScheduleActions
-from scheduling.admin.schedule_form import RULES, ScheduleForm
-from scheduling.admin.schedule_state import is_of_code, newest_runs, status_of
+from scheduling.admin.common.display import MOMENTS, NOTHING, ago, badge, breakable, moment, when
+from scheduling.admin.common.filters import TaskFilter
+from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.schedules import filters
+from scheduling.admin.schedules.actions import ScheduleActions
+from scheduling.admin.schedules.form import RULES, ScheduleForm
+from scheduling.admin.schedules.policy import PolicyInline
+from scheduling.admin.schedules.previews import preview_of
+from scheduling.admin.schedules.state import is_of_code, newest_runs, status_of
 from scheduling.errors import SchedulingError
 from scheduling.models import Policy, Run, Schedule
 from scheduling.schedules.destinations import where_it_goes

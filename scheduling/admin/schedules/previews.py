@@ -5,7 +5,7 @@ from typing import Any
 
 from django_celery_beat.models import PeriodicTask
 
-from scheduling.admin.display import moment
+from scheduling.admin.common.display import moment
 from scheduling.schedules.editing import LOOK_AHEAD, occurrences_changed
 from scheduling.schedules.standing import with_rows
 

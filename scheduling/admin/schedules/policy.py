@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
-from scheduling.admin.display import moment
+from scheduling.admin.common.display import moment
 from scheduling.models import Policy, Schedule
 from scheduling.schedules.rules import rule_of
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from scheduling import clock
-from scheduling.admin.filters import InputFilter, TaskFilter
+from scheduling.admin.common.filters import InputFilter, TaskFilter
 from scheduling.history.selecting import (
     Selection,
     in_state,

@@ -1,0 +1,1 @@
+"""Runs: the page of every occurrence and every job."""

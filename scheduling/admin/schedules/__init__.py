@@ -1,0 +1,1 @@
+"""Schedules: one page for django-celery-beat's periodic tasks."""
