@@ -31,7 +31,7 @@ class Job(BaseJob):
     """The task class of the app: plain `@shared_task` functions are Jobs (see `BaseJob`)."""
 
     abstract = True
-    Request = "scheduling.workers:HintRequest"
+    Request = "scheduling.workers.requests:HintRequest"
 
     @property
     def __trace__(self) -> Any:

@@ -347,7 +347,7 @@ def events_of(module: ast.Module) -> Iterator[str]:
             called, names_first = ast.unparse(call.func), len(call.args) == 1
             if called in ("event", "going_on"):
                 yield from names_in(call.args[1], function, module)
-            elif names_first and (called == "refusals.tell" or called.startswith("logger.")):
+            elif names_first and (called == "refusals.log" or called.startswith("logger.")):
                 yield from names_in(call.args[0], function, module)
 
 

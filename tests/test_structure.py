@@ -14,7 +14,7 @@ LAYERS = (
     ("base_job", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
     ("postgres",),
     ("outgoing", "broker"),
-    ("models",),
+    ("models", "worker_process"),
     ("task_options",),
     ("registry", "heartbeats"),
     ("schedules",),

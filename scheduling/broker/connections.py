@@ -4,13 +4,16 @@ from typing import Any
 
 from celery.app import amqp
 from kombu import Connection as KombuConnection
+from kombu.utils.objects import cached_property
 
 PAUSE_STEP = 1.0  # seconds that each pause between two tries is longer than the last
-PAUSE_MAX = 5.0  # seconds, where kombu waits up to 30: work must go on soon after Redis is back
+PAUSE_MAX = 5.0  # seconds; kombu waits up to 30, but work must go on soon after Redis is back
 
 
 class Connection(KombuConnection):
     """Tries to connect at least every PAUSE_MAX seconds."""
+
+    app: Any = None  # the transport finds the worker's intake and gate by it
 
     def _ensure_connection(self, *args: Any, **options: Any) -> Any:
         pauses = {"interval_start": PAUSE_STEP, "interval_step": PAUSE_STEP}
@@ -21,4 +24,6 @@ class Connection(KombuConnection):
 class AMQP(amqp.AMQP):
     """What Celery makes connections and messages with."""
 
-    Connection = Connection
+    @cached_property
+    def Connection(self) -> Any:
+        return self.app.subclass_with_self(Connection, keep_reduce=True)

@@ -6,6 +6,7 @@ One unreadable message does not bring it down.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from queue import Empty
 from typing import Any
@@ -14,9 +15,10 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from redis import Connection, ResponseError
 
-from scheduling.broker import gate, intake, refusals, shape
+from scheduling.broker import refusals, shape, sharing
 from scheduling.broker.address import connection_options, without_password
-from scheduling.broker.sharing import foreign
+from scheduling.broker.gate import ForeignHintError, Gate
+from scheduling.broker.intake import Intake
 from scheduling.broker.signing import ATTEMPT
 from scheduling.logs import event
 
@@ -24,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 REFUSAL_PAUSE = 1.0  # seconds for which nothing is asked of a Redis that has answered an error
-TOLD_EVERY = 10.0  # seconds between two lines about that
-UNUSABLE_FOR = 10.0  # seconds for which a key is left alone that holds no list
+LOG_EVERY = 10.0  # seconds between two lines about that
+UNUSABLE_FOR = 10.0  # seconds for which a key that does not hold a list is left out
+FOREIGN_MAX = 10  # foreign hints in a row from one list, after which that list is left out
+FOREIGN_FOR = 0.5  # seconds for which it is
 WRONG_TYPE = "WRONGTYPE"  # how Redis says so
 
 
@@ -58,7 +62,7 @@ class QoS(redis.QoS):
                 super().ack(delivery_tag)
             except ResponseError as error:
                 # Its place is free all the same; the note, if there is one still, may go later.
-                refusals.tell("message_not_noted", why=str(error))
+                refusals.log("message_not_noted", why=str(error))
             else:
                 return
         virtual.QoS.ack(self, delivery_tag)
@@ -88,7 +92,7 @@ class QoS(redis.QoS):
         except self.channel.connection_errors:
             raise
         except Exception as error:
-            refusals.tell("message_unreadable", level=logging.ERROR, why=f"unacked: {error}")
+            refusals.log("message_unreadable", level=logging.ERROR, why=f"unacked: {error}")
             self._remove_from_indices(tag).execute()  # type: ignore[attr-defined]
 
     def _only_here(self, delivery_tag: str) -> Any:
@@ -118,6 +122,10 @@ class Poller(redis.MultiChannelPoller):
     _chan_to_sock: dict[Any, Any]
     _paused_brpop: dict[int, Any]
 
+    def __init__(self, intake: Intake) -> None:
+        super().__init__()
+        self._intake = intake
+
     def on_poll_init(self, poller: Any) -> None:
         """Begin (see kombu's); what looks for messages of dead workers can do so later as well."""
         try:
@@ -126,7 +134,7 @@ class Poller(redis.MultiChannelPoller):
             logger.debug("redis_refuses", exc_info=error)
 
     def on_poll_start(self) -> None:
-        intake.note_look()
+        self._intake.note_look()
         if self._paused_brpop or not all(map(self._waits, self._channels)):
             super().on_poll_start()
 
@@ -176,11 +184,12 @@ class Channel(redis.Channel):
     _q_for_pri: Any
     _in_listen: Any
     _queue_cycle: Any
-    _told_at = -math.inf
+    _logged_at = -math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._unusable: dict[str, float] = {}  # keys that hold no list, until when they are left
+        self._left_out: dict[str, float] = {}  # keys that are not asked for, until when
+        self._foreign = Counter[str]()  # foreign hints in a row, by key
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """Return kombu's options of a connection, with those that the URL says."""
@@ -243,7 +252,7 @@ class Channel(redis.Channel):
             except self.connection_errors:
                 raise
             except Exception as error:
-                refusals.tell("message_refused", level=logging.ERROR, why=repr(error))
+                refusals.log("message_refused", level=logging.ERROR, why=repr(error))
                 logger.debug("message_refused", exc_info=True)
                 if not no_ack and not message.acknowledged:
                     message.reject()
@@ -251,11 +260,12 @@ class Channel(redis.Channel):
         return super().basic_consume(queue, no_ack, guarded, consumer_tag, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
+        intake: Intake = self.connection.intake
         if intake.closed() or time.monotonic() - intake.refused_at <= REFUSAL_PAUSE:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        keys = self._usable(keys) if self._unusable else keys
+        keys = self._without_left_out(keys) if self._left_out else keys
         if not keys:
             return
         command = ["BRPOP", *keys, timeout or self.brpop_timeout or 0]
@@ -265,18 +275,27 @@ class Channel(redis.Channel):
         self._brpop_sent_at = time.monotonic()
         self.client.connection.send_command(*command)
 
-    def _usable(self, keys: Iterable[str]) -> list[str]:
+    def _without_left_out(self, keys: Iterable[str]) -> list[str]:
         now = time.monotonic()
-        self._unusable = {key: until for key, until in self._unusable.items() if until > now}
-        return [key for key in keys if key not in self._unusable]
+        self._left_out = {key: until for key, until in self._left_out.items() if until > now}
+        return [key for key in keys if key not in self._left_out]
+
+    def _leave_out(self, keys: Iterable[str], seconds: float) -> None:
+        self._left_out |= dict.fromkeys(keys, time.monotonic() + seconds)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             key, item = self._popped(**options)
             queue = key.rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            intake.note_taken()
-            self.connection._deliver(shape.read(item), queue)
+            self.connection.intake.note_taken()
+            message = shape.read(item)
+            try:
+                self.connection._deliver(message, queue)
+            except ForeignHintError as error:
+                self._pass_on(message, key, queue, error.ledger)
+            else:
+                self._foreign.pop(key, None)
         except (Empty, *self.connection_errors):
             raise
         except Exception as error:
@@ -286,6 +305,14 @@ class Channel(redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()  # type: ignore[attr-defined]
         return True
+
+    def _pass_on(self, message: dict[str, Any], key: str, queue: str, ledger: str) -> None:
+        """Put a foreign hint back; leave its list to its own workers after many in a row."""
+        sharing.pass_on(self, message, queue, ledger)
+        self._foreign[key] += 1
+        if self._foreign[key] >= FOREIGN_MAX:
+            del self._foreign[key]
+            self._leave_out([key], FOREIGN_FOR)
 
     def _popped(self, **options: Any) -> tuple[str, bytes]:
         """Return what Redis gives, and the key of its list."""
@@ -306,14 +333,15 @@ class Channel(redis.Channel):
         return bytes_to_str(key), item
 
     def _note_refusal(self, error: ResponseError) -> None:
+        intake: Intake = self.connection.intake
         intake.note_refusal()
-        if intake.refused_at - self._told_at > TOLD_EVERY:
-            self._told_at = intake.refused_at
+        if intake.refused_at - self._logged_at > LOG_EVERY:
+            self._logged_at = intake.refused_at
             event(logger, "redis_refuses", level=logging.WARNING, error=error)
 
     def _leave_unusable(self, error: ResponseError) -> None:
         """Ask no more, for a while, for keys that hold no list: all others would wait for them."""
-        refusals.tell("lane_unusable", level=logging.ERROR, why=str(error))
+        refusals.log("lane_unusable", level=logging.ERROR, why=str(error))
         keys = [
             self._q_for_pri(queue, step)
             for step in self.priority_steps
@@ -322,7 +350,7 @@ class Channel(redis.Channel):
         with self.conn_or_acquire() as client:
             kinds = [self._length_of(client, key) for key in keys]
         wrong = [key for key, length in zip(keys, kinds, strict=True) if length is None]
-        self._unusable |= dict.fromkeys(wrong, time.monotonic() + UNUSABLE_FOR)
+        self._leave_out(wrong, UNUSABLE_FOR)
 
     def _length_of(self, client: Any, key: str) -> int | None:
         try:
@@ -351,7 +379,7 @@ class Channel(redis.Channel):
             raise Empty from None
 
     def _unreadable(self, error: Exception) -> None:
-        refusals.tell("message_unreadable", level=logging.ERROR, why=str(error))
+        refusals.log("message_unreadable", level=logging.ERROR, why=str(error))
         logger.debug("message_unreadable", exc_info=error)
 
     def _do_restore_message(
@@ -377,36 +405,37 @@ class Transport(redis.Transport):
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        self.cycle = Poller()
+        process = getattr(getattr(client, "app", None), "worker_process", None)
+        self.gate: Gate | None = process and process.gate
+        self.intake: Intake = process.intake if process else Intake()
+        self.cycle = Poller(self.intake)
         # kombu shows host names, in `celery inspect stats` for one, but no user or password.
         if "://" in (client.hostname or ""):
             client.hostname, username, password = without_password(client.hostname)
             client.userid, client.password = username or client.userid, password or client.password
 
     def _deliver(self, message: Any, queue: Any) -> None:
-        """Hand a message on; a worker's gate judges what comes from its queues of tasks."""
-        if not gate.judges(queue):
-            super()._deliver(message, queue)
-            return
-        try:
-            judged = gate.judge(message, queue)
-        except gate.ForeignHintError as error:
-            channel: Any = self.channels and self.channels[0]
-            foreign.hand_on(channel, message, queue, error.ledger)
-            return
-        if judged is message:
-            judged = self._of_good_shape(message, queue)
-        if judged is not None:
-            foreign.own()
-            super()._deliver(judged, queue)
+        """Hand a message on; a worker's gate judges messages of its queues of tasks.
 
-    def _of_good_shape(self, message: Any, queue: str) -> Any:
+        Raises:
+            ForeignHintError: the message is another ledger's hint.
+        """
+        if self.gate is not None and self.gate.judges(queue):
+            judged = self.gate.judge(message, queue)
+            if judged is message:
+                judged = self._of_good_shape(message, queue, self.gate)
+            if judged is None:
+                return
+            message = judged
+        super()._deliver(message, queue)
+
+    def _of_good_shape(self, message: Any, queue: str, gate: Gate) -> Any:
         """Return a plain message if Celery can take it without harm, or None."""
         try:
             return shape.plain(message, queue, gate.accepted())
         except shape.UnfitError as error:
             task = message["headers"].get("task")
-            refusals.tell("message_refused", task=str(task)[: refusals.SHOWN], why=str(error))
+            refusals.log("message_refused", task=str(task)[: refusals.SHOWN], why=str(error))
             return None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

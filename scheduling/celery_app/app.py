@@ -16,6 +16,7 @@ from scheduling.celery_app import load_limits as load_limits
 from scheduling.celery_app import sending
 from scheduling.errors import EnqueueError
 from scheduling.ids import give_celery_sorted_ids
+from scheduling.worker_process import WorkerProcess
 
 SCHEDULER = "scheduling.beat:Scheduler"
 
@@ -64,8 +65,9 @@ class App(Celery):
     amqp_cls = "scheduling.broker.connections:AMQP"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.worker_process = WorkerProcess()  # a worker puts its own here
         super().__init__(*args, **kwargs)
-        self.steps["worker"].add("scheduling.workers:LeaseKeeper")
+        self.steps["worker"].add("scheduling.workers.steps:LedgerStep")
         self.steps["consumer"].add("scheduling.workers.rate_limits:RateLimits")
 
     @cached_property

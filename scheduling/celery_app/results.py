@@ -29,6 +29,7 @@ from scheduling.runs.errbacks import send_errbacks
 from scheduling.runs.follow_ups import sender
 from scheduling.runs.running import current, run_id_of
 from scheduling.runs.stored_results import PreparingBackend
+from scheduling.worker_process import process_of
 
 
 class Backend(PreparingBackend):
@@ -55,7 +56,7 @@ class Backend(PreparingBackend):
                 finishing.record_progress(UUID(task_id), running.attempt, prepared)
         elif request is None and status == states.REVOKED and _is_run(task_id):
             pass  # a worker was told of a revoke: what becomes of the run, the ledger says
-        elif not claiming.report(task_id, request, status, result, traceback):
+        elif not process_of(self.app).report(task_id, request, status, result, traceback):
             store = super()._store_result
             _patiently(partial(store, task_id, result, status, traceback, request, using))
         return result
@@ -67,19 +68,19 @@ class Backend(PreparingBackend):
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
     ) -> Any:
         act = partial(super().mark_as_failure, task_id, exc, traceback, request, **options)
-        return None if claiming.left_to_the_parent(act, request) else act()
+        return None if process_of(self.app).store(act, request) else act()
 
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, **options: Any
     ) -> Any:
         act = partial(super().mark_as_revoked, task_id, reason, request, **options)
-        return None if claiming.left_to_the_parent(act, request) else act()
+        return None if process_of(self.app).store(act, request) else act()
 
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
     ) -> Any:
         act = partial(super().mark_as_retry, task_id, exc, traceback, request, **options)
-        return None if claiming.left_to_the_parent(act, request) else act()
+        return None if process_of(self.app).store(act, request) else act()
 
     def _get_task_meta_for(self, task_id: str) -> Any:
         """Read a result by the id of its task: of a run in whatever form its UUID was given."""

@@ -137,4 +137,4 @@ def _send_event(
         with app.producer_or_acquire() as producer:
             app.events.Dispatcher(enabled=False).publish("task-sent", sent, producer, retry=False)
     except Exception as error:
-        event(logger, "task_sent_not_told", level=logging.WARNING, run=run_id, error=error)
+        event(logger, "task_sent_not_published", level=logging.WARNING, run=run_id, error=error)

@@ -1,7 +1,6 @@
 """Runs the body of a job, and decides whether the attempt is retried."""
 
 import logging
-import mmap
 import random
 import sys
 import time
@@ -26,6 +25,7 @@ from scheduling.runs.options import message_options
 from scheduling.runs.outcomes import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
 from scheduling.runs.running import Again, Claimed, Execution, current
 from scheduling.task_options import instant_or_length
+from scheduling.worker_process import process_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ BACKOFF_CAP = timedelta(hours=1)
 # Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
 # of that. A child that lives on for so long was told to end for another reason.
 TERM_TO_KILL = 1.0
-# A byte that a worker's parent shares with its children: 1 once it has been told to end.
-worker_ends = mmap.mmap(-1, 1)
 
 
 def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
@@ -157,7 +155,7 @@ def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcom
     """
     if terminate_handler_fired():
         time.sleep(TERM_TO_KILL)
-        if not worker_ends[0]:
+        if not process_of(execution.job.app).ends:
             return None
         # A hand-back, no failure of the job's.
         why = "its worker was told to end at once"

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from billiard.process import current_process
@@ -47,6 +47,7 @@ from scheduling.runs.follow_ups import request_fields
 from scheduling.runs.options import DELAYED, read_options
 from scheduling.runs.outcomes import Outcome, text_of
 from scheduling.runs.running import Again, Claimed, Execution, entered, run_id_of
+from scheduling.worker_process import WorkerProcess, process_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,6 @@ T = TypeVar("T")
 NO_RUN = UUID(int=0)
 PLAIN = {str, int, float, bool, type(None)}
 NOTHING_DONE = trace_ok_t(None, None, 0.0, None)
-
-# Who this process is in the ledger; the worker's parent sets it before it forks.
-worker_name = f"{os.uname().nodename}:{os.getpid()}"
 
 
 def traced(job: BaseJob, tracer: Tracer) -> Tracer:
@@ -87,7 +85,8 @@ def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, 
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
     asked = str(request.get("task"))
     name = asked if asked in job.aliases else job.name  # the row has the name it was made with
-    claimed = _claim_on_a_clean_connection(run_id, attempt, name)
+    worker = process_of(job.app).name
+    claimed = _claim_on_a_clean_connection(run_id, attempt, name, worker)
     if claimed is None:
         event(logger, "hint_dropped", level=logging.DEBUG, run=task_id, attempt=attempt)
         return NOTHING_DONE
@@ -167,13 +166,15 @@ def claimant() -> int:
     return number & 0xFFFF_FFFF
 
 
-def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claimed | None:
+def _claim_on_a_clean_connection(
+    run_id: UUID, attempt: int, task: str, worker: str
+) -> Claimed | None:
     """Claim; a connection that an earlier job spoilt is replaced, once."""
     drop_unclean()
     claim_id = new_claim_id(claimant())
     for last in (False, True):
         try:
-            return patiently(lambda: claim(run_id, attempt, task, claim_id))
+            return patiently(lambda: claim(run_id, attempt, task, claim_id, worker=worker))
         except DatabaseError as error:
             connection.close()
             if last:  # the hint is sent again
@@ -181,8 +182,15 @@ def _claim_on_a_clean_connection(run_id: UUID, attempt: int, task: str) -> Claim
     return None
 
 
-def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -> Claimed | None:
-    """Take the run for this worker; None where this attempt may not start, or not any more.
+def claim(
+    run_id: UUID,
+    attempt: int,
+    task: str,
+    claim_id: UUID | None = None,
+    *,
+    worker: str = WorkerProcess.name,
+) -> Claimed | None:
+    """Take the run for a worker; None where this attempt may not start, or not any more.
 
     Whoever repeats a claim whose answer was lost, with the same `claim_id`, gets the run again.
     """
@@ -190,7 +198,7 @@ def claim(run_id: UUID, attempt: int, task: str, claim_id: UUID | None = None) -
         "id": run_id,
         "attempt": attempt,
         "task": task,
-        "worker": worker_name,
+        "worker": worker,
         "lease": settings.RUN_LEASE,
         "claim_id": claim_id or new_claim_id(claimant()),
     }
@@ -306,43 +314,3 @@ def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None
             connection.close()
             continue
         return
-
-
-# --- What the worker's parent process learns -----------------------------------------------------
-
-# The field of a request, in the parent, that names the child which has the hint: see `claimant`.
-CLAIMANT = "run_claimant"
-
-
-class Told(NamedTuple):
-    """What Celery reports of a message. `attempt` is None if it is not a hint."""
-
-    task_id: str
-    attempt: int | None
-    claimant: int | None
-    status: str
-    error: Any  # encoded
-    traceback: str | None
-
-
-# Set in the parent of a worker. Returns whether it took charge of the report.
-Reporter = Callable[[Told], bool]
-reporter: Reporter | None = None
-
-# Likewise. Takes what is to be stored for a plain message, to do it in the lease thread.
-Storer = Callable[[Callable[[], object]], bool]
-storer: Storer | None = None
-
-
-def left_to_the_parent(act: Callable[[], object], request: Any) -> bool:
-    """Return whether the lease thread has taken over what is to be stored for a plain message."""
-    return storer is not None and not hasattr(request, ATTEMPT) and storer(act)
-
-
-def report(task_id: str, request: Any, status: str, error: Any, traceback: str | None) -> bool:
-    """Pass on what Celery stores for a run from outside its execution; False if it is no run's."""
-    attempt = getattr(request, ATTEMPT, None)
-    if reporter is None:
-        return attempt is not None
-    claimed_by = getattr(request, CLAIMANT, None)
-    return reporter(Told(task_id, attempt, claimed_by, status, error, traceback))

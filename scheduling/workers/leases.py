@@ -14,10 +14,10 @@ from django.conf import settings
 from django.db import connection
 
 from scheduling.broker.signing import ATTEMPT
-from scheduling.execution import claiming
 from scheduling.ids import claimant_of
 from scheduling.models import FINAL, Run, State
 from scheduling.runs.running import run_id_of
+from scheduling.worker_process import CLAIMANT
 
 STOP_BEFORE = 0.15  # of a lease, before its end: a stop takes a moment
 
@@ -35,7 +35,7 @@ UPDATE scheduling_run SET lease_expires_at = clock_timestamp() + %(lease)s::inte
 """
 
 
-class Held(NamedTuple):
+class TakenHint(NamedTuple):
     """A hint that a child has: of which run and attempt, and which child."""
 
     run_id: UUID
@@ -51,8 +51,8 @@ class Renewed(NamedTuple):
     needed yet.
     """
 
-    asked: dict[Held, str]
-    lost: list[Held]
+    asked: dict[TakenHint, str]
+    lost: list[TakenHint]
     kept: bool
 
 
@@ -65,40 +65,40 @@ def active_requests() -> list[Any]:
             continue
 
 
-def running_here() -> dict[Held, Any]:
+def running_here() -> dict[TakenHint, Any]:
     """Return the requests of the hints that children have.
 
     Celery's own map of requests forgets a run when a second hint of it ends; this set does not.
     """
-    running: dict[Held, Any] = {}
+    running: dict[TakenHint, Any] = {}
     for request in active_requests():
-        if ATTEMPT in request.request_dict and (held := held_by(request)) is not None:
-            running[held] = request
+        if ATTEMPT in request.request_dict and (hint := hint_of(request)) is not None:
+            running[hint] = request
     return running
 
 
-def held_by(request: Any) -> Held | None:
-    """Return what the child of this request has; None if no run can be meant."""
-    told = request.request_dict
-    return held_as(request.id, told[ATTEMPT], told.get(claiming.CLAIMANT))
+def hint_of(request: Any) -> TakenHint | None:
+    """Return the hint of a request; None if it cannot be a run's."""
+    fields = request.request_dict
+    return taken_hint(request.id, fields[ATTEMPT], fields.get(CLAIMANT))
 
 
-def held_as(task_id: str, attempt: Any, claimant: int | None) -> Held | None:
+def taken_hint(task_id: str, attempt: Any, claimant: int | None) -> TakenHint | None:
     run_id = run_id_of(task_id)
     if run_id is None or type(attempt) is not int or not 0 < attempt < 2**31:
         return None
-    return Held(run_id, attempt, claimant)
+    return TakenHint(run_id, attempt, claimant)
 
 
-def claimed_run(held: Held) -> Run | None:
-    """Return the run of a hint if, by the ledger, the child that has the hint runs it."""
+def claimed_run(hint: TakenHint, worker: str) -> Run | None:
+    """Return the run of a hint if, by the ledger, this worker's child that has it runs it."""
     run = Run.objects.filter(
-        pk=held.run_id,
-        attempt=held.attempt,
+        pk=hint.run_id,
+        attempt=hint.attempt,
         state=State.RUNNING,
-        worker=claiming.worker_name,
+        worker=worker,
     ).first()
-    return run if run is not None and claimant_of(run.claim_id) == held.claimant else None
+    return run if run is not None and claimant_of(run.claim_id) == hint.claimant else None
 
 
 def ours_from(renewed: float) -> float:
@@ -109,7 +109,7 @@ def ours_from(renewed: float) -> float:
     return renewed + settings.RUN_LEASE.total_seconds() * (1 - STOP_BEFORE)
 
 
-def renew(running: Mapping[Held, Any]) -> Renewed:
+def renew(running: Mapping[TakenHint, Any], worker: str) -> Renewed:
     """Renew the leases of these hints' runs, and note on each request until when its run is ours.
 
     Rows that another transaction has locked are left: their leases go on running out. A hint whose
@@ -118,47 +118,49 @@ def renew(running: Mapping[Held, Any]) -> Renewed:
     if not running:
         return Renewed({}, [], kept=True)
     begun = time.monotonic()
-    renewed = _renew(running)
-    unclaimed, lost = _unclaimed_and_lost(running.keys() - renewed.keys())
-    for held in [*renewed, *unclaimed]:
-        running[held].ours_until = ours_from(begun)
-    asked = {held: by for held, by in renewed.items() if by}
+    renewed = _renew(running, worker)
+    unclaimed, lost = _unclaimed_and_lost(running.keys() - renewed.keys(), worker)
+    for hint in [*renewed, *unclaimed]:
+        running[hint].ours_until = ours_from(begun)
+    asked = {hint: by for hint, by in renewed.items() if by}
     return Renewed(asked, lost, kept=len(renewed) + len(unclaimed) + len(lost) == len(running))
 
 
-def _renew(running: Mapping[Held, Any]) -> dict[Held, str]:
+def _renew(running: Mapping[TakenHint, Any], worker: str) -> dict[TakenHint, str]:
     """Renew; return whose lease was renewed, with who asked to cancel it."""
     parameters: dict[str, Any] = {
-        "ids": [held.run_id for held in running],
-        "attempts": [held.attempt for held in running],
-        "claimants": [f"{held.claimant or 0:08x}" for held in running],
-        "worker": claiming.worker_name,
+        "ids": [hint.run_id for hint in running],
+        "attempts": [hint.attempt for hint in running],
+        "claimants": [f"{hint.claimant or 0:08x}" for hint in running],
+        "worker": worker,
         "lease": settings.RUN_LEASE,
     }
     with connection.cursor() as cursor:
         cursor.execute(RENEW, parameters)
         return {
-            Held(run_id, attempt, claimant_of(claim_id)): by
+            TakenHint(run_id, attempt, claimant_of(claim_id)): by
             for run_id, attempt, claim_id, by in cursor.fetchall()
         }
 
 
-def _unclaimed_and_lost(missed: set[Held]) -> tuple[list[Held], list[Held]]:
+def _unclaimed_and_lost(
+    missed: set[TakenHint], worker: str
+) -> tuple[list[TakenHint], list[TakenHint]]:
     """Ask what has become of the runs whose lease was not renewed.
 
     What is in neither list is this worker's still: another transaction has locked its row.
     """
-    unclaimed, lost = list[Held](), list[Held]()
+    unclaimed, lost = list[TakenHint](), list[TakenHint]()
     if not missed:
         return unclaimed, lost
-    rows = Run.objects.filter(pk__in={held.run_id for held in missed})
+    rows = Run.objects.filter(pk__in={hint.run_id for hint in missed})
     columns = ("pk", "attempt", "state", "worker", "claim_id")
     found = {run_id: row for run_id, *row in rows.values_list(*columns)}
-    for held in missed:
-        attempt, state, worker, claim_id = found.get(held.run_id, (0, "", "", None))
-        ours = worker == claiming.worker_name and claimant_of(claim_id) == held.claimant
-        if not attempt or attempt > held.attempt or state in FINAL:
-            lost.append(held)
-        elif attempt < held.attempt or state != State.RUNNING or not ours:
-            unclaimed.append(held)
+    for hint in missed:
+        attempt, state, by, claim_id = found.get(hint.run_id, (0, "", "", None))
+        ours = by == worker and claimant_of(claim_id) == hint.claimant
+        if not attempt or attempt > hint.attempt or state in FINAL:
+            lost.append(hint)
+        elif attempt < hint.attempt or state != State.RUNNING or not ours:
+            unclaimed.append(hint)
     return unclaimed, lost

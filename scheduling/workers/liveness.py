@@ -14,10 +14,11 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state as worker_state
 from django.conf import settings
 
-from scheduling.broker import clients, intake
+from scheduling.broker import clients
 from scheduling.logs import event
 from scheduling.models import Priority
 from scheduling.runs.hints import Lane, list_key
+from scheduling.worker_process import process_of
 from scheduling.workers.forking import no_fork
 from scheduling.workers.leases import active_requests
 
@@ -35,6 +36,7 @@ class Liveness:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
+        self._intake = process_of(worker.app).intake
         self._since: float | None = None  # since when it could have taken something
         self._taken = 0
         self._looks = 0
@@ -47,8 +49,8 @@ class Liveness:
         """
         watched = settings.STUCK_AFTER.total_seconds() > 0
         waiting = self._waiting() if watched and self._could_take() else 0
-        if not waiting or intake.taken != self._taken:
-            self._since, self._taken, self._looks = None, intake.taken, 0
+        if not waiting or self._intake.taken != self._taken:
+            self._since, self._taken, self._looks = None, self._intake.taken, 0
             return ""
         now = time.monotonic()
         self._since, self._looks = self._since or now, self._looks + 1
@@ -58,16 +60,18 @@ class Liveness:
 
     def _could_take(self) -> bool:
         """Whether this worker takes messages, and has room for one or a loop that stands still."""
-        if time.monotonic() - intake.refused_at < REFUSAL_LASTS:
+        if time.monotonic() - self._intake.refused_at < REFUSAL_LASTS:
             return False  # a restart would not change what Redis answers
-        if intake.closed() or worker_state.should_stop is not None or self._limits_rates():
+        if self._intake.closed() or worker_state.should_stop is not None or self._limits_rates():
             return False
         pool = self._worker.pool
         slots = getattr(self._worker, "max_concurrency", None) or pool.num_processes
         busy, patience = len(active_requests()), settings.STUCK_AFTER.total_seconds()
         if busy and isinstance(pool, SoloPool):
             return False  # the loop itself runs the job, for as long as that takes
-        standing = time.monotonic() - intake.looked_at > max(patience, LOOP_SLEEPS) + LOOK_EVERY
+        standing = (
+            time.monotonic() - self._intake.looked_at > max(patience, LOOP_SLEEPS) + LOOK_EVERY
+        )
         return standing or busy < slots
 
     def _limits_rates(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from scheduling.broker import intake
+from scheduling.broker.intake import Intake
 from scheduling.celery_app.load_limits import limits
 from scheduling.logs import event
 
@@ -64,7 +64,8 @@ def excess(figures: Mapping[str, float], allowed: Mapping[str, float], *, closed
 class LoadGuard:
     """Measures, and closes or opens the worker's intake; all of it in one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
         self._closed = False
         psutil.cpu_percent()  # begins the first interval
 
@@ -72,9 +73,9 @@ class LoadGuard:
         allowed = limits()
         why = excess(measure(), allowed, closed=self._closed) if any(allowed.values()) else ""
         if why:
-            intake.close(NAME, why)
+            self._intake.close(NAME, why)
         else:
-            intake.reopen(NAME)
+            self._intake.reopen(NAME)
         if bool(why) != self._closed:
             self._closed = bool(why)
             if why:

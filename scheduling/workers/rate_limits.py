@@ -7,23 +7,18 @@ it is sent once more and not again and again.
 """
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from celery import bootsteps
 from celery.worker import state as worker_state
 
 from scheduling.broker.signing import ATTEMPT
+from scheduling.worker_process import process_of
 
 AHEAD = 1.0  # seconds before its turn that a run is kept here, at most
 EARLY = AHEAD / 2  # and so long before its turn it is sent again
 # A run is put off by so many turns or seconds at most: others may be cancelled meanwhile.
 FARTHEST, FAR = 60, 60.0
-
-# Called with a hint's task id, attempt and task, the limit's name, and the seconds that its run
-# shall wait; the lease thread writes it.
-PutBack = Callable[[str, Any, str, str, float], None]
-put_back: PutBack | None = None
 
 
 class Turn(NamedTuple):
@@ -65,7 +60,8 @@ class RateLimits(bootsteps.StartStopStep):
 
     def limit(self, request: Any, bucket: Any, tokens: float) -> Any:
         """Start a message's task when its turn comes (see Celery's `_limit_task`)."""
-        if ATTEMPT not in request.request_dict or put_back is None:
+        thread = process_of(request.app).lease_thread
+        if ATTEMPT not in request.request_dict or thread is None:
             return self._of_celery(request, bucket, tokens)
         interval = tokens / bucket.fill_rate
         seconds, taken = self._turns.take(request.name, interval, time.monotonic())
@@ -76,7 +72,7 @@ class RateLimits(bootsteps.StartStopStep):
             self._consumer.timer.call_after(seconds, self._start, (request,))
         else:
             attempt, limit = request.request_dict[ATTEMPT], str(request.task.rate_limit)
-            put_back(request.id, attempt, request.name, limit, seconds - EARLY)
+            thread.put_back(request.id, attempt, request.name, limit, seconds - EARLY)
         return None
 
     def _start(self, request: Any) -> None:

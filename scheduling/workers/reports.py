@@ -6,49 +6,49 @@ from typing import Any, cast
 from celery import current_app, states
 from celery.exceptions import TimeLimitExceeded
 
-from scheduling.execution.claiming import Told
 from scheduling.execution.finishing import finish
 from scheduling.models import Run
 from scheduling.runs.outcomes import Outcome, failed_attempt, handed_back
 from scheduling.runs.running import run_id_of
-from scheduling.workers.leases import claimed_run, held_as
+from scheduling.worker_process import Report
+from scheduling.workers.leases import claimed_run, taken_hint
 
 
-def write(told: Told) -> None:
+def write(report: Report, worker: str) -> None:
     """Write what Celery reported of a hint, if it is an end that this process has seen.
 
     Nothing else that Celery says of a hint (revoked, rejected, expired) moves its run.
     """
-    run = _run_of(told) if told.status in (states.FAILURE, states.RETRY) else None
+    run = _run_of(report, worker) if report.status in (states.FAILURE, states.RETRY) else None
     if run is not None:
         backend: Any = current_app.backend
-        exception = backend.exception_to_python(told.error)
-        outcome = outcome_of(run, told.status, exception, told.traceback or "")
+        exception = backend.exception_to_python(report.error)
+        outcome = outcome_of(run, report.status, exception, report.traceback or "")
         finish(run.pk, run.attempt, outcome)
 
 
-def store_unknown(told: Told) -> None:
+def store_unknown(report: Report) -> None:
     """Store that the task of a plain message is unknown, unless a run has the message's id."""
-    run_id, backend = run_id_of(told.task_id), cast("Any", current_app.backend)
+    run_id, backend = run_id_of(report.task_id), cast("Any", current_app.backend)
     if run_id is None or not Run.objects.filter(pk=run_id).exists():
-        backend.store_plain(told.task_id, told.error, told.status, told.traceback)
+        backend.store_plain(report.task_id, report.error, report.status, report.traceback)
 
 
-def hand_back(told: Told, why: str) -> None:
+def hand_back(report: Report, worker: str, why: str) -> None:
     """Make a run whose child this worker has killed wait again, if it is this worker's still."""
-    run = _run_of(told)
+    run = _run_of(report, worker)
     if run is not None:
         finish(run.pk, run.attempt, handed_back(run.task, run.max_attempts, why))
 
 
-def _run_of(told: Told) -> Run | None:
+def _run_of(report: Report, worker: str) -> Run | None:
     """Return the run that the child of this report has claimed.
 
     A child that was about to be refused, for this was a second hint, has claimed nothing: the run
     is another child's.
     """
-    held = held_as(told.task_id, told.attempt, told.claimant)
-    return held and claimed_run(held)
+    hint = taken_hint(report.task_id, report.attempt, report.claimant)
+    return hint and claimed_run(hint, worker)
 
 
 def outcome_of(run: Run, status: str, error: BaseException, traceback: str) -> Outcome:

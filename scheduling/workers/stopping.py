@@ -26,22 +26,23 @@ from scheduling.logs import event
 from scheduling.models import Run
 from scheduling.runs.outcomes import handed_back
 from scheduling.runs.running import current
+from scheduling.worker_process import process_of
 from scheduling.workers.forking import no_fork
-from scheduling.workers.leases import active_requests, claimed_run, held_by
+from scheduling.workers.leases import active_requests, claimed_run, hint_of
 
 logger = logging.getLogger(__name__)
 
-TELL = signal.SIGUSR2  # Celery's children listen to SIGUSR1 for soft time limits
+CANCEL = signal.SIGUSR2  # Celery's children listen to SIGUSR1 for soft time limits
 OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, and what it had
 SETTLED = 0.2  # seconds in which the parent reads what a frozen child had answered
 
 
 def listen_in_child(**_: Any) -> None:
     """Let a child hear that its run is cancelled: `RunCancelled` is raised in the job's body."""
-    signal.signal(TELL, _told)
+    signal.signal(CANCEL, _raise_cancelled)
 
 
-def _told(*_: Any) -> None:
+def _raise_cancelled(*_: Any) -> None:
     running = current()
     if running is not None and running.tracked and running.in_body:
         raise RunCancelled("the run was cancelled")
@@ -52,9 +53,9 @@ def can_stop_one(worker: Any) -> bool:
     return isinstance(worker.pool, PreforkPool)
 
 
-def tell(request: Any) -> None:
-    """Tell the job of this hint that its run is cancelled, if by the ledger it still runs."""
-    _hit([request], TELL, _running_in_the_ledger)
+def interrupt(request: Any) -> None:
+    """Raise RunCancelled in the job of this hint, if its run still runs by the ledger."""
+    _hit([request], CANCEL, _running_in_the_ledger)
 
 
 def stop(requests: Iterable[Any]) -> list[Any]:
@@ -105,8 +106,8 @@ def _running_in_the_ledger(requests: list[Any]) -> list[Any]:
 
 
 def _run_of(request: Any) -> Run | None:
-    held = held_by(request)
-    return held and claimed_run(held)
+    hint = hint_of(request)
+    return hint and claimed_run(hint, process_of(request.app).name)
 
 
 # --- All of them ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import Error
 
-from scheduling.broker import intake
+from scheduling.worker_process import process_of
 from scheduling.workers import stopping
 from scheduling.workers.leases import active_requests, running_here
 from scheduling.workers.liveness import LOOK_EVERY, Liveness
@@ -26,6 +26,7 @@ class Watch:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
+        self._intake = process_of(worker.app).intake
         self._liveness = Liveness(worker)
         self._looked = threading.Event()
 
@@ -34,7 +35,7 @@ class Watch:
         self._looked.wait(5)  # before the first message is asked for
 
     def _live(self) -> None:
-        guard, pause = LoadGuard(), FIRST_LOOK
+        guard, pause = LoadGuard(self._intake), FIRST_LOOK
         while True:
             time.sleep(pause)
             try:
@@ -51,13 +52,13 @@ class Watch:
 
         A worker that takes a message meanwhile is not stuck: it goes on.
         """
-        taken = intake.taken
-        intake.close("restart", "about to restart")
+        taken = self._intake.taken
+        self._intake.close("restart", "about to restart")
         until = time.monotonic() + settings.SHUTDOWN_GRACE.total_seconds()
         while active_requests() and time.monotonic() < until:
             time.sleep(0.1)
-            if intake.taken != taken:
-                intake.reopen("restart")
+            if self._intake.taken != taken:
+                self._intake.reopen("restart")
                 return
         running, overlap = list(running_here().values()), stopping.OVERLAP
         if stopping.can_stop_one(self._worker):

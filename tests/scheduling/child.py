@@ -1,13 +1,16 @@
 """A worker's child in this process: the tracer that Celery builds, given what a hint holds."""
 
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
 from celery import current_app
 from celery.app.trace import build_tracer
 
 from scheduling import clock
 from scheduling.broker.signing import ATTEMPT
 from scheduling.models import Run, State
+from scheduling.worker_process import Report, WorkerProcess
 
 
 def hint(
@@ -46,3 +49,16 @@ def work(*, until: int = 100) -> list[Run]:
 def forget_tracers() -> None:
     for task in current_app.tasks.values():
         task.__trace__ = None
+
+
+def collect_reports(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
+    """Make this process a worker's parent whose lease thread only collects reports."""
+    reports: list[Report] = []
+
+    def take(report: Report) -> bool:
+        reports.append(report)
+        return True
+
+    thread = Mock(take=take)
+    monkeypatch.setattr(current_app, "worker_process", WorkerProcess(lease_thread=thread))
+    return reports

@@ -13,9 +13,9 @@ from django.conf import settings
 
 from scheduling import __version__, clock, heartbeats
 from scheduling.beat.scheduler import Scheduler
-from scheduling.broker import intake
+from scheduling.broker.intake import Intake
 from scheduling.models import Heartbeat
-from scheduling.workers.keeper import Doing
+from scheduling.workers.lease_thread import Doing
 
 pytestmark = pytest.mark.django_db
 
@@ -45,7 +45,8 @@ def test_its_version_is_the_projects() -> None:
 def test_a_worker_says_what_it_does_and_what_it_took_last(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Counter[str]()
     monkeypatch.setattr(worker_state, "total_count", begun)
-    doing = Doing()
+    intake = Intake()
+    doing = Doing(intake)
     assert doing.words(0) == "runs 0; took 0 in all"
     begun.update({"a.tasks.one": 2})
     assert doing.words(1) == "runs 1; took 2 in all, the last a.tasks.one"
@@ -55,10 +56,7 @@ def test_a_worker_says_what_it_does_and_what_it_took_last(monkeypatch: pytest.Mo
     assert doing.words(0) == "runs 0; took 4 in all, the last a.tasks.one"
     assert doing.words(0) == "runs 0; took 4 in all, the last a.tasks.one"
     intake.close("memory", "memory at 91%")
-    try:
-        assert doing.words(0).startswith("takes no work: memory at 91%; runs 0; took 4 in all")
-    finally:
-        intake.reopen("memory")
+    assert doing.words(0).startswith("takes no work: memory at 91%; runs 0; took 4 in all")
 
 
 def test_a_later_pulse_keeps_the_start_and_moves_the_rest() -> None:

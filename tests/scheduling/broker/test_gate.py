@@ -13,21 +13,34 @@ from celery import chain, current_app
 from kombu import Consumer, Queue
 from pytest_django import Settings
 
-from scheduling.broker import gate, refusals
+from scheduling.broker import refusals
+from scheduling.broker.gate import ForeignHintError, Gate
 from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK
 from scheduling.ids import uuid7
 from scheduling.postgres import identity
 from scheduling.runs.hints import Hint, message
+from scheduling.worker_process import WorkerProcess, process_of
 from tests.jobs.tasks import add, write
 
 OTHER = "tests.jobs.tasks.write"
+LEDGER_ID = "0c0f6c1e-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def unknown() -> list[Any]:
+    """Return the list of unknown hints that the gate has reported."""
+    return []
 
 
 @pytest.fixture(autouse=True)
-def opened(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+def gate(monkeypatch: pytest.MonkeyPatch, settings: Settings, unknown: list[Any]) -> Gate:
+    """Make this process a worker with a gate of its own."""
     monkeypatch.setattr(refusals, "_since", {})
-    monkeypatch.setattr(gate, "_app", current_app)
     settings.UNTRACKED_TASKS = [add.name]
+    made = Gate(current_app, lambda *hint: unknown.append(hint))
+    made.ledger = LEDGER_ID
+    monkeypatch.setattr(current_app, "worker_process", WorkerProcess(gate=made))
+    return made
 
 
 def plain(name: str = add.name, **options: Any) -> dict[str, Any]:
@@ -41,8 +54,10 @@ def plain(name: str = add.name, **options: Any) -> dict[str, Any]:
             "content-type": "application/json", "content-encoding": "utf-8"}  # fmt: skip
 
 
-def judge(message: Any) -> Any:
-    return gate.judge(message, "probe")
+def judge(message: Any, queue: str = "probe") -> Any:
+    gate = process_of(current_app).gate
+    assert gate is not None
+    return gate.judge(message, queue)
 
 
 class TestPlainMessages:
@@ -106,19 +121,13 @@ class TestPlainMessages:
         assert [(line["task"], line["messages"]) for line in lines[:3]] == [
             (OTHER, 1), ("t.b", 1), (OTHER, 500),
         ]  # fmt: skip
-        assert len(lines) <= 4 + refusals.TOLD_OF
-
-
-LEDGER_ID = "0c0f6c1e-0000-4000-8000-000000000001"
+        assert len(lines) <= 4 + refusals.DISTINCT_MAX
 
 
 class TestHints:
     @pytest.fixture(autouse=True)
     def own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(identity, "_known", LEDGER_ID)
-        monkeypatch.setattr(gate, "ledger", LEDGER_ID)
-        gate.open_in(current_app)
-        monkeypatch.setattr(gate, "_app", current_app)
 
     def test_one_passes_with_nothing_but_what_is_signed(self) -> None:
         sent = hint()
@@ -158,12 +167,12 @@ class TestHints:
         assert judge(sent) is None
 
     def test_one_in_another_queue_is_refused(self) -> None:
-        assert gate.judge(hint(), "another") is None
+        assert judge(hint(), "another") is None
 
     def test_one_of_another_ledger_is_told_apart(self) -> None:
         sent = hint()
         sent["headers"][LEDGER] = str(uuid7())
-        with pytest.raises(gate.ForeignHintError):
+        with pytest.raises(ForeignHintError):
             judge(sent)
 
     def test_keys_can_be_changed(self, settings: Settings) -> None:
@@ -174,14 +183,12 @@ class TestHints:
         assert judge(old) is not None
         assert judge(hint()) is not None
 
-    def test_one_of_a_task_that_is_unknown_here_is_told_of_and_goes_no_further(
-        self, monkeypatch: pytest.MonkeyPatch
+    def test_one_of_an_unknown_task_is_reported_and_goes_no_further(
+        self, unknown: list[Any]
     ) -> None:
-        told: list[Any] = []
-        monkeypatch.setattr(gate, "report_unknown", lambda *what: told.append(what))
         sent = hint(task="gone.task")
         assert judge(sent) is None
-        assert told == [(UUID(sent["headers"]["id"]), 1, "gone.task")]
+        assert unknown == [(UUID(sent["headers"]["id"]), 1, "gone.task")]
 
     def test_no_two_have_the_same_tag_whatever_they_say(self) -> None:
         sent = hint()
@@ -249,9 +256,20 @@ class TestAWorkersTransport:
         [("celery", True), ("probe", True), ("w@h.celery.pidbox", False),
          ("7f.reply.celery.pidbox", False), ("celeryev.7f", False)],
     )  # fmt: skip
-    def test_remote_control_and_events_are_no_tasks(self, queue: str, *, judged: bool) -> None:
+    def test_remote_control_and_events_are_not_judged(
+        self, gate: Gate, queue: str, *, judged: bool
+    ) -> None:
         assert gate.judges(queue) == judged
 
-    def test_only_a_worker_judges(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gate, "_app", None)
-        assert not gate.judges("celery")
+    def test_only_a_worker_judges(
+        self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(current_app, "worker_process", WorkerProcess())
+        redis_client.lpush("probe", json.dumps(plain(OTHER)))
+        got: list[Any] = []
+        with (
+            current_app.connection_for_read() as connection,
+            Consumer(connection, Queue("probe"), callbacks=[lambda body, _: got.append(body)]),
+        ):
+            connection.drain_events(timeout=5)
+        assert len(got) == 1

@@ -5,20 +5,25 @@ from typing import Any
 
 import pytest
 import redis
+from celery import current_app
+from kombu import Consumer, Queue
+from pytest_django import Settings
 
-from scheduling.broker import intake, sharing
+from scheduling.broker import sharing, transport
+from scheduling.broker.gate import Gate
 from scheduling.broker.names import names
 from scheduling.broker.sharing import sign_in
 from scheduling.ids import uuid7
+from scheduling.postgres import identity
 from scheduling.runs.hints import Hint, message
-from tests.waiting import wait_for
+from scheduling.worker_process import WorkerProcess
+from tests.jobs.tasks import add
 
 LIST = "probe\x06\x166"
 
 
 @pytest.fixture(autouse=True)
-def fresh(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "foreign", sharing._Foreign())
+def fresh(redis_client: redis.Redis) -> None:
     sharing._client.cache_clear()
 
 
@@ -56,12 +61,12 @@ class TestAForeignHint:
     ) -> None:
         sign_in(redis_client, sharing.LEDGERS, "theirs")
         redis_client.lpush(LIST, "another")
-        sharing.foreign.hand_on(names(), hint(), "probe", "theirs")
+        sharing.pass_on(names(), hint(), "probe", "theirs")
         assert redis_client.rpop(LIST) == b"another"
         assert redis_client.llen(LIST) == 1
 
     def test_it_is_dropped_if_nobody_would_take_it(self, redis_client: redis.Redis) -> None:
-        sharing.foreign.hand_on(names(), hint(), "probe", "theirs")
+        sharing.pass_on(names(), hint(), "probe", "theirs")
         assert redis_client.dbsize() == 0
 
     @pytest.mark.parametrize("properties", [None, [], {}, {"priority": "x"}, {"priority": 99}])
@@ -69,18 +74,29 @@ class TestAForeignHint:
         self, redis_client: redis.Redis, properties: Any
     ) -> None:
         sign_in(redis_client, sharing.LEDGERS, "theirs")
-        sharing.foreign.hand_on(names(), {**hint(), "properties": properties}, "probe", "theirs")
+        sharing.pass_on(names(), {**hint(), "properties": properties}, "probe", "theirs")
         assert not redis_client.exists(LIST)
 
-    def test_many_in_a_row_make_the_worker_pause_and_its_own_do_not(
-        self, redis_client: redis.Redis
+    def test_many_in_a_row_keep_the_worker_from_their_list_alone(
+        self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, settings: Settings
     ) -> None:
-        for _ in range(sharing.FOREIGN_MAX - 1):
-            sharing.foreign.hand_on(names(), hint(), "probe", "theirs")
-        sharing.foreign.own()
-        sharing.foreign.hand_on(names(), hint(), "probe", "theirs")
-        assert "another ledger" not in intake.closed()
-        for _ in range(sharing.FOREIGN_MAX):
-            sharing.foreign.hand_on(names(), hint(), "probe", "theirs")
-        assert "another ledger" in intake.closed()
-        wait_for(lambda: "another ledger" not in intake.closed())
+        monkeypatch.setattr(transport, "FOREIGN_FOR", 60.0)
+        monkeypatch.setattr(identity, "_known", "theirs")
+        sign_in(redis_client, sharing.LEDGERS, "theirs")
+        redis_client.lpush(LIST, json.dumps(hint()))
+        process = WorkerProcess(gate=Gate(current_app, lambda *_: None))
+        monkeypatch.setattr(current_app, "worker_process", process)
+        settings.UNTRACKED_TASKS = [add.name]
+        got: list[Any] = []
+        with current_app.connection_for_read() as connection:
+            queues = [Queue("probe"), Queue("other")]
+            with Consumer(connection, queues, callbacks=[lambda body, _: got.append(body)]):
+                for _ in range(transport.FOREIGN_MAX):
+                    connection.drain_events(timeout=5)
+                add.apply_async((1, 2), queue="other")
+                connection.drain_events(timeout=5)
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.5)
+        assert len(got) == 1
+        assert process.intake.taken == transport.FOREIGN_MAX + 1
+        assert redis_client.llen(LIST) == 1, "the hint was put back each time"

@@ -16,7 +16,7 @@ from scheduling.celery_app.app import App
 from scheduling.celery_app.bases import JobRegistry
 from scheduling.jobs import Job
 from scheduling.models import Run, State
-from scheduling.workers import HintRequest
+from scheduling.workers.requests import HintRequest
 from tests.jobs import bases
 from tests.scheduling.child import deliver, forget_tracers, hint
 from tests.scheduling.ledger import run

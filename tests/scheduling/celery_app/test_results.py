@@ -9,11 +9,11 @@ from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 
 from scheduling.broker.signing import ATTEMPT
-from scheduling.execution import claiming
 from scheduling.execution.finishing import finish
 from scheduling.ids import uuid7
 from scheduling.models import State
 from scheduling.runs.outcomes import Outcome
+from tests.scheduling.child import collect_reports
 from tests.scheduling.ledger import ADD, run
 
 pytestmark = pytest.mark.django_db
@@ -91,21 +91,15 @@ def test_what_the_parent_says_of_a_hint_is_never_stored_beside_its_run() -> None
     assert not TaskResult.objects.exists()
 
 
-def test_the_parent_is_told_of_an_end_that_only_it_has_seen(
+def test_an_end_that_only_the_parent_has_seen_goes_to_its_lease_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[Any] = []
-
-    def reporter(report: claiming.Told) -> bool:
-        told.append(report)
-        return True
-
-    monkeypatch.setattr(claiming, "reporter", reporter)
+    reports = collect_reports(monkeypatch)
     made = run(State.RUNNING)
     backend.mark_as_failure(
         str(made.pk), ValueError("killed"), request=request(str(made.pk), **{ATTEMPT: 4})
     )
-    (report,) = told
+    (report,) = reports
     assert (report.task_id, report.attempt) == (str(made.pk), 4)
     assert report.status == states.FAILURE
     assert not TaskResult.objects.exists()

@@ -26,7 +26,7 @@ def fresh(made: Run) -> Run:
 def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Proxy) -> None:
     made = run(State.QUEUED, max_attempts=1)
     proxy.lose_the_answer_to(made.pk.hex.encode())
-    claimed = claiming._claim_on_a_clean_connection(made.pk, 1, made.task)
+    claimed = claiming._claim_on_a_clean_connection(made.pk, 1, made.task, "w")
     assert claimed is not None
     assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
     after = fresh(made)

@@ -25,7 +25,6 @@ from scheduling import clock
 from scheduling.beat import firing
 from scheduling.broker.signing import ATTEMPT
 from scheduling.errors import EnqueueError
-from scheduling.execution import claiming
 from scheduling.execution.attempts import backoff
 from scheduling.execution.claiming import NOTHING_DONE
 from scheduling.ids import uuid7
@@ -33,6 +32,7 @@ from scheduling.jobs import CurrentRun, Job, PermanentError, current_run, enqueu
 from scheduling.models import FINAL, Origin, Run, State
 from scheduling.postgres import connections as connections_of_jobs
 from scheduling.runs.running import current
+from scheduling.worker_process import process_of
 from tests.jobs import tasks
 from tests.scheduling.child import deliver, forget_tracers, hint
 from tests.scheduling.ledger import NOON, run
@@ -245,7 +245,7 @@ class TestAClaim:
         assert signalled == ["prerun", "success", "postrun"]
         after = fresh(made)
         assert (after.state, after.attempt, after.worker) == (
-            State.SUCCEEDED, 1, claiming.worker_name,
+            State.SUCCEEDED, 1, process_of(current_app).name,
         )  # fmt: skip
         assert after.started_at is not None
         assert after.finished_at is not None

@@ -10,11 +10,11 @@ from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from kombu.transport.virtual import Message
 
-from scheduling.execution import claiming
 from scheduling.ids import uuid7
 from scheduling.jobs import Job
 from scheduling.runs.hints import Hint, message
-from scheduling.workers import HintRequest
+from scheduling.workers.requests import HintRequest
+from tests.scheduling.child import collect_reports
 
 
 @shared_task(base=Job)
@@ -34,15 +34,8 @@ def retried() -> None:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the lease thread is given to write."""
-    told: list[Any] = []
-
-    def take(report: claiming.Told) -> bool:
-        told.append(report)
-        return True
-
-    monkeypatch.setattr(claiming, "reporter", take)
-    return told
+    """Return the list of what the lease thread is to write."""
+    return collect_reports(monkeypatch)
 
 
 CHILD = 1  # its process id
@@ -68,7 +61,7 @@ def lost(error: BaseException) -> Any:
 @pytest.mark.django_db
 @pytest.mark.parametrize("task", [early, late, retried], ids=lambda task: task.name)
 @pytest.mark.parametrize("error", [WorkerLostError("signal 9"), SystemExit(-15)], ids=repr)
-def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
+def test_a_lost_child_is_reported_to_the_lease_thread_without_a_query(
     task: Any,
     error: BaseException,
     reported: list[Any],
@@ -77,9 +70,9 @@ def test_of_a_lost_child_it_tells_the_lease_thread_and_asks_the_ledger_nothing(
     request = request_of(task)
     with django_assert_num_queries(0):
         request.on_failure(lost(error))
-    (told,) = reported
-    assert (told.task_id, told.attempt, told.claimant) == (request.id, 1, CHILD)
-    assert (told.status, told.error["exc_type"]) == ("FAILURE", "WorkerLostError")
+    (report,) = reported
+    assert (report.task_id, report.attempt, report.claimant) == (request.id, 1, CHILD)
+    assert (report.status, report.error["exc_type"]) == ("FAILURE", "WorkerLostError")
 
 
 def test_a_job_without_memory_ends_no_worker(reported: list[Any]) -> None:

@@ -24,18 +24,25 @@ from django.conf import settings
 from django.db import Error, connection
 
 from scheduling import heartbeats
-from scheduling.broker import gate, intake
-from scheduling.execution import attempts, claiming, waiting
-from scheduling.execution.claiming import Told
+from scheduling.broker.intake import Intake
+from scheduling.execution import waiting
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
 from scheduling.postgres.identity import ask_ledger_id
 from scheduling.postgres.sql import is_away
 from scheduling.runs import outcomes
 from scheduling.runs.running import current, run_id_of
+from scheduling.worker_process import Report, process_of
 from scheduling.workers import reports, stopping
 from scheduling.workers.forking import no_fork
-from scheduling.workers.leases import STOP_BEFORE, Held, held_as, ours_from, renew, running_here
+from scheduling.workers.leases import (
+    STOP_BEFORE,
+    TakenHint,
+    ours_from,
+    renew,
+    running_here,
+    taken_hint,
+)
 from scheduling.workers.stopping import brief_waits
 
 logger = logging.getLogger(__name__)
@@ -50,7 +57,8 @@ LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any 
 class Doing:
     """What a worker says in its heartbeat: what it does, and what it took last."""
 
-    def __init__(self) -> None:
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
         self._taken = Counter[str]()
         self._last = ""
 
@@ -59,46 +67,47 @@ class Doing:
         if new := taken - self._taken:
             self._taken, self._last = taken, f", the last {next(reversed(new))}"
         words = f"runs {running}; took {taken.total()} in all{self._last}"
-        return f"takes no work: {closed}; {words}" if (closed := intake.closed()) else words
+        return f"takes no work: {closed}; {words}" if (closed := self._intake.closed()) else words
 
 
-class Keeper:
+class LeaseThread:
     """Renews every third of a lease, and writes reports as they come."""
 
-    def __init__(self, worker: Any) -> None:
+    def __init__(self, worker: Any, name: str, intake: Intake) -> None:
         self._worker = worker
+        self._name = name
         self._parent = os.getpid()
         self._thread: threading.Thread | None = None  # the one that lives
         self._reports: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._kept = True  # whether all leases that are needed were renewed
         self._unwritten = deque[tuple[Callable[[], object], float]]()  # until when to try
         self._tend_at = 0.0  # the first thing it does is to say that it is there
-        self._stopped = set[Held]()  # hints whose children were killed for their leases
-        self._doing = Doing()
-        self._suspects: dict[Held, float] = {}  # since when
-        self._cancelled: dict[Held, float] = {}  # since when their jobs have been told
+        self._stopped = set[TakenHint]()  # hints whose children were killed for their leases
+        self._doing = Doing(intake)
+        self._suspects: dict[TakenHint, float] = {}  # since when
+        self._cancelled: dict[TakenHint, float] = {}  # since when their jobs have been told
         self._end_by = math.inf
         self._gave_up = False
 
-    def take(self, told: Told) -> bool:
+    def take(self, report: Report) -> bool:
         """Queue what Celery reports of a message. Does no database work."""
         if os.getpid() != self._parent:
-            return told.attempt is not None
-        if told.attempt is None:
-            error = told.error
+            return report.attempt is not None
+        if report.attempt is None:
+            error = report.error
             if not isinstance(error, dict) or error.get("exc_type") != "NotRegistered":
                 return False
-            self._reports.put(partial(reports.store_unknown, told))
+            self._reports.put(partial(reports.store_unknown, report))
             return True
-        if run_id_of(told.task_id) is None:
+        if run_id_of(report.task_id) is None:
             return False
-        held = held_as(told.task_id, told.attempt, told.claimant)
-        if held in self._stopped:
-            self._stopped.discard(held)
+        hint = taken_hint(report.task_id, report.attempt, report.claimant)
+        if hint in self._stopped:
+            self._stopped.discard(hint)
             why = "its worker could not renew its lease"
-            self._reports.put(partial(reports.hand_back, told, why))
+            self._reports.put(partial(reports.hand_back, report, self._name, why))
         else:
-            self._reports.put(partial(reports.write, told))
+            self._reports.put(partial(reports.write, report, self._name))
         return True
 
     def put_back(self, task_id: str, attempt: object, task: str, limit: str, wait: float) -> None:
@@ -112,9 +121,7 @@ class Keeper:
 
     def take_unknown(self, run_id: UUID, attempt: int, task: str) -> None:
         """Queue that a hint has come whose task this worker does not know. No database work."""
-        self._reports.put(
-            partial(waiting.hand_back_unknown, run_id, attempt, task, claiming.worker_name)
-        )
+        self._reports.put(partial(waiting.hand_back_unknown, run_id, attempt, task, self._name))
 
     def look_soon(self) -> None:
         """Ask the ledger within a second whose runs shall end: a worker was told of a revoke."""
@@ -152,7 +159,7 @@ class Keeper:
         """
         while True:
             now, running = time.monotonic(), running_here()
-            late = {held: request for held, request in running.items() if request.ours_until <= now}
+            late = {hint: request for hint, request in running.items() if request.ours_until <= now}
             if late:
                 self._try(partial(self._stop_late, late))
             until = min((request.ours_until for request in running.values()), default=math.inf)
@@ -160,7 +167,7 @@ class Keeper:
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
         """Note that the worker was told to end. Called in a signal handler."""
-        attempts.worker_ends[0] = 1
+        process_of(self._worker.app).note_end()
         grace = settings.SHUTDOWN_GRACE.total_seconds()
         if how == "Cold":
             if stopping.can_stop_one(self._worker):
@@ -175,7 +182,7 @@ class Keeper:
         while (self._unwritten or not self._reports.empty()) and time.monotonic() < until:
             time.sleep(0.02)
         with suppress(Error):
-            heartbeats.farewell(claiming.worker_name)
+            heartbeats.farewell(self._name)
 
     def _write(self, report: Callable[[], object], patience: float) -> None:
         """Write a report now, or, if the ledger cannot, again and again for so many seconds."""
@@ -224,11 +231,10 @@ class Keeper:
         running, self._kept = running_here(), False
         try:
             with no_fork:
-                gate.ledger = ask_ledger_id()
-                intake.reopen("gate")
-                renewed = renew(running)
+                self._open_gate()
+                renewed = renew(running, self._name)
                 self._kept = renewed.kept
-                heartbeats.pulse(claiming.worker_name, "worker", self._doing.words(len(running)))
+                heartbeats.pulse(self._name, "worker", self._doing.words(len(running)))
             self._cancel(renewed.asked, running)
             self._stop_if_still_running(renewed.lost, running)
         except Error as error:
@@ -237,36 +243,42 @@ class Keeper:
                 connection.close()
             time.sleep(0.5)
 
+    def _open_gate(self) -> None:
+        process = process_of(self._worker.app)
+        if process.gate is not None:
+            process.gate.ledger = ask_ledger_id()
+            process.intake.reopen("gate")
+
     # --- What must not go on ---------------------------------------------------------------------
 
-    def _cancel(self, asked: dict[Held, str], running: dict[Held, Any]) -> None:
+    def _cancel(self, asked: dict[TakenHint, str], running: dict[TakenHint, Any]) -> None:
         """Tell the jobs whose runs are cancelled; kill those that go on for the grace time."""
-        told, self._cancelled = self._cancelled, {}
-        for held, by in asked.items():
-            since = self._cancelled[held] = told.get(held, time.monotonic())
-            if held not in told:
-                event(logger, "cancel_told", run=held.run_id, by=by)
+        interrupted, self._cancelled = self._cancelled, {}
+        for hint, by in asked.items():
+            since = self._cancelled[hint] = interrupted.get(hint, time.monotonic())
+            if hint not in interrupted:
+                event(logger, "cancel_received", run=hint.run_id, by=by)
                 if stopping.can_stop_one(self._worker):
-                    stopping.tell(running[held])
+                    stopping.interrupt(running[hint])
             elif time.monotonic() - since > settings.CANCEL_GRACE.total_seconds():
-                end = partial(self._end, held, by)
-                self._stop(running[held], stopping.stop_running, end)
+                end = partial(self._end, hint, by)
+                self._stop(running[hint], stopping.stop_running, end)
 
-    def _end(self, held: Held, by: str) -> None:
-        end = partial(finish, held.run_id, held.attempt, outcomes.cancelled(by))
+    def _end(self, hint: TakenHint, by: str) -> None:
+        end = partial(finish, hint.run_id, hint.attempt, outcomes.cancelled(by))
         self._write(end, _lease())
 
-    def _stop_if_still_running(self, lost: list[Held], running: dict[Held, Any]) -> None:
+    def _stop_if_still_running(self, lost: list[TakenHint], running: dict[TakenHint, Any]) -> None:
         """Stop those that were lost two seconds ago too.
 
         An attempt that has just ended looks like one that was lost, until the child's answer has
         reached this process.
         """
         now, suspects = time.monotonic(), self._suspects
-        self._suspects = {held: suspects.get(held, now) for held in lost}
-        for held, since in self._suspects.items():
+        self._suspects = {hint: suspects.get(hint, now) for hint in lost}
+        for hint, since in self._suspects.items():
             if now - since >= SUSPECT_FOR:
-                self._stop(running[held], stopping.stop)
+                self._stop(running[hint], stopping.stop)
 
     def _stop(
         self,
@@ -284,7 +296,7 @@ class Keeper:
         stopping.hand_back(others, "its worker had to end for another run's sake", stopping.OVERLAP)
         stopping.start_anew(self._worker, f"run {request.id} must end; this pool cannot stop one")
 
-    def _stop_late(self, late: dict[Held, Any]) -> None:
+    def _stop_late(self, late: dict[TakenHint, Any]) -> None:
         """Stop what this worker may not own any more, since its lease could not be renewed.
 
         Either the ledger cannot be asked, or another transaction has locked the run's row.
@@ -295,7 +307,7 @@ class Keeper:
             self._stopped.update(late)
             stopping.stop(late.values())
             return
-        others = [request for held, request in running_here().items() if held not in late]
+        others = [request for hint, request in running_here().items() if hint not in late]
         moment = _lease() * STOP_BEFORE / 3
         stopping.hand_back_within(moment, others, "its worker had to end for another run's sake")
         stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")
@@ -318,7 +330,7 @@ class Keeper:
         """End the process: its threads cannot be stopped, or its shutdown hangs."""
         event(logger, "worker_exits", level=logging.WARNING)
         with suppress(Error), no_fork:
-            heartbeats.farewell(claiming.worker_name)
+            heartbeats.farewell(self._name)
         os._exit(0)
 
 
