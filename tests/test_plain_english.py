@@ -5,12 +5,13 @@ from tests.plain_english import findings
 # Paths that are still to be rewritten. Delete a line when its files are done; never add one.
 NOT_YET = (
     "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
     "bench/",
     "chaos/",
     "config/",
-    "docs/",
+    "docs/architecture.md",
+    "docs/benchmarks.md",
+    "docs/operations.md",
+    "docs/reliability.md",
     "notifications/",
     "scheduling/",
     "tests/",
