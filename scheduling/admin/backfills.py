@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from scheduling.admin.common.display import NOTHING, badge, moment
 from scheduling.admin.common.object_actions import EngineRows
-from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.common.page import instant_column, link
 from scheduling.history import backfilling
 from scheduling.models import UNFINISHED, Backfill, Run, State
 
@@ -25,13 +25,9 @@ class BackfillAdmin(EngineRows):
 
     change_form_template = "admin/scheduling/run/change_form.html"
     list_display = ("schedule_name", "from_", "to", "run_count", "state", "asked")
-    list_per_page = 50
     ordering = ("-pk",)
-    sortable_by = ()
     search_fields = ("schedule_name__contains",)
     search_help_text = "A part of the schedule's name. Upper and lower case count."
-    show_full_result_count = False
-    paginator = BoundedPaginator
     actions = ("cancel",)
     buttons = ("cancel",)
     fields = (
@@ -43,9 +39,6 @@ class BackfillAdmin(EngineRows):
         "id",
     )
 
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         left = Run.objects.filter(backfill_id=OuterRef("pk"), state__in=UNFINISHED)
         rows: QuerySet[Any] = super().get_queryset(request).annotate(unfinished=Exists(left))
@@ -53,16 +46,10 @@ class BackfillAdmin(EngineRows):
 
     @admin.display(description="schedule")
     def schedule(self, backfill: Backfill) -> SafeString:
-        page = reverse("admin:scheduling_schedule_change", args=[backfill.schedule_id])
-        return format_html('<a href="{}">{}</a>', page, backfill.schedule_name)
+        return link("schedule", backfill.schedule_id, backfill.schedule_name)
 
-    @admin.display(description="from")
-    def from_(self, backfill: Backfill) -> str:
-        return moment(backfill.since)
-
-    @admin.display(description="to")
-    def to(self, backfill: Backfill) -> str:
-        return moment(backfill.until)
+    from_ = instant_column("since", "from")
+    to = instant_column("until", "to")
 
     @admin.display(description="state")
     def state(self, backfill: Any) -> SafeString:

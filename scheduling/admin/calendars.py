@@ -8,12 +8,12 @@ from django.core.exceptions import ValidationError
 from django.db.models import Count, QuerySet
 from django.forms import BaseInlineFormSet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from scheduling import clock, recurrence
+from scheduling.admin.common.page import Page, link
 from scheduling.errors import SchedulingError
 from scheduling.models import Calendar, ExcludedDate
 from scheduling.recurrence import WEEKDAYS
@@ -118,13 +118,11 @@ class DateInline(admin.TabularInline[ExcludedDate, Calendar]):
 
 
 @admin.register(Calendar)
-class CalendarAdmin(admin.ModelAdmin[Calendar]):
+class CalendarAdmin(Page):
     form = CalendarForm
     list_display = ("name", "weekdays_", "holidays", "dates_", "followed_by")
     search_fields = ("name",)
     ordering = ("name",)
-    sortable_by = ()
-    show_full_result_count = False
     actions = None
     readonly_fields = ("users", "days_off")
     fields = (
@@ -136,9 +134,6 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
         "users",
         "days_off",
     )
-
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse for a calendar in use: its schedules would run on days off."""
@@ -153,9 +148,10 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
         return [] if obj is not None and _dates_stand_elsewhere(obj) else [DateInline]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).annotate(
-            date_count=Count("dates", distinct=True), user_count=Count("policies", distinct=True)
-        )  # fmt: skip
+        of = {"date_count": "dates", "user_count": "policies"}
+        counts = {name: Count(rows, distinct=True) for name, rows in of.items()}
+        calendars: QuerySet[Any] = super().get_queryset(request).annotate(**counts)
+        return calendars
 
     @admin.display(description="days of the week")
     def weekdays_(self, calendar: Any) -> str:
@@ -183,9 +179,7 @@ class CalendarAdmin(admin.ModelAdmin[Calendar]):
         if found is None or not found.exists():
             return "no schedule yet"
         rows = found.values_list("schedule_id", "schedule__name")[:USERS_SHOWN]
-        links = format_html_join(", ", '<a href="{}">{}</a>', (
-            (reverse("admin:scheduling_schedule_change", args=[pk]), name) for pk, name in rows
-        ))  # fmt: skip
+        links = format_html_join(", ", "{}", ((link("schedule", *row),) for row in rows))
         more = calendar.user_count - USERS_SHOWN
         return format_html("{} and {} more", links, f"{more:,}") if more > 0 else links
 

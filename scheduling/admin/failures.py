@@ -1,13 +1,12 @@
 """The page of failure groups: task, place and count of each; resolve and reopen them."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -23,7 +22,7 @@ from scheduling.admin.common.display import (
 )
 from scheduling.admin.common.filters import TaskFilter
 from scheduling.admin.common.object_actions import EngineRows
-from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.common.page import instant_column, link, seen_at
 from scheduling.failures.groups import reopen, resolve
 from scheduling.models import FailureGroup, Run, Schedule
 
@@ -67,17 +66,6 @@ class SeenFilter(admin.SimpleListFilter):
         return queryset.filter(last_seen_at__gt=clock.now() - back) if back else queryset
 
 
-class FailureChangeList(ChangeList):
-    """Adds the instant at which the page was read."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        rows, now = list(self.result_list), clock.now()
-        for row in rows:
-            row.seen_now = now
-        self.result_list = rows
-
-
 @admin.register(FailureGroup)
 class FailureGroupAdmin(EngineRows):
     """Beat writes these; whoever has the right to change them may resolve and reopen."""
@@ -85,14 +73,9 @@ class FailureGroupAdmin(EngineRows):
     change_form_template = "admin/scheduling/run/change_form.html"
     list_display = ("failure", "state", "count_", "last_seen", "first_seen", "hit", "last_run")
     list_filter = (StateFilter, SeenFilter, TaskFilter)
-    list_per_page = 50
     ordering = ("-last_seen_at", "pk")
-    sortable_by = ()
     search_fields = ("exception__contains", "place__contains")
     search_help_text = "A part of the exception's name or of the place. Upper and lower case count."
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     actions = ("resolve", "reopen")
     buttons = ("resolve", "reopen")
     fieldsets = (
@@ -104,13 +87,7 @@ class FailureGroupAdmin(EngineRows):
         ("The last one", {"fields": ("error", "run", "attempts")}),
     )
 
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
     # --- The list ---------------------------------------------------------------------------------
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return FailureChangeList
 
     @admin.display(description="failure")
     def failure(self, group: FailureGroup) -> SafeString:
@@ -134,11 +111,11 @@ class FailureGroupAdmin(EngineRows):
 
     @admin.display(description="last seen")
     def last_seen(self, group: FailureGroup) -> SafeString | str:
-        return ago(group.last_seen_at, _now(group))
+        return ago(group.last_seen_at, seen_at(group))
 
     @admin.display(description="first seen")
     def first_seen(self, group: FailureGroup) -> SafeString | str:
-        return ago(group.first_seen_at, _now(group))
+        return ago(group.first_seen_at, seen_at(group))
 
     @admin.display(description="schedules")
     def hit(self, group: FailureGroup) -> str:
@@ -148,8 +125,8 @@ class FailureGroupAdmin(EngineRows):
 
     @admin.display(description="last run")
     def last_run(self, group: FailureGroup) -> SafeString:
-        page = reverse("admin:scheduling_run_change", args=[group.last_run_id])
-        return format_html('<a href="{}"><code>…{}</code></a>', page, str(group.last_run_id)[-8:])
+        short = format_html("<code>…{}</code>", str(group.last_run_id)[-8:])
+        return link("run", group.last_run_id, short)
 
     # --- The page of one --------------------------------------------------------------------------
 
@@ -162,29 +139,17 @@ class FailureGroupAdmin(EngineRows):
         if not group.schedules:
             return "none: runs that were enqueued"
         found = Schedule.objects.filter(name__in=group.schedules).values_list("name", "pk")
-        pages = {name: reverse("admin:scheduling_schedule_change", args=[pk]) for name, pk in found}
-        links = (
-            format_html('<a href="{}">{}</a>', pages[name], name) if name in pages else name
-            for name in group.schedules
-        )
-        return format_html_join(", ", "{}", ((link,) for link in links))
+        keys = dict(found)
+        links = (link("schedule", keys[n], n) if n in keys else n for n in group.schedules)
+        return format_html_join(", ", "{}", ((each,) for each in links))
 
-    @admin.display(description="first seen")
-    def first_at(self, group: FailureGroup) -> str:
-        return moment(group.first_seen_at)
-
-    @admin.display(description="last seen")
-    def last_at(self, group: FailureGroup) -> str:
-        return moment(group.last_seen_at)
+    first_at = instant_column("first_seen_at", "first seen")
+    last_at = instant_column("last_seen_at", "last seen")
+    told = instant_column("told_at", "owners notified")
 
     @admin.display(description="run")
     def run(self, group: FailureGroup) -> SafeString:
-        page = reverse("admin:scheduling_run_change", args=[group.last_run_id])
-        return format_html('<a href="{}">{}</a>', page, group.last_run_id)
-
-    @admin.display(description="told")
-    def told(self, group: FailureGroup) -> str:
-        return moment(group.told_at)
+        return link("run", group.last_run_id)
 
     @admin.display(description="since then")
     def not_told(self, group: FailureGroup) -> str:
@@ -233,11 +198,3 @@ class FailureGroupAdmin(EngineRows):
         count = "1 failure" if done == 1 else f"{done:,} failures"
         more = f": {then}" if then else ""
         self.message_user(request, f"{did} {count}{more}.", messages.SUCCESS)
-
-
-def _now(group: Any) -> datetime:
-    """Return the instant at which the page was read; the page of one group reads it here."""
-    if not hasattr(group, "seen_now"):
-        group.seen_now = clock.now()
-    seen: datetime = group.seen_now
-    return seen

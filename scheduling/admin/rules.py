@@ -26,7 +26,7 @@ from django_celery_beat.models import (
 from scheduling import clock, recurrence
 from scheduling.admin.common.display import MOMENTS, moment
 from scheduling.admin.common.filters import LONGEST_NUMBER
-from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.common.page import Page
 from scheduling.errors import SchedulingError
 from scheduling.models import ManagedBy, Schedule
 from scheduling.schedules import silencing
@@ -71,15 +71,12 @@ class CrontabForm(RuleForm):
             field.widget.choices = [(str(zone), f"{zone} (not known here)"), *field.choices]
 
 
-class RuleAdmin(admin.ModelAdmin[Any]):
+class RuleAdmin(Page):
     form = RuleForm
     change_form_template = "admin/scheduling/rule_form.html"
     list_display: tuple[str, ...] = ("__str__", "users")
     readonly_fields: ClassVar[tuple[str, ...]] = ("users",)
     ordering = ("-pk",)
-    sortable_by = ()
-    show_full_result_count = False
-    paginator = BoundedPaginator
     actions = None
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -93,9 +90,6 @@ class RuleAdmin(admin.ModelAdmin[Any]):
         if not super().has_delete_permission(request, obj):
             return False
         return obj is None or not _users_of(obj).exists()
-
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
 
     @admin.display(description="used by")
     def users(self, rule: models.Model) -> SafeString | str:

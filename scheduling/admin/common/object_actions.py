@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
@@ -12,13 +12,14 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllow
 from django.shortcuts import redirect
 from django.urls import URLPattern, path
 
+from scheduling.admin.common.page import Page
 from scheduling.errors import SchedulingError
 
 # Each object is a call of the core: more at once belong into a script.
 MOST_AT_ONCE = 100
 
 
-class ObjectActions(admin.ModelAdmin[Any]):
+class ObjectActions(Page):
     """A page for an object, from which `buttons`, some of the list's actions, can be called.
 
     The list's own checks stand: an action that the user may not call is neither shown nor called.

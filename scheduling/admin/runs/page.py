@@ -1,6 +1,6 @@
 """The page of runs: read the history of every occurrence and job; cancel and replay."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -8,12 +8,10 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django_celery_results.models import TaskResult
 
-from scheduling import clock
 from scheduling.admin.common.display import (
     NOTHING,
     ago,
@@ -26,7 +24,7 @@ from scheduling.admin.common.display import (
     span,
     when,
 )
-from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.common.page import RowsSeen, instant_column, link, seen_at
 from scheduling.admin.runs.filters import (
     DueFilter,
     OriginFilter,
@@ -45,27 +43,12 @@ from scheduling.runs.outcomes import errors_of
 NO_TIME = timedelta(0)
 
 
-class RunChangeList(ChangeList):
-    """Leaves out the columns that can be large, and adds the instant at which it was read."""
+class RunList(RowsSeen):
+    """Leaves out the columns that can be large."""
 
     def get_queryset(self, request: HttpRequest, *args: Any) -> QuerySet[Any]:
         queryset: QuerySet[Any] = super().get_queryset(request, *args)
         return queryset.defer("args", "kwargs", "options", "errors", "follow_ups")
-
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        rows, now = list(self.result_list), clock.now()
-        for row in rows:
-            row.seen_at = now
-        self.result_list = rows
-
-
-def _instant(column: str, words: str) -> Any:
-    @admin.display(description=words)
-    def shown(self: Any, run: Run) -> str:
-        return moment(getattr(run, column))
-
-    return shown
 
 
 @admin.register(Run)
@@ -79,16 +62,10 @@ class RunAdmin(ReplayAll):
     list_filter = (
         ("state", StateFilter), DueFilter, ScheduleFilter, RunTaskFilter, ("origin", OriginFilter),
     )  # fmt: skip
-    list_per_page = 50
-    list_max_show_all = 200
     # Ids sort by when they were made, and are indexed: the newest come first.
     ordering = ("-pk",)
-    sortable_by = ()
     search_fields = ("pk",)
     search_help_text = "A run's id (Celery's task id). Other ways to find runs are on the right."
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     actions = ("cancel", "replay")
     buttons = ("cancel", "replay")
     fieldsets = (
@@ -128,13 +105,10 @@ class RunAdmin(ReplayAll):
         ),
     )
 
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
     # --- The list ---------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return RunChangeList
+        return RunList
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -156,9 +130,10 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="started")
     def start(self, run: Run) -> SafeString:
-        late = self.lateness(run)
-        more = format_html('<br><span class="quiet">late by {}</span>', late)
-        return format_html("{}{}", ago(run.started_at, _now(run)), "" if late == NOTHING else more)
+        started, late = ago(run.started_at, seen_at(run)), self.lateness(run)
+        if late == NOTHING:
+            return format_html("{}", started)
+        return format_html('{}<br><span class="quiet">late by {}</span>', started, late)
 
     @admin.display(description="attempt, worker")
     def attempt_and_worker(self, run: Run) -> SafeString:
@@ -169,8 +144,7 @@ class RunAdmin(ReplayAll):
     def schedule(self, run: Run) -> SafeString | str:
         if run.schedule_id is None:
             return NOTHING
-        page = reverse("admin:scheduling_schedule_change", args=[run.schedule_id])
-        return format_html('<a href="{}">{}</a>', page, run.schedule_name or run.schedule_id)
+        return link("schedule", run.schedule_id, run.schedule_name)
 
     @admin.display(description="state")
     def state_(self, run: Run) -> SafeString:
@@ -181,14 +155,14 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="due")
     def due(self, run: Run) -> SafeString | str:
-        return when(run.due_at, _now(run))
+        return when(run.due_at, seen_at(run))
 
     @admin.display(description="late by")
     def lateness(self, run: Run) -> str:
         """How long after it might have started, by its spread or its retry, it did start."""
         if run.started_at is not None:
             return span(max(run.started_at - run.run_at, NO_TIME))
-        overdue = _now(run) - run.run_at
+        overdue = seen_at(run) - run.run_at
         return f"{span(overdue)} so far" if run.state in WAITING and overdue > NO_TIME else NOTHING
 
     @admin.display(description="took")
@@ -196,7 +170,7 @@ class RunAdmin(ReplayAll):
         if run.started_at is None:
             return NOTHING
         if run.finished_at is None:
-            return f"{span(_now(run) - run.started_at)} so far"
+            return f"{span(seen_at(run) - run.started_at)} so far"
         return span(run.finished_at - run.started_at)
 
     @admin.display(description="attempt")
@@ -207,12 +181,12 @@ class RunAdmin(ReplayAll):
 
     # --- The page of one run ----------------------------------------------------------------------
 
-    may_start = _instant("run_at", "may start at")
-    started = _instant("started_at", "started")
-    finished = _instant("finished_at", "finished")
-    expires = _instant("expires_at", "expires")
-    made = _instant("created_at", "written")
-    queued = _instant("queued_at", "queued")
+    may_start = instant_column("run_at", "may start at")
+    started = instant_column("started_at", "started")
+    finished = instant_column("finished_at", "finished")
+    expires = instant_column("expires_at", "expires")
+    made = instant_column("created_at", "written")
+    queued = instant_column("queued_at", "queued")
 
     @admin.display(description="should start by")
     def deadline_(self, run: Run) -> str:
@@ -229,7 +203,7 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="replay of")
     def replay_of_(self, run: Run) -> SafeString | str:
-        return _link(run.replay_of) if run.replay_of else NOTHING
+        return link("run", run.replay_of) if run.replay_of else NOTHING
 
     @admin.display(description="sets off")
     def sets_off(self, run: Run) -> str:
@@ -239,8 +213,7 @@ class RunAdmin(ReplayAll):
     def backfill(self, run: Run) -> SafeString | str:
         if run.backfill_id is None:
             return NOTHING
-        page = reverse("admin:scheduling_backfill_change", args=[run.backfill_id])
-        return format_html('<a href="{}">{}</a>', page, run.backfill_id)
+        return link("backfill", run.backfill_id)
 
     @admin.display(description="arguments")
     def arguments(self, run: Run) -> SafeString | str:
@@ -292,24 +265,11 @@ class RunAdmin(ReplayAll):
         def replay_one(run: Run) -> str:
             new = replay(run.pk, by=by)
             left_out = "".join(f"; not set off again: {what}" for what in new.left_out)
-            self._show(request, run, format_html("Replayed as {}{}", _link(new.pk), left_out))
+            self._show(request, run, format_html("Replayed as {}{}", link("run", new.pk), left_out))
             return f"Replayed as {new.pk}"
 
         self.for_each(request, queryset, replay_one)
 
     def _show(self, request: HttpRequest, run: Run, did: str) -> None:
-        text = format_html("{}: {} ({}).", did, _link(run.pk), run.task)
+        text = format_html("{}: {} ({}).", did, link("run", run.pk), run.task)
         self.message_user(request, text, messages.SUCCESS)
-
-
-def _now(run: Any) -> datetime:
-    """Return the instant at which the page was read; the page of one run reads it here."""
-    if not hasattr(run, "seen_at"):
-        run.seen_at = clock.now()
-    seen_at: datetime = run.seen_at
-    return seen_at
-
-
-def _link(run_id: UUID) -> SafeString:
-    page = reverse("admin:scheduling_run_change", args=[run_id])
-    return format_html('<a href="{}">{}</a>', page, run_id)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
@@ -11,14 +10,15 @@ from django.contrib.admin.helpers import ActionForm
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
 from scheduling import schedules as core
 from scheduling.admin.common.display import moment
 from scheduling.admin.common.object_actions import ObjectActions
+from scheduling.admin.common.page import link
 from scheduling.admin.common.paging import BOUND
 from scheduling.admin.schedules.state import is_of_code
 from scheduling.models import Schedule
@@ -70,16 +70,15 @@ class ScheduleActions(ObjectActions):
     @admin.action(description="Run now", permissions=["change"])
     def run_now(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         by = request.user.get_username()
-        started: list[tuple[str, str, UUID]] = []
+        started: list[tuple[str, SafeString]] = []
 
         def start(schedule: PeriodicTask) -> str:
             run = run_now(schedule, by=by)
-            page = reverse("admin:scheduling_run_change", args=[run.pk])
-            started.append((schedule.name, page, run.pk))
+            started.append((schedule.name, link("run", run.pk, f"run {run.pk}")))
             return f"Run now: {run.pk}"
 
         if self.for_each(request, queryset, start):
-            links = format_html_join(", ", '{}: <a href="{}">run {}</a>', started)
+            links = format_html_join(", ", "{}: {}", started)
             text = format_html("Enqueued beside the plan: {}", links)
             self.message_user(request, text, messages.SUCCESS)
 

@@ -19,7 +19,7 @@ from scheduling import clock, recurrence
 from scheduling import schedules as core
 from scheduling.admin.common.display import MOMENTS, NOTHING, ago, badge, breakable, moment, when
 from scheduling.admin.common.filters import TaskFilter
-from scheduling.admin.common.paging import BoundedPaginator
+from scheduling.admin.common.page import RowsSeen, link
 from scheduling.admin.schedules import filters
 from scheduling.admin.schedules.actions import ScheduleActions
 from scheduling.admin.schedules.form import RULES, ScheduleForm
@@ -42,16 +42,14 @@ DST = {
 }
 
 
-class ScheduleChangeList(ChangeList):
+class ScheduleList(RowsSeen):
     """Adds what a page's rows show besides their own columns: one query for all of them."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
-        rows = list(self.result_list)
-        newest, now = newest_runs(rows), clock.now()
-        for row in rows:
-            row.newest_run, row.seen_at = newest.get(row.pk), now
-        self.result_list = rows
+        newest = newest_runs(self.result_list)
+        for row in self.result_list:
+            row.newest_run = newest.get(row.pk)
 
 
 @admin.register(Schedule)
@@ -71,15 +69,10 @@ class ScheduleAdmin(ScheduleActions):
         filters.ManagedByFilter,
         filters.RuleFilter,
     )
-    list_per_page = 50
-    list_max_show_all = 200
     sortable_by = ("name",)
     # To leave the case aside would take three times as long at a million rows.
     search_fields = ("name__contains", "task__contains")
     search_help_text = "A part of the name or of the task. Upper and lower case count."
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     autocomplete_fields = RULES
     readonly_fields = ("next_times", "history", "goes_to")
     fieldsets = (
@@ -109,9 +102,6 @@ class ScheduleAdmin(ScheduleActions):
         ),
     )
 
-    class Media:
-        css = {"all": ("scheduling/admin.css",)}  # noqa: RUF012 (as Django documents it)
-
     # --- Who may do what --------------------------------------------------------------------------
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -132,7 +122,7 @@ class ScheduleAdmin(ScheduleActions):
     # --- The list ---------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return ScheduleChangeList
+        return ScheduleList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Order by name; what comes next, by when it comes; what is paused, the latest first."""
@@ -288,8 +278,7 @@ def _moment_of(run: Run) -> datetime:
 
 
 def _outcome(run: Run) -> SafeString:
-    page = reverse("admin:scheduling_run_change", args=[run.pk])
-    return format_html('<a href="{}">{}</a>', page, badge(run.state, run.get_state_display()))
+    return link("run", run.pk, badge(run.state, run.get_state_display()))
 
 
 def _shown(occurrence: core.NextOccurrence) -> dict[str, str]:
