@@ -161,7 +161,7 @@ class TestManyThatCatchUp:
     ) -> None:
         monkeypatch.setattr(firing, "BATCH", 20)
         monkeypatch.setattr(planning, "BATCH", 20)
-        monkeypatch.setattr("scheduling.beat.scheduler.BUSY_MAX", 0.0)
+        monkeypatch.setattr("scheduling.beat.tick.BUSY_MAX", 0.0)
         beat.run_once()
         on_time = schedule("on time", crontab=crontab("0", "0"))
         set_plan(on_time, clock.now() - timedelta(seconds=1))

@@ -217,7 +217,7 @@ def beat(redis_client: redis.Redis, bare_runs: None, bare_schedules: None) -> Sc
     app: Any = current_app
     scheduler = Scheduler(app=app, lazy=True)
     scheduler.run_once()
-    narrow(scheduler._lookout)
+    narrow(scheduler.work.lookout)
     return scheduler
 
 
@@ -260,14 +260,14 @@ class TestABeatThatLooksNarrowly:
         run(State.HELD, schedule_id=7, run_at=clock.now() - HOUR)
         wait_for(lambda: beat.run_once() > 0)
         finish(first.pk, 1, Outcome(State.SUCCEEDED))
-        beat._lookout.heard(HOUR.total_seconds() + 1)  # as the ring says
+        beat.work.lookout.heard(HOUR.total_seconds() + 1)  # as the ring says
         beat.run_once()
         assert redis_client.llen(list_key(MEDIUM)) == 1
 
     def test_it_lets_go_of_what_nobody_else_does(
         self, beat: Scheduler, redis_client: redis.Redis
     ) -> None:
-        beat._held.narrow = True
+        beat.work.recovery.held.narrow = True
         run(State.HELD, schedule_id=7, run_at=clock.now() - HOUR)
         wait_for(lambda: beat.run_once() >= 0 and redis_client.llen(list_key(MEDIUM)) == 1)
 

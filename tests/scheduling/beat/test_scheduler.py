@@ -19,8 +19,7 @@ from pytest_django import Settings
 
 from config.embedded import RedisServer
 from scheduling import clock, heartbeats
-from scheduling.beat import dispatch, firing, lost_leases
-from scheduling.beat import scheduler as beat
+from scheduling.beat import dispatch, firing, lost_leases, publisher, tick
 from scheduling.beat.lanes import WAITING_LANES
 from scheduling.beat.looking import LONG_AGO, LOOK, everywhere
 from scheduling.beat.scheduler import Scheduler
@@ -124,7 +123,7 @@ class TestATick:
         set_plan(row, clock.now() - timedelta(milliseconds=5))
         scheduler.run_once()
         assert [made.state for made in runs_of(row)] == [State.QUEUED]
-        assert scheduler._rehearsed is None
+        assert scheduler.work.rehearsed is None
 
     def test_in_a_lane_that_it_has_fired_into_before_one_tick_does_it(
         self, scheduler: Scheduler, redis_client: redis.Redis
@@ -141,12 +140,12 @@ class TestATick:
             assert redis_client.llen("mails\x06\x166") == count
 
     def test_it_remembers_so_many_lanes(self, scheduler: Scheduler) -> None:
-        for n in range(beat.LANES_MAX + 5):
+        for n in range(publisher.LANES_MAX + 5):
             row = schedule(f"n{n}", queue=f"q{n}")
             set_plan(row, clock.now() - timedelta(milliseconds=5))
         settle(scheduler)
-        assert len(scheduler._lanes) == beat.LANES_MAX
-        assert Run.objects.filter(state=State.QUEUED).count() == beat.LANES_MAX + 5
+        assert len(scheduler.work.publisher.lanes) == publisher.LANES_MAX
+        assert Run.objects.filter(state=State.QUEUED).count() == publisher.LANES_MAX + 5
 
     def test_a_clocked_schedule_in_the_past_fires_in_the_tick_that_plans_it(
         self, scheduler: Scheduler
@@ -160,7 +159,7 @@ class TestATick:
 
     def test_with_nothing_to_do_it_may_sleep_a_second(self, scheduler: Scheduler) -> None:
         settle(scheduler)
-        assert scheduler.run_once() == beat.SLEEP_MAX
+        assert scheduler.run_once() == tick.SLEEP_MAX
 
     def test_it_sleeps_no_longer_than_until_the_next_instant(self, scheduler: Scheduler) -> None:
         row = schedule()
@@ -245,14 +244,14 @@ class TestATick:
     def test_a_herd_is_fired_before_lost_hints_are_looked_for_but_not_for_long(
         self, scheduler: Scheduler, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(beat, "BUSY_MAX", 0.0)  # one batch a tick
+        monkeypatch.setattr(tick, "BUSY_MAX", 0.0)  # one batch a tick
         settle(scheduler)
         many(1500)
         let_them_come_due()
         run(State.QUEUED, queue="other", queued_at=clock.now() - timedelta(seconds=4))
         scheduler.run_once()
         assert redis_client.llen("other\x06\x166") == 0
-        scheduler._resend_by = time.monotonic()
+        scheduler.work.publisher.resend_by.again_in(0)
         scheduler.run_once()
         assert redis_client.llen("other\x06\x166") == 1
         assert Run.objects.filter(task="t").count() == 1000
@@ -272,10 +271,10 @@ class TestATick:
         made = run(State.QUEUED, run_at=clock.now() - timedelta(minutes=21))
         scheduler.run_once()
         assert Run.objects.get(pk=made.pk).priority == Priority.MEDIUM
-        monkeypatch.setattr(scheduler, "_age_at", 0.0)
+        monkeypatch.setattr(scheduler.work.recovery.age, "at", 0.0)
         scheduler.run_once()
         assert Run.objects.get(pk=made.pk).priority == Priority.HIGH
-        assert 9 < scheduler._age_at - time.monotonic() <= 10
+        assert 9 < scheduler.work.recovery.age.at - time.monotonic() <= 10
 
     def test_last_runs_reach_periodic_task_within_a_minute(
         self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
@@ -283,7 +282,7 @@ class TestATick:
         row = schedule()
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(seconds=1))
-        monkeypatch.setattr(scheduler, "_copy_at", 0.0)
+        monkeypatch.setattr(scheduler.work.copy, "at", 0.0)
         settle(scheduler)
         row.refresh_from_db()
         assert row.total_run_count == 1
@@ -295,14 +294,14 @@ class TestATick:
         settle(scheduler)
         for row in rows:
             set_plan(row, clock.now() - timedelta(seconds=1))
-        monkeypatch.setattr(beat, "COPY_BATCH", 2)
-        monkeypatch.setattr(scheduler, "_copy_at", 0.0)
+        monkeypatch.setattr(tick, "COPY_BATCH", 2)
+        monkeypatch.setattr(scheduler.work.copy, "at", 0.0)
         copied = []
         for _ in range(4):
             scheduler.run_once()
             copied.append(PeriodicTask.objects.filter(total_run_count=1).count())
         assert copied == [2, 4, 5, 5]
-        assert scheduler._copy_at > time.monotonic()
+        assert scheduler.work.copy.at > time.monotonic()
 
     def test_a_ring_ends_its_sleep(self, scheduler: Scheduler) -> None:
         settle(scheduler)
@@ -312,7 +311,7 @@ class TestATick:
 
         doorbell.ring()
         scheduler.tick()
-        assert time.monotonic() - began < beat.SLEEP_MAX
+        assert time.monotonic() - began < tick.SLEEP_MAX
 
 
 @pytest.mark.django_db
@@ -366,7 +365,7 @@ class TestAfterAnOutage:
         Plan.objects.update(next_due_at=clock.now() - timedelta(hours=2))
         monkeypatch.setattr(planning, "BATCH", 10)
         monkeypatch.setattr(firing, "BATCH", 10)
-        monkeypatch.setattr(beat, "BUSY_MAX", 0.0)
+        monkeypatch.setattr(tick, "BUSY_MAX", 0.0)
         settle(scheduler)
         assert Run.objects.filter(task="t").count() == 30
 
@@ -416,7 +415,7 @@ class TestAfterAnOutage:
         set_plan(row, clock.now() - timedelta(seconds=1))
         with second_connection() as somebody:
             somebody.execute("SELECT 1 FROM scheduling_plan FOR UPDATE")
-            assert scheduler.run_once() == beat.LOCKED_PAUSE
+            assert scheduler.run_once() == tick.LOCKED_PAUSE
 
     def test_a_time_set_minutes_in_the_past_is_fired_at_once(self, scheduler: Scheduler) -> None:
         settle(scheduler)
@@ -440,8 +439,8 @@ class TestLeasesAfterASilence:
         """A beat that has heard nothing of the ledger for a minute."""
         scheduler = make()
         scheduler.run_once()
-        assert scheduler._silence.heard_at is not None
-        scheduler._silence.heard_at -= 60
+        assert scheduler.work.silence.heard_at is not None
+        scheduler.work.silence.heard_at -= 60
         return scheduler
 
     def test_they_are_judged_a_lease_later_and_count_no_failure(self, scheduler: Scheduler) -> None:
@@ -464,8 +463,8 @@ class TestLeasesAfterASilence:
         assert Run.objects.get(pk=made.pk).failures == 1
 
     def test_a_long_wait_for_redis_is_no_silence_of_the_ledger(self, scheduler: Scheduler) -> None:
-        wait_for(scheduler._silence.may_judge)
-        scheduler._silence.not_asked()
+        wait_for(scheduler.work.silence.may_judge)
+        scheduler.work.silence.not_asked()
         made = run(State.RUNNING, lease_expires_at=clock.now())
         scheduler.run_once()
         assert Run.objects.get(pk=made.pk).failures == 1
@@ -493,7 +492,7 @@ def test_a_tick_that_takes_long_is_not_cut(
 
     connection.close()
     monkeypatch.setattr(silence, "waits", silence.Waits())
-    monkeypatch.setattr(beat, "SILENT_AFTER", 0.5)
+    monkeypatch.setattr("scheduling.beat.scheduler.SILENT_AFTER", 0.5)
     settings.RUN_LEASE = timedelta(seconds=0.5)
     scheduler = make()
     scheduler.setup_schedule()
@@ -597,7 +596,7 @@ class TestServicesThatAreAway:
 @pytest.mark.django_db
 class TestTheCostOfNothing:
     def statements(self, scheduler: Scheduler) -> list[str]:
-        scheduler._pulse_at = time.monotonic() + 60  # a slow machine must not make it due now
+        scheduler.work.pulse.at = time.monotonic() + 60  # not due on a slow machine
         said: list[str] = []
         execute = psycopg.Cursor.execute
 
@@ -631,11 +630,13 @@ class TestTheCostOfNothing:
         run(State.RUNNING, schedule_id=7)
         run(State.HELD, schedule_id=7)
         settle(scheduler)
-        scheduler._release_at = time.monotonic() + 60  # a slow machine must not make it due now
+        scheduler.work.recovery.release.at = (
+            time.monotonic() + 60
+        )  # a slow machine must not make it due now
         assert len(self.statements(scheduler)) == 2
-        scheduler._release_at = 0.0
+        scheduler.work.recovery.release.at = 0.0
         assert len(self.statements(scheduler)) == 3
-        assert 0 < scheduler._release_at - time.monotonic() <= 1
+        assert 0 < scheduler.work.recovery.release.at - time.monotonic() <= 1
 
     @pytest.mark.usefixtures("bare_runs")
     def test_no_step_reads_runs_that_have_ended(self, scheduler: Scheduler) -> None:
@@ -712,8 +713,8 @@ class TestAHerd:
     def test_the_batches_of_a_long_one_are_longer_from_some_time_on(
         self, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(beat, "HERD", 2)
-        monkeypatch.setattr(beat, "BUSY_MAX", 0.0)  # one batch a tick
+        monkeypatch.setattr(tick, "HERD", 2)
+        monkeypatch.setattr(tick, "BUSY_MAX", 0.0)  # one batch a tick
         scheduler, there = make(), []
         settle(scheduler)
         many(2300)
@@ -770,7 +771,7 @@ class TestAHerd:
         settle(scheduler)
         set_plan(row, clock.now() - timedelta(milliseconds=5))
         settle(scheduler)
-        assert scheduler._lanes
+        assert scheduler.work.publisher.lanes
         own_redis.stop()
         set_plan(row, clock.now() - timedelta(milliseconds=5))
         with suppress(redis.RedisError):
