@@ -41,6 +41,17 @@ NOT_ROUTED = {
 QUEUE_MAX = 200  # characters
 
 
+class CeleryCall(NamedTuple):
+    """A call of a task with the parameters of `Celery.send_task`."""
+
+    name: str
+    args: Any
+    kwargs: Any
+    countdown: float | None  # seconds
+    eta: datetime | str | None
+    options: Mapping[str, Any]
+
+
 class CallOptions(NamedTuple):
     """Where a call goes, and when it expires: an instant, the time until then, or never."""
 

@@ -25,7 +25,7 @@ from scheduling.logs import event
 logger = logging.getLogger(__name__)
 
 
-REFUSAL_PAUSE = 1.0  # seconds for which nothing is asked of a Redis that has answered an error
+REFUSAL_PAUSE = 1.0  # seconds without a request after Redis has answered one by an error
 LOG_EVERY = 10.0  # seconds between two lines about that
 UNUSABLE_FOR = 10.0  # seconds for which a key that does not hold a list is left out
 FOREIGN_MAX = 10  # foreign hints in a row from one list, after which that list is left out
@@ -34,11 +34,11 @@ WRONG_TYPE = "WRONGTYPE"  # how Redis says so
 
 
 class QoS(redis.QoS):
-    """Keeps in Redis what plain messages a worker has taken, and of hints nothing.
+    """Notes in Redis which plain messages a worker has taken; hints need no note.
 
-    kombu writes down each message that it hands out, and strikes it out again: two round trips,
-    half of what the worker's parent does for a run. They save a message whose worker dies. A hint
-    that is lost costs nothing: the ledger knows the run, and beat sends another.
+    kombu notes each message that it hands out, and deletes the note again: two round trips, half
+    of the parent's work for a run. The note saves a message whose worker dies. A lost hint costs
+    nothing: the ledger knows the run, and beat sends another hint.
     """
 
     channel: Any
@@ -49,7 +49,7 @@ class QoS(redis.QoS):
             try:
                 super().append(message, delivery_tag)
             except ResponseError as error:
-                # It has left its list, and Redis takes no note of it: it must not be lost here.
+                # The message has left its list, and Redis refuses the note: keep the message here.
                 event(logger, "message_not_noted", level=logging.WARNING, error=error)
                 message.only_here = True
             else:
@@ -61,7 +61,7 @@ class QoS(redis.QoS):
             try:
                 super().ack(delivery_tag)
             except ResponseError as error:
-                # Its place is free all the same; the note, if there is one still, may go later.
+                # Its place is free all the same. A note that remains can be deleted later.
                 refusals.log("message_not_noted", why=str(error))
             else:
                 return
@@ -77,7 +77,7 @@ class QoS(redis.QoS):
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Put back what this worker has taken and not begun: at its end, or a connection's."""
+        """Put back messages that this worker has taken and not begun, when a connection ends."""
         self._flush()  # type: ignore[attr-defined]
         for delivery_tag in list(self._delivered):
             if message := self._only_here(delivery_tag):
@@ -86,7 +86,7 @@ class QoS(redis.QoS):
         super().restore_unacked(client)
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back; one that cannot be read is struck out, so that others follow."""
+        """Put a message back; delete an unreadable one, so that it does not block the others."""
         try:
             super().restore_by_tag(tag, client, leftmost)
         except self.channel.connection_errors:
@@ -96,7 +96,7 @@ class QoS(redis.QoS):
             self._remove_from_indices(tag).execute()  # type: ignore[attr-defined]
 
     def _only_here(self, delivery_tag: str) -> Any:
-        """Return the message of that tag if Redis has no note of it: a hint, for one; else None."""
+        """Return the message of that tag if Redis has no note of it, as of a hint; else None."""
         message = self._delivered.get(delivery_tag)
         if message is not None and (ATTEMPT in message.headers or hasattr(message, "only_here")):
             return message
@@ -104,7 +104,7 @@ class QoS(redis.QoS):
 
     def _put_back(self, message: Any) -> None:
         where, raw = message.delivery_info, message._raw
-        if ATTEMPT in message.headers:  # no other worker may take it for a task's message
+        if ATTEMPT in message.headers:  # workers of other programs must not run it as a task
             headers = {name: value for name, value in raw["headers"].items() if name != "task"}
             raw = {**raw, "headers": headers}
         with self.channel.conn_or_acquire() as client:
@@ -112,22 +112,14 @@ class QoS(redis.QoS):
 
 
 class Poller(redis.MultiChannelPoller):
-    """Leaves a sign that the worker's loop goes round, and does in each round what there is to do.
-
-    kombu's looks at all connections anew in each. Most rounds are for a child's answer, and in them
-    every channel still waits for Redis: that look was a seventh of the parent's time.
-    """
-
-    _channels: set[Any]
-    _chan_to_sock: dict[Any, Any]
-    _paused_brpop: dict[int, Any]
+    """kombu's poller, which notes that the loop goes round."""
 
     def __init__(self, intake: Intake) -> None:
         super().__init__()
         self._intake = intake
 
     def on_poll_init(self, poller: Any) -> None:
-        """Begin (see kombu's); what looks for messages of dead workers can do so later as well."""
+        """Begin (see kombu's). Messages of dead workers can be looked for later as well."""
         try:
             super().on_poll_init(poller)
         except ResponseError as error:
@@ -135,45 +127,19 @@ class Poller(redis.MultiChannelPoller):
 
     def on_poll_start(self) -> None:
         self._intake.note_look()
-        if self._paused_brpop or not all(map(self._waits, self._channels)):
-            super().on_poll_start()
-
-    def _waits(self, channel: Any) -> bool:
-        """Whether a channel has asked Redis for all that it wants, or may not ask just now."""
-        if channel.active_fanout_queues and not self._reads(channel._in_listen):
-            return False
-        asked = self._reads(channel._in_poll)
-        return asked or not channel.qos.can_consume() or not channel.active_queues
-
-    def _reads(self, connection: Any) -> bool:
-        """Whether what comes on this connection, if it is one, would be noticed."""
-        return bool(connection) and connection._sock in self._chan_to_sock.values()
-
-
-class _Loop:
-    """kombu's event loop, to which a file that it reads from already need not be added again."""
-
-    def __init__(self, hub: Any) -> None:
-        self._hub = hub
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._hub, name)
-
-    def add_reader(self, file: int, *callback: Any) -> None:
-        if file not in self._hub.readers:
-            self._hub.add_reader(file, *callback)
+        super().on_poll_start()
 
 
 class Channel(redis.Channel):
-    """Asks for no message while the intake is closed, and drops what is none.
+    """Stops polling while the intake is closed. Drops unreadable messages.
 
-    kombu's own lets any error of a message end the worker: anybody who can write to Redis could
-    stop every worker with one word. What it said is not needed: a hint that was mangled is sent
-    again.
+    In kombu's channel any error of a message ends the worker, so anybody who can write to Redis
+    could stop every worker with one word. A dropped message is not needed: beat sends a mangled
+    hint again.
     """
 
     QoS = QoS
-    # Each costs a round trip of the worker's loop: what lies there, anybody may have written.
+    # Each costs the worker's loop a round trip, and anybody can have written notes there.
     unacked_restore_limit = 100
     connection: Any
     connection_errors: Any
@@ -192,7 +158,7 @@ class Channel(redis.Channel):
         self._foreign = Counter[str]()  # foreign hints in a row, by key
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        """Return kombu's options of a connection, with those that the URL says."""
+        """Return kombu's options of a connection, and those of the URL."""
         client = self.connection.client
         if "://" not in (client.hostname or ""):
             return dict(super()._connparams(asynchronous))  # type: ignore[misc]
@@ -207,8 +173,8 @@ class Channel(redis.Channel):
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Note a binding in Redis (see kombu's).
 
-        A worker that begins while Redis takes no writes needs none: its tasks' queue was bound
-        before, and broadcasts and their answers do without.
+        A worker that starts while Redis refuses writes does not need a new binding: the queue of
+        its tasks was bound before, and broadcasts and their answers do without bindings.
         """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
@@ -220,7 +186,7 @@ class Channel(redis.Channel):
             event(logger, "binding_not_noted", level=logging.WARNING, queue=queue, error=error)
 
     def _delete(self, queue: str, *args: Any, **options: Any) -> None:
-        """Delete a queue (see kombu's); Redis keeps one that it will not delete just now."""
+        """Delete a queue (see kombu's), unless Redis refuses that just now."""
         try:
             super()._delete(queue, *args, **options)
         except ResponseError as error:
@@ -230,7 +196,7 @@ class Channel(redis.Channel):
         return exchange.endswith(".pidbox") or self.typeof(exchange).type == "fanout"
 
     def _size(self, queue: str) -> int:
-        """Return how many messages a queue has (see kombu's); none, where its key is no list."""
+        """Return how many messages a queue has (see kombu's); 0 if its key does not hold a list."""
         try:
             return int(super()._size(queue))
         except ResponseError as error:
@@ -243,7 +209,7 @@ class Channel(redis.Channel):
     ) -> Any:
         """Consume from a queue (see kombu's); a message whose callback fails is dropped.
 
-        kombu counts a message as taken before it calls back: an error would keep that place.
+        kombu counts a message as taken before it calls back, so an error would keep its place.
         """
 
         def guarded(message: Any) -> Any:
@@ -315,7 +281,7 @@ class Channel(redis.Channel):
             self._leave_out([key], FOREIGN_FOR)
 
     def _popped(self, **options: Any) -> tuple[str, bytes]:
-        """Return what Redis gives, and the key of its list."""
+        """Return the key of a list and the message that Redis gives from it."""
         try:
             found = self.client.parse_response(self.client.connection, "BRPOP", **options)
         except ResponseError as error:
@@ -340,7 +306,7 @@ class Channel(redis.Channel):
             event(logger, "redis_refuses", level=logging.WARNING, error=error)
 
     def _leave_unusable(self, error: ResponseError) -> None:
-        """Ask no more, for a while, for keys that hold no list: all others would wait for them."""
+        """Leave out, for a while, keys that do not hold a list: they would block all others."""
         refusals.log("lane_unusable", level=logging.ERROR, why=str(error))
         keys = [
             self._q_for_pri(queue, step)
@@ -359,7 +325,7 @@ class Channel(redis.Channel):
             return None
 
     def _receive_one(self, client: Any) -> Any:
-        """Read one message of remote control or of other workers' events; drop what is none."""
+        """Read one message of remote control or of other workers' events; drop other data."""
         try:
             response = client.parse_response()
             if not isinstance(response, list | tuple):
@@ -385,7 +351,11 @@ class Channel(redis.Channel):
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Put a message back (see kombu's); raise UnfitError where it or its place is none."""
+        """Put a message back (see kombu's).
+
+        Raises:
+            UnfitError: it is not a message, or does not say where it came from.
+        """
         shape.with_parts(payload)
         if not (isinstance(exchange, str) and isinstance(routing_key, str)):
             raise shape.UnfitError("where it came from is not a name")
@@ -396,11 +366,11 @@ class Transport(redis.Transport):
     """Named in CELERY_BROKER_TRANSPORT."""
 
     Channel = Channel
-    # Whatever Redis answers, it may answer otherwise in a while: READONLY, OOM, MISCONF, BUSY, ...
-    # A worker waits and connects again then, as after a lost connection. kombu's would end.
+    # An error that Redis answers (READONLY, OOM, MISCONF, BUSY, ...) may pass. A worker waits and
+    # connects again, as after a lost connection; with kombu's transport it would end.
     connection_errors = (*redis.Transport.connection_errors, ResponseError)
-    # kombu keeps the whole URL as the host name, and leaves it to the channel: of what it would
-    # read itself nothing would be left of rediss:// or of the path of a socket.
+    # kombu then keeps the whole URL as the host name, for the channel to read. kombu's own parser
+    # would lose the scheme rediss:// and the path of a socket.
     can_parse_url = True
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
@@ -409,7 +379,7 @@ class Transport(redis.Transport):
         self.gate: Gate | None = process and process.gate
         self.intake: Intake = process.intake if process else Intake()
         self.cycle = Poller(self.intake)
-        # kombu shows host names, in `celery inspect stats` for one, but no user or password.
+        # kombu shows host names, as in `celery inspect stats`: they must not hold a password.
         if "://" in (client.hostname or ""):
             client.hostname, username, password = without_password(client.hostname)
             client.userid, client.password = username or client.userid, password or client.password
@@ -437,7 +407,3 @@ class Transport(redis.Transport):
             task = message["headers"].get("task")
             refusals.log("message_refused", task=str(task)[: refusals.SHOWN], why=str(error))
             return None
-
-    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Have the loop read what Redis answers; kombu adds all connections in each round."""
-        super().register_with_event_loop(connection, _Loop(loop))

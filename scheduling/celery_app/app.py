@@ -114,6 +114,7 @@ class App(Celery):
         sending.set_up()
         from scheduling.runs.follow_ups import sender
         from scheduling.runs.running import current
+        from scheduling.task_options import CeleryCall
 
         if options.get("unique_key") is not None and sender() is None:
             raise EnqueueError(
@@ -124,13 +125,14 @@ class App(Celery):
         if sender() is None and running and options.get("task_id") == str(running.id):
             if not running.can_become_a_run:
                 return super().send_task(name, args, kwargs, countdown, eta, **options)
-            running.ask_again(name, args, kwargs, countdown, eta, options)
+            running.ask_again(CeleryCall(name, args, kwargs, countdown, eta, options))
             return self._promise(options)
         now = sender() is None and countdown is None and eta is None
         if now and sending.stays_plain(name, options):
             return super().send_task(name, args, kwargs, **options)
         options = self._with_family({**self._declared(name, options), **options})
-        run_id = sending.write_run(self, name, args, kwargs, countdown, eta, options)
+        call = CeleryCall(name, args, kwargs, countdown, eta, options)
+        run_id = sending.write_run(self, call)
         promised = self._promise({**options, "task_id": str(run_id)})
         parent = self.current_worker_task
         if parent and sender() is None and options.get("add_to_parent", True):

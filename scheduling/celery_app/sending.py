@@ -7,7 +7,6 @@ signals are sent as for a message, so that what adds headers to messages adds th
 import logging
 import warnings
 from collections.abc import Mapping
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -26,6 +25,8 @@ from scheduling.logs import event
 
 if TYPE_CHECKING:
     from celery import Celery
+
+    from scheduling.task_options import CeleryCall
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +52,7 @@ def stays_plain(name: str, options: Mapping[str, Any]) -> bool:
     return is_untracked(name) and all_untracked([options.get(what) for what in CARRIED])
 
 
-def write_run(
-    app: "Celery",
-    name: str,
-    args: Any,
-    kwargs: Any,
-    countdown: float | None,
-    eta: datetime | str | None,
-    options: dict[str, Any],
-) -> UUID:
+def write_run(app: "Celery", call: "CeleryCall") -> UUID:
     """Write the run that stands for a call; return its id.
 
     Raises:
@@ -68,25 +61,19 @@ def write_run(
     from scheduling.runs.enqueueing import enqueue_message
 
     if app.conf.task_always_eager:
-        said = "task_always_eager has no effect on send_task"
-        warnings.warn(AlwaysEagerIgnored(said), stacklevel=3)
-    heard = signals.before_task_publish.receivers or signals.after_task_publish.receivers
-    write = _write_with_signals if heard else enqueue_message
-    run_id = write(app, name, args, kwargs, countdown, eta, options)
+        warnings.warn(
+            AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=3
+        )
+    if signals.before_task_publish.receivers or signals.after_task_publish.receivers:
+        run_id = _write_with_signals(app, call)
+    else:
+        run_id = enqueue_message(call)
     if app.conf.task_send_sent_event:
-        transaction.on_commit(partial(_send_event, app, name, args, kwargs, run_id, options))
+        transaction.on_commit(partial(_send_event, app, call, run_id))
     return run_id
 
 
-def _write_with_signals(
-    app: "Celery",
-    name: str,
-    args: Any,
-    kwargs: Any,
-    countdown: float | None,
-    eta: datetime | str | None,
-    options: dict[str, Any],
-) -> UUID:
+def _write_with_signals(app: "Celery", call: "CeleryCall") -> UUID:
     """Write a run between Celery's two signals of a message that is published.
 
     A receiver may change the arguments, and add headers: the run has them.
@@ -94,17 +81,18 @@ def _write_with_signals(
     from scheduling.runs.enqueueing import enqueue_message
     from scheduling.task_options import options_of
 
+    name, options = call.name, call.options
     run_id = str(options.get("task_id") or uuid7())
     as_task_v2: Any = app.amqp.as_task_v2
     message = as_task_v2(
-        run_id, name, list(args or ()), dict(kwargs or {}), countdown, eta,
+        run_id, name, list(call.args or ()), dict(call.kwargs or {}), call.countdown, call.eta,
         callbacks=maybe_list(options.get("link")), errbacks=maybe_list(options.get("link_error")),
         **{known: options.get(known) for known in AS_MESSAGE},
         **{stamp: options.get(stamp) for stamp in options.get("stamped_headers") or ()},
     )  # fmt: skip
     own = set(message.headers)
     message.headers.update(options.get("headers") or {})
-    queue = options_of(name, args or (), kwargs or {}, options).queue
+    queue = options_of(name, call.args or (), call.kwargs or {}, options).queue
     where = {"exchange": "", "routing_key": queue}
     signals.before_task_publish.send(
         sender=name, body=message.body, headers=message.headers, properties=message.properties,
@@ -113,23 +101,22 @@ def _write_with_signals(
     args, kwargs, _ = message.body
     headers = {header: value for header, value in message.headers.items() if header not in own}
     written = {**options, "task_id": run_id, "headers": headers}
-    enqueued = enqueue_message(app, name, args, kwargs, countdown, eta, written)
+    enqueued = enqueue_message(call._replace(args=args, kwargs=kwargs, options=written))
     signals.after_task_publish.send(
         sender=name, body=message.body, headers=message.headers, **where
     )
     return enqueued
 
 
-def _send_event(
-    app: "Celery", name: str, args: Any, kwargs: Any, run_id: UUID, options: Mapping[str, Any]
-) -> None:
-    """Send Celery's event `task-sent`, where `task_send_sent_event` asks for it; never raises."""
+def _send_event(app: "Celery", call: "CeleryCall", run_id: UUID) -> None:
+    """Send Celery's event `task-sent`, if `task_send_sent_event` asks for it; never raises."""
     from scheduling.task_options import options_of
 
-    queue = options_of(name, args or (), kwargs or {}, options).queue
+    options = call.options
+    queue = options_of(call.name, call.args or (), call.kwargs or {}, options).queue
     sent = {
-        "uuid": str(run_id), "name": name, "args": saferepr(args or ()), "queue": queue,
-        "kwargs": saferepr(kwargs or {}), "retries": options.get("retries") or 0,
+        "uuid": str(run_id), "name": call.name, "args": saferepr(call.args or ()), "queue": queue,
+        "kwargs": saferepr(call.kwargs or {}), "retries": options.get("retries") or 0,
         "root_id": options.get("root_id") or str(run_id), "parent_id": options.get("parent_id"),
         "eta": None, "expires": None, "exchange": "", "routing_key": queue,
     }  # fmt: skip

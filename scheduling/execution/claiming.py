@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from billiard.process import current_process
-from celery import current_app
 from celery.app.trace import trace_ok_t
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.saferepr import saferepr
@@ -47,6 +46,7 @@ from scheduling.runs.follow_ups import request_fields
 from scheduling.runs.options import DELAYED, read_options
 from scheduling.runs.outcomes import Outcome, text_of
 from scheduling.runs.running import Again, Claimed, Execution, entered, run_id_of
+from scheduling.task_options import CeleryCall
 from scheduling.worker_process import WorkerProcess, process_of
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _run_untracked(
 def _adopt(again: Again) -> None:
     """Write the run that goes on with a plain message which asked to be retried."""
     args, kwargs, countdown = loads(again.args), loads(again.kwargs), again.countdown or 0
-    enqueue_message(current_app, again.task, args, kwargs, countdown, again.eta, again.options)
+    enqueue_message(CeleryCall(again.task, args, kwargs, countdown, again.eta, again.options))
 
 
 def _call_tracer(

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from celery import Celery
 from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import loads
@@ -41,6 +40,7 @@ from scheduling.runs.options import (
 from scheduling.runs.repeats import repeated
 from scheduling.runs.running import run_id_of
 from scheduling.task_options import (
+    CeleryCall,
     asked_by,
     instant_or_length,
     own_expiry,
@@ -211,24 +211,17 @@ def _insert_many(cursor: Any, parameters: dict[str, Any]) -> None:
         raise EnqueueError(f"one of the calls has the id of a run that exists: {error}") from None
 
 
-def enqueue_message(
-    app: Celery,
-    name: str,
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
-    countdown: float | None,
-    eta: datetime | str | None,
-    options: Mapping[str, Any],
-) -> UUID:
+def enqueue_message(call: CeleryCall) -> UUID:
     """Write the run that stands for a call of Celery's; return its id.
 
-    Takes what `Celery.send_task` takes; the task need not be known to this process. What it sets
-    off (links, a chain, a chord) goes into its row. A call that the end of a run makes is a
-    follow-up of that run, and is written with the others: see `outbox`.
+    This process need not know the task. What the call sets off (links, a chain, a chord) goes into
+    its row. A call that the end of a run makes is a follow-up of that run, and is written with the
+    others: see `outbox`.
 
     Raises:
-        EnqueueError: an id that is no UUID; arguments, or follow-ups, that are not JSON.
+        EnqueueError: the id is not a UUID; arguments, or follow-ups, are not JSON.
     """
+    name, args, kwargs, countdown, eta, options = call
     sender = follow_ups.sender()
     columns = {
         **no_options(),

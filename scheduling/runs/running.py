@@ -15,7 +15,7 @@ from scheduling.models import Run, State
 from scheduling.registry import attempts_allowed, encode
 from scheduling.runs.follow_ups import carried_in
 from scheduling.runs.stored_results import StoredResult
-from scheduling.task_options import DESTINATION, options_of
+from scheduling.task_options import DESTINATION, CeleryCall, options_of
 
 
 class CurrentRun(NamedTuple):
@@ -119,30 +119,22 @@ class Execution:
             if carried:
                 request.callbacks = request.errbacks = request.chain = request.chord = None
 
-    def ask_again(
-        self,
-        task: str,
-        args: Any,
-        kwargs: Any,
-        countdown: float | None,
-        eta: datetime | str | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        """Remember that this task sent itself again; `finish` makes it the next attempt."""
+    def ask_again(self, call: CeleryCall) -> None:
+        """Remember that this task sent itself again; `finish` makes the call the next attempt."""
         asked = {name: self.asked[name] for name in DESTINATION if self.asked.get(name) is not None}
-        args, kwargs = list(args or ()), dict(kwargs or {})
-        found = options_of(task, args, kwargs, asked) if asked else None
+        args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+        found = options_of(call.name, args, kwargs, asked) if asked else None
         stored = self.claimed is not None and (args, kwargs) == self.arguments
         self.again = Again(
-            task,
+            call.name,
             self.claimed.args if self.claimed and stored else encode(args),
             self.claimed.kwargs if self.claimed and stored else encode(kwargs),
-            countdown,
-            eta,
-            options,
+            call.countdown,
+            call.eta,
+            call.options,
             queue=found.queue if found and asked.keys() - {"priority"} else None,
             priority=found.priority if found and "priority" in asked else None,
-            follow_ups=carried_in(options) if self.in_body else None,
+            follow_ups=carried_in(call.options) if self.in_body else None,
         )
 
 
