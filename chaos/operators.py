@@ -14,9 +14,9 @@ from chaos.users import Users, until_done
 from scheduling import schedules
 from scheduling.errors import SchedulingError
 from scheduling.history import backfilling
+from scheduling.history.replaying import replay
 from scheduling.models import FINAL, UNFINISHED, Origin, Run
 from scheduling.models import Backfill as Row
-from scheduling.runs.enqueueing import replay
 
 
 class Operators:

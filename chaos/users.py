@@ -25,7 +25,7 @@ from chaos.story import Asked, Cancel, Phase, Schedule
 from chaos.tasks import work
 from scheduling import schedules
 from scheduling.errors import SchedulingError
-from scheduling.execution.waiting import cancel
+from scheduling.execution.cancelling import cancel
 from scheduling.jobs import enqueue
 from scheduling.models import UNFINISHED, Calendar, ExcludedDate, Plan, Policy, Run, State
 from scheduling.schedules import calendars

@@ -9,8 +9,8 @@ from django.db import transaction
 
 from scheduling.base_job import BaseJob
 from scheduling.errors import PermanentError, RunCancelled
-from scheduling.execution import claiming
 from scheduling.execution.attempts import call_body, enter, shielded
+from scheduling.execution.tracing import traced
 from scheduling.registry import encode
 from scheduling.runs.enqueueing import Call, enqueue, enqueue_many
 from scheduling.runs.running import CurrentRun, current, current_run
@@ -39,7 +39,7 @@ class Job(BaseJob):
 
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
-        self.__dict__["_tracer"] = tracer and claiming.traced(self, tracer)
+        self.__dict__["_tracer"] = tracer and traced(self, tracer)
         for name in ("on_failure", "on_retry"):
             if tracer and name not in vars(self):
                 setattr(self, name, shielded(self, getattr(self, name)))

@@ -20,7 +20,7 @@ from scheduling.beat.deciding import CATCH_UP_STEP, Due, Moved, NewRun, decide, 
 from scheduling.beat.decisions import Shared, shared_decisions
 from scheduling.beat.due_plans import Alike
 from scheduling.beat.new_rows import Moves, Room, Runs, runs_for
-from scheduling.execution.waiting import ask_to_end, cancel_waiting_of
+from scheduling.execution.cancelling import ask_to_end, cancel_waiting_of
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, CatchUp, Overlap, Run, State
 from scheduling.postgres.prepared import run_prepared

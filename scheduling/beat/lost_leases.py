@@ -13,8 +13,8 @@ from django.conf import settings
 from django.db import connection
 
 from scheduling.beat.clock_steps import ClockSteps
+from scheduling.execution.closing import BATCH
 from scheduling.execution.finishing import finish
-from scheduling.execution.waiting import BATCH
 from scheduling.logs import event
 from scheduling.postgres.sql import going_on
 from scheduling.runs.outcomes import failed_attempt

@@ -13,7 +13,7 @@ from scheduling.beat.lost_leases import SilenceWatch
 from scheduling.beat.session import waiting_briefly
 from scheduling.beat.slices import Reach, Rests
 from scheduling.beat.timers import Timer
-from scheduling.execution import waiting
+from scheduling.execution import closing, releasing
 from scheduling.failures import alerts, groups
 from scheduling.history import backfill_pace
 from scheduling.postgres.sql import going_on, statement_timeout, was_timed_out
@@ -31,7 +31,7 @@ class Recovery:
     """Runs a step only if `look` found work for it. A failing step does not stop the others."""
 
     def __init__(self, lookout: Lookout, silence: SilenceWatch) -> None:
-        self.held = Reach(waiting.FIRST_ID, waiting.LAST_ID)
+        self.held = Reach(releasing.FIRST_ID, releasing.LAST_ID)
         self.release = Timer()
         self.age = Timer()
         self._lookout, self._silence = lookout, silence
@@ -46,14 +46,14 @@ class Recovery:
         steps: tuple[tuple[str, bool, Callable[[], int]], ...] = (
             ("leases", look.leases_lost, lost),
             ("ahead", self._silence.looks_ahead(), ahead),
-            ("expired", look.expired, partial(waiting.expire_waiting, low=lows["expired"])),
+            ("expired", look.expired, partial(closing.expire_waiting, low=lows["expired"])),
             ("held", look.held and self.release.is_due(), self._release),
             ("backfills", look.backfills_held, backfill_pace.release),
         )
         for name, wanted, step in steps:
             if wanted and self._rests.over(name):
                 with going_on(logger, "repair_failed"):
-                    full |= self._paced(name, step) >= waiting.BATCH
+                    full |= self._paced(name, step) >= closing.BATCH
                 self._silence.heard()
         return full
 
@@ -97,7 +97,7 @@ class Recovery:
         for first, last in self.held.look():
             try:
                 with statement_timeout(self.held.patience), waiting_briefly():
-                    found = waiting.release_held_of(first, last)
+                    found = releasing.release_held_of(first, last)
             except Error as error:
                 if not was_timed_out(error):
                     raise
@@ -107,6 +107,6 @@ class Recovery:
                 if run.run_at is not None:
                     self._lookout.lanes.add(Lane(run.queue, run.priority), run.run_at)
             released = max(released, len(found))
-        if released < waiting.BATCH:
+        if released < releasing.BATCH:
             self.release.again_in(0 if self.held.narrow else RELEASE_EVERY)
         return released

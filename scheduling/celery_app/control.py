@@ -62,17 +62,17 @@ def _stamped(headers: Any) -> list[UUID]:
 
 def _revoke(task_ids: Any, *, terminate: bool) -> None:
     set_up()
-    from scheduling.execution import waiting
+    from scheduling.execution import cancelling
     from scheduling.runs.running import run_id_of
 
     for task_id in maybe_list(task_ids) or ():
         run_id = run_id_of(task_id)
         if run_id is not None and terminate:
             try:
-                waiting.cancel(run_id, by=BY)
+                cancelling.cancel(run_id, by=BY)
             except RowLockedError:
                 raise  # it has not been cancelled, and nobody will
             except SchedulingError:
                 pass  # no run, or one that has ended
         elif run_id is not None:
-            waiting.cancel_waiting(run_id, by=BY)
+            cancelling.cancel_waiting(run_id, by=BY)

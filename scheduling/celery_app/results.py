@@ -20,10 +20,11 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
 from scheduling import clock
-from scheduling.execution import claiming, finishing, waiting
+from scheduling.execution import closing, finishing
 from scheduling.history import pruning
 from scheduling.models import Run
 from scheduling.postgres.connections import drop_unclean
+from scheduling.postgres.patience import patiently
 from scheduling.runs import chords
 from scheduling.runs.errbacks import send_errbacks
 from scheduling.runs.follow_ups import sender
@@ -45,7 +46,7 @@ class Backend(PreparingBackend):
         using: str | None = None,
     ) -> Any:
         if sender() is not None:
-            waiting.settle(task_id, self.prepare(result, status, traceback, request))
+            closing.settle(task_id, self.prepare(result, status, traceback, request))
             return result
         running = current()
         if running is not None and running.tracked and str(running.id) == task_id:
@@ -239,7 +240,7 @@ def _patiently(act: Callable[[], object]) -> None:
         act()
     else:
         drop_unclean()  # what the job has left must not keep its result from being written
-        claiming.patiently(act, settings.RUN_LEASE)
+        patiently(act, settings.RUN_LEASE)
 
 
 def _chord_around(step: Any) -> Any:

@@ -58,7 +58,7 @@ def write_run(app: "Celery", call: "CeleryCall") -> UUID:
     Raises:
         EnqueueError: see `enqueue_message`.
     """
-    from scheduling.runs.enqueueing import enqueue_message
+    from scheduling.runs.messages import enqueue_message
 
     if app.conf.task_always_eager:
         warnings.warn(
@@ -78,7 +78,7 @@ def _write_with_signals(app: "Celery", call: "CeleryCall") -> UUID:
 
     A receiver may change the arguments, and add headers: the run has them.
     """
-    from scheduling.runs.enqueueing import enqueue_message
+    from scheduling.runs.messages import enqueue_message
     from scheduling.task_options import options_of
 
     name, options = call.name, call.options

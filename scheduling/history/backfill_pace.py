@@ -5,7 +5,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from scheduling.execution import waiting
+from scheduling.execution.cancelling import ask_to_end, cancel_waiting_of_backfill
 from scheduling.logs import event
 from scheduling.models import WAITING, Run, State
 
@@ -84,10 +84,10 @@ def release() -> int:
 def cancel_runs(backfill_id: UUID, by: str) -> tuple[int, int]:
     """Cancel what waits, tell what runs; return how many of each. Rows that are held are left."""
     closed = 0
-    while more := waiting.cancel_waiting_of_backfill(backfill_id, by=by):
+    while more := cancel_waiting_of_backfill(backfill_id, by=by):
         closed += more
     untold = Run.objects.filter(backfill_id=backfill_id, cancel_requested_by="")
-    return closed, waiting.ask_to_end(untold, by=by)
+    return closed, ask_to_end(untold, by=by)
 
 
 def untold(backfill_id: UUID) -> bool:

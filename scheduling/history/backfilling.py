@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -18,23 +18,22 @@ from django.db import connection, transaction
 from django.db.models import Count, Exists, OuterRef
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
-from kombu.utils.json import loads
 
 from scheduling import clock, recurrence
 from scheduling.broker.doorbell import ring_on_commit
-from scheduling.errors import EnqueueError, RowLockedError, ScheduleError
-from scheduling.execution import waiting
+from scheduling.errors import RowLockedError, ScheduleError
+from scheduling.execution import cancelling
 from scheduling.history import backfill_pace
 from scheduling.ids import uuid7
 from scheduling.logs import event
 from scheduling.models import UNFINISHED, Backfill, Origin, Priority, Run, State
 from scheduling.postgres.sql import arrays, lean_cursor
-from scheduling.registry import check_call, decode_error
-from scheduling.runs.options import options_with
-from scheduling.schedules.destinations import sent_to
+from scheduling.runs.inserting import insert
+from scheduling.runs.options import limit
+from scheduling.runs.scheduled_calls import columns_of
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rules import rule_of
-from scheduling.schedules.standing import plan_of, policy_of
+from scheduling.schedules.standing import plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +51,6 @@ UNION
 SELECT due_at FROM scheduling_run
  WHERE schedule_id = %(schedule_id)s AND origin <> 'schedule'
    AND due_at BETWEEN %(since)s AND %(until)s AND state = ANY(%(states)s)
-"""
-
-# No expiry and no deadline: both count from the nominal instant, which has passed.
-INSERT = """
-INSERT INTO scheduling_run
-    (id, schedule_id, schedule_name, origin, task, args, kwargs, options, queue, priority,
-     due_at, run_at, state, max_attempts, enqueued_by, backfill_id)
-SELECT r.id, %(schedule_id)s, %(schedule_name)s, %(origin)s, %(task)s, %(args)s, %(kwargs)s,
-     %(options)s, %(queue)s, %(priority)s, r.due_at, statement_timestamp(), 'held',
-     %(max_attempts)s, %(enqueued_by)s, %(backfill_id)s
-  FROM unnest(%(ids)s::uuid[], %(instants)s::timestamptz[]) AS r (id, due_at)
 """
 
 # Two who ask for the same range at once: the second one sees what the first one wrote.
@@ -157,7 +145,7 @@ def start(
     """
     if not 1 <= concurrency <= MOST_AT_ONCE:
         raise ScheduleError(f"a concurrency of {concurrency} is not from 1 to {MOST_AT_ONCE}.")
-    columns = {**_columns(schedule), "enqueued_by": by[:150]}
+    columns = columns_of(schedule)
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(ONE_AT_A_TIME, [schedule.pk])
@@ -173,7 +161,7 @@ def start(
             run_count=len(found.instants),
             created_by=by[:150],
         )
-        _insert({**columns, "backfill_id": backfill.pk}, found.instants)
+        _insert(columns, backfill, found.instants)
         ring_on_commit()
     event(logger, "backfill_started", backfill=backfill.pk, schedule=schedule.pk,
           runs=backfill.run_count, by=by)  # fmt: skip
@@ -188,10 +176,10 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
 
     Raises:
         ScheduleError: there is no such backfill, or all its runs are final.
-        RowLockedError: another transaction has locked some of its runs for `waiting.PATIENCE`
+        RowLockedError: another transaction has locked some of its runs for `cancelling.PATIENCE`
             seconds; the other runs are cancelled.
     """
-    until = time.monotonic() + waiting.PATIENCE
+    until = time.monotonic() + cancelling.PATIENCE
     with transaction.atomic():
         backfill = with_id(backfill_id)
         if not progress(backfill).unfinished:
@@ -280,32 +268,25 @@ def _dealt_with(schedule_id: int, since: datetime, until: datetime) -> set[datet
         return {due_at for (due_at,) in cursor.fetchall()}
 
 
-def _columns(schedule: PeriodicTask) -> dict[str, Any]:
-    args, kwargs = schedule.args or "[]", schedule.kwargs or "{}"
-    if problem := decode_error(args, kwargs):
-        raise EnqueueError(f"schedule {schedule.name!r}: {problem}")
-    call = loads(args), loads(kwargs)
-    check_call(schedule.task, *call)
-    return {
-        "schedule_id": schedule.pk,
-        "schedule_name": schedule.name,
+def _insert(columns: dict[str, Any], backfill: Backfill, instants: Sequence[datetime]) -> None:
+    shared = {
+        **columns,
+        # No expiry and no deadline: both count from the nominal instant, which has passed.
+        **limit("expires", None),
+        "at": None,
+        "after": timedelta(0),
+        "state": State.HELD,
         "origin": Origin.BACKFILL,
-        "task": schedule.task,
-        "args": args,
-        "kwargs": kwargs,
-        "options": options_with(schedule.headers or ""),
-        "queue": sent_to(schedule, *call).queue,
         "priority": Priority.LOW,
-        "max_attempts": policy_of(schedule).max_attempts,
+        "backfill_id": backfill.pk,
+        "enqueued_by": backfill.created_by,
     }
-
-
-def _insert(columns: dict[str, Any], instants: Sequence[datetime]) -> None:
+    each = ("id", "due_at")
     with connection.cursor() as cursor:
         for first in range(0, len(instants), STEP):
             rows = [(uuid7(), instant) for instant in instants[first : first + STEP]]
-            ids, dues = arrays(rows, 2)
-            cursor.execute(INSERT, {**columns, "ids": ids, "instants": dues})
+            arrayed = dict(zip(each, arrays(rows, len(each)), strict=True))
+            cursor.execute(insert(shared, each), {**shared, **arrayed})
 
 
 def _nothing_to_run(schedule: PeriodicTask, found: Extent) -> str:

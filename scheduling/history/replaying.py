@@ -1,4 +1,4 @@
-"""replay in bulk: makes a new run for each selected final run."""
+"""replay: makes a new run for a final run, or for each selected final run."""
 
 import logging
 from datetime import datetime
@@ -9,12 +9,14 @@ from django.db import connection, transaction
 from django.db.models import Count, Exists, Max, Min, OuterRef, Q, QuerySet
 
 from scheduling.broker.doorbell import ring_on_commit
+from scheduling.errors import SchedulingError
+from scheduling.history.repeats import CHORD, repeated
 from scheduling.ids import uuid7
 from scheduling.logs import event
-from scheduling.models import FINAL, Run
+from scheduling.models import FINAL, Origin, Run
 from scheduling.postgres.sql import arrays
 from scheduling.runs import options
-from scheduling.runs.repeats import CHORD, repeated
+from scheduling.runs.inserting import insert_run
 from scheduling.task_options import own_expiry
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,51 @@ class Replayed(NamedTuple):
     made: int
     tried: int
     parts: int = 0
+
+
+def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
+    """Write a new run of a final one's task and arguments, which names the old one.
+
+    It sets off what the old one was to set off; what that one's success has sent already only with
+    `sent_too`. `left_out` says in words what it does not set off.
+
+    Raises:
+        SchedulingError: there is no such run, it is not final yet, or an unfinished one has its
+            unique key.
+    """
+    old = Run.objects.filter(pk=run_id).first()
+    if old is None:
+        raise SchedulingError(f"there is no run {run_id}.")
+    if old.state not in FINAL:
+        raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
+    again = repeated(old.follow_ups, old.state, sent_too=sent_too)
+    columns = {
+        **options.start(None, None),
+        **options.limit("expires", own_expiry(old.task)),
+        "follow_ups": again.follow_ups,
+        "origin": Origin.REPLAY,
+        "due_at": old.due_at,
+        "schedule_id": old.schedule_id,
+        "schedule_name": old.schedule_name,
+        "task": old.task,
+        "args": old.args,
+        "kwargs": old.kwargs,
+        "options": old.options,
+        "queue": old.queue,
+        "priority": old.priority if old.given_priority is None else old.given_priority,
+        "max_attempts": old.max_attempts,
+        "unique_key": old.unique_key,
+        "enqueued_by": by,
+        "replay_of": old.pk,
+    }
+    run = insert_run(columns)
+    if not run.created:
+        raise SchedulingError(
+            f"run {run.pk} has the same unique key {run.unique_key!r} and is {run.state}: nothing "
+            f"was replayed."
+        )
+    run.left_out = again.left_out
+    return run
 
 
 def find(runs: QuerySet[Run], most: int | None = None) -> Found:

@@ -55,7 +55,7 @@ def drop_unclean(error: object = None, *, tried_again: bool = True) -> None:
 
     `error` is what the job ended with, if it did. Django asks of a connection whether it works
     before it is used next. Not of the ledger's, for that would be a statement more for each run,
-    where what is done with it is `tried_again` on another (`claiming.patiently`).
+    where what is done with it is `tried_again` on another (`patience.patiently`).
     """
     django: Any
     for django in connections.all(initialized_only=True):

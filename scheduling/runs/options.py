@@ -1,7 +1,7 @@
 """The options of a call: checks them, and turns them into columns of a run.
 
-Instants may be given, or durations that count from Postgres's clock; each becomes two parameters
-of `enqueueing.INSERT`.
+An instant may be given, or a duration that counts from Postgres's clock; each becomes two of
+`inserting.INSTANTS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,13 +88,13 @@ def checked_options(
     if expires is not None:
         found |= limit("expires", expires)
     return {
-        **no_options(),
         **start(at, after),
         **limit("deadline", deadline),
         **found,
+        "origin": Origin.ADHOC,
         "task": job.name,
         "max_attempts": max_attempts,
-        "enqueued_by": checked("enqueued_by", enqueued_by or None, 150) or _asking_run(),
+        "enqueued_by": checked("enqueued_by", enqueued_by or None, 150) or asking_run(),
     }
 
 
@@ -106,22 +106,6 @@ def destination(
     return {
         "queue": found.queue, "priority": found.priority, **limit("expires", found.expires)
     }  # fmt: skip
-
-
-def no_options() -> dict[str, Any]:
-    return {
-        **dict.fromkeys(
-            ("schedule_id", "due_at", "max_attempts", "unique_key", "replay_of", "follows")
-        ),
-        **limit("deadline", None),
-        **limit("expires", None),
-        "origin": Origin.ADHOC,
-        "schedule_name": "",
-        "options": "{}",
-        "follow_ups": "",
-        "failures": 0,
-        "enqueued_by": _asking_run(),
-    }
 
 
 def start(at: datetime | timedelta | None, after: timedelta | None) -> dict[str, Any]:
@@ -185,6 +169,7 @@ def checked(name: str, text: str | None, longest: int) -> str | None:
     return text
 
 
-def _asking_run() -> str:
+def asking_run() -> str:
+    """Return how a run names the run that enqueues it; "" outside a job."""
     running = current()
     return f"run {running.id}" if running else ""

@@ -25,7 +25,7 @@ from django.db import Error, connection
 
 from scheduling import heartbeats
 from scheduling.broker.intake import Intake
-from scheduling.execution import waiting
+from scheduling.execution import postponing
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
 from scheduling.postgres.identity import ask_ledger_id
@@ -117,11 +117,11 @@ class LeaseThread:
             return  # anybody can write to Redis
         reason = f"waits for its turn: rate_limit {limit!r} of task {task}"
         seconds = timedelta(seconds=wait)
-        self._reports.put(partial(waiting.put_back, run_id, attempt, task, reason, seconds))
+        self._reports.put(partial(postponing.put_back, run_id, attempt, task, reason, seconds))
 
     def take_unknown(self, run_id: UUID, attempt: int, task: str) -> None:
         """Queue that a hint has come whose task this worker does not know. No database work."""
-        self._reports.put(partial(waiting.hand_back_unknown, run_id, attempt, task, self._name))
+        self._reports.put(partial(postponing.hand_back_unknown, run_id, attempt, task, self._name))
 
     def look_soon(self) -> None:
         """Ask the ledger within a second whose runs shall end: a worker was told of a revoke."""

@@ -14,9 +14,9 @@ from notifications.delivery import deliver as deliver_for
 from notifications.mail import message_id
 from notifications.models import Delivery, LifecycleId
 from notifications.tasks import deliver
+from scheduling.history.replaying import replay
 from scheduling.jobs import PermanentError
 from scheduling.models import Run, State
-from scheduling.runs.enqueueing import replay
 from tests.mail_server import MailServer
 from tests.notifications.factories import make_delivery, make_record, make_reminder, make_run
 

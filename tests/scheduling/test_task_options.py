@@ -18,7 +18,7 @@ from scheduling.errors import EnqueueError
 from scheduling.history import backfilling, replaying
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import Priority, Run, State
-from scheduling.runs import enqueueing
+from scheduling.runs.scheduled_calls import run_now
 from scheduling.schedules import from_code
 from scheduling.task_options import CallOptions, options_of, routed_by_arguments
 from tests.scheduling.ledger import (
@@ -242,7 +242,7 @@ def made(way: str, settings: Any, task: Any = None) -> Run:
     elif way in ("link", "chain"):
         after(way, task)
     elif way == "run now":
-        return enqueueing.run_now(schedule(**columns), by="ann")
+        return run_now(schedule(**columns), by="ann")
     elif way == "schedule":
         row = schedule(**columns)
         set_plan(row, clock.now() - timedelta(milliseconds=10))
@@ -256,11 +256,11 @@ def made(way: str, settings: Any, task: Any = None) -> Run:
         from_code.sync()
         from scheduling.models import Schedule
 
-        return enqueueing.run_now(Schedule.objects.get(name="e"), by="ann")
+        return run_now(Schedule.objects.get(name="e"), by="ann")
     elif way == "replay":
         old = enqueue(task, (1,), {"y": 7})
         Run.objects.filter(pk=old.pk).update(state=State.SUCCEEDED, finished_at=clock.now())
-        return enqueueing.replay(old.pk, by="ann")
+        return replaying.replay(old.pk, by="ann")
     elif way == "replay in bulk":
         old = enqueue(task, (1,), {"y": 7})
         Run.objects.filter(pk=old.pk).update(state=State.SUCCEEDED, finished_at=clock.now())
@@ -411,7 +411,7 @@ class TestEntries:
         from_code.sync()
         row = Schedule.objects.get(name="e")
         assert (row.exchange, row.routing_key) == ("sizes", "big")
-        assert enqueueing.run_now(row, by="ann").queue == "big"
+        assert run_now(row, by="ann").queue == "big"
 
 
 def test_the_form_refuses_a_routing_key_that_leads_nowhere(

@@ -14,12 +14,12 @@ from config.celery import app
 
 django.setup()
 
-from scheduling.execution import claiming  # noqa: E402 (its models need the apps)
+from scheduling.execution import tracing  # noqa: E402 (its models need the apps)
 from scheduling.runs import follow_ups  # noqa: E402 (its models need the apps)
 
 __all__ = ["app"]
 
-finish, count_part = claiming.finish, follow_ups.count_part  # type: ignore[attr-defined]
+finish, count_part = tracing.finish, follow_ups.count_part  # type: ignore[attr-defined]
 first: list[bool] = [False]
 
 
@@ -36,5 +36,5 @@ def die_inside(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-claiming.finish = die_before  # type: ignore[attr-defined]
+tracing.finish = die_before  # type: ignore[attr-defined]
 follow_ups.count_part = die_inside  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from django_celery_beat.models import (
 from pytest_django import Settings
 
 from scheduling import clock
-from scheduling.execution.waiting import cancel
+from scheduling.execution.cancelling import cancel
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import Origin, Plan, Run, State
 from tests.jobs import tasks

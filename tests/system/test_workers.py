@@ -17,7 +17,7 @@ from pytest_django import Settings
 
 from chaos.network import Proxy
 from scheduling import clock
-from scheduling.execution.waiting import cancel
+from scheduling.execution.cancelling import cancel
 from scheduling.jobs import Call, enqueue, enqueue_many
 from scheduling.models import Heartbeat, Run, State
 from tests.jobs import tasks

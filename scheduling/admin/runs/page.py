@@ -33,10 +33,10 @@ from scheduling.admin.runs.filters import (
     StateFilter,
 )
 from scheduling.admin.runs.replay_all import ReplayAll
-from scheduling.execution.waiting import cancel
+from scheduling.execution.cancelling import cancel
+from scheduling.history.replaying import replay
 from scheduling.models import FINAL, UNFINISHED, WAITING, Run, State
 from scheduling.registry import attempts_allowed
-from scheduling.runs.enqueueing import replay
 from scheduling.runs.follow_ups import in_words
 from scheduling.runs.outcomes import errors_of
 

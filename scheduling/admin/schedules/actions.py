@@ -22,7 +22,7 @@ from scheduling.admin.common.page import link
 from scheduling.admin.common.paging import BOUND
 from scheduling.admin.schedules.state import is_of_code
 from scheduling.models import Schedule
-from scheduling.runs.enqueueing import run_now
+from scheduling.runs.scheduled_calls import run_now
 from scheduling.schedules.rules import rule_of
 from scheduling.schedules.standing import is_paused, policy_of
 

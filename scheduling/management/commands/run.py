@@ -10,7 +10,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from scheduling import clock, schedules, shapes
-from scheduling.execution import waiting
+from scheduling.execution.cancelling import cancel
 from scheduling.history import pruning, replaying
 from scheduling.history.selecting import Selection
 from scheduling.management import output, parsing
@@ -18,7 +18,7 @@ from scheduling.management.command import LedgerCommand, user_name
 from scheduling.models import FINAL, Run, State
 from scheduling.postgres.sql import shortened
 from scheduling.registry import attempts_allowed
-from scheduling.runs import enqueueing, follow_ups
+from scheduling.runs import follow_ups
 from scheduling.runs.outcomes import errors_of
 
 # Columns that can be large and that a table does not show.
@@ -104,7 +104,7 @@ class Command(LedgerCommand):
 
     def cancel(self, options: dict[str, Any], now: datetime) -> None:
         """Cancel a run and say what that did."""
-        run = waiting.cancel(options["id"], by=user_name())
+        run = cancel(options["id"], by=user_name())
         if run.state in FINAL:
             self.say(f"cancelled {run.id}: it had not started")
         else:
@@ -121,7 +121,7 @@ class Command(LedgerCommand):
             self.refuse("--dry-run is for many: without it, this would replay one run.")
         else:
             sent_too = options["sent_too"]
-            new = enqueueing.replay(options["id"], by=user_name(), sent_too=sent_too)
+            new = replaying.replay(options["id"], by=user_name(), sent_too=sent_too)
             self.say(str(new.id))
             for left_out in new.left_out:
                 self.note(f"not set off again: {left_out}.")

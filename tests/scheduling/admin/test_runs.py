@@ -18,7 +18,8 @@ from pytest_django import DjangoAssertNumQueries
 from scheduling import clock
 from scheduling.admin.runs import replay_all as run_replays
 from scheduling.models import Origin, Run, State
-from scheduling.runs.enqueueing import enqueue, run_now
+from scheduling.runs.enqueueing import enqueue
+from scheduling.runs.scheduled_calls import run_now
 from tests.scheduling.admin_pages import grant, planned_run, texts
 from tests.scheduling.ledger import plans_of, write_successes
 from tests.scheduling.ledger import run as written

@@ -7,11 +7,11 @@ from django.db import OperationalError, connection
 
 from chaos.network import Proxy
 from scheduling import clock
-from scheduling.execution import claiming
-from scheduling.execution.claiming import claim
+from scheduling.execution.claiming import claim, claim_on_a_clean_connection
 from scheduling.execution.finishing import finish
 from scheduling.ids import uuid7
 from scheduling.models import Run, State
+from scheduling.postgres.patience import patiently
 from scheduling.runs.outcomes import Outcome
 from tests.jobs import tasks
 from tests.scheduling.ledger import run
@@ -26,7 +26,7 @@ def fresh(made: Run) -> Run:
 def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Proxy) -> None:
     made = run(State.QUEUED, max_attempts=1)
     proxy.lose_the_answer_to(made.pk.hex.encode())
-    claimed = claiming._claim_on_a_clean_connection(made.pk, 1, made.task, "w")
+    claimed = claim_on_a_clean_connection(made.pk, 1, made.task, "w")
     assert claimed is not None
     assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
     after = fresh(made)
@@ -97,7 +97,7 @@ def test_a_conflict_with_another_transaction_is_named_as_such(
                     "DO $$ BEGIN RAISE 'could not serialize access' USING ERRCODE = '40001'; END $$"
                 )
 
-    claiming.patiently(act)
+    patiently(act)
     assert len(tries) == 2
     assert "conflict_retried" in caplog.text
     assert "database_away" not in caplog.text

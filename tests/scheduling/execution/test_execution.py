@@ -26,7 +26,7 @@ from scheduling.beat import firing
 from scheduling.broker.signing import ATTEMPT
 from scheduling.errors import EnqueueError
 from scheduling.execution.attempts import backoff
-from scheduling.execution.claiming import NOTHING_DONE
+from scheduling.execution.tracing import NOTHING_DONE
 from scheduling.ids import uuid7
 from scheduling.jobs import CurrentRun, Job, PermanentError, current_run, enqueue
 from scheduling.models import FINAL, Origin, Run, State

@@ -17,17 +17,11 @@ from scheduling import clock
 from scheduling.beat.lost_leases import recover_lost_leases
 from scheduling.errors import SchedulingError
 from scheduling.execution import finishing
+from scheduling.execution.cancelling import cancel, cancel_waiting_of
+from scheduling.execution.closing import expire_waiting
 from scheduling.execution.finishing import finish
-from scheduling.execution.waiting import (
-    FIRST_ID,
-    LAST_ID,
-    RELEASE_HELD,
-    cancel,
-    cancel_waiting_of,
-    expire_waiting,
-    hand_back_unknown,
-    release_held,
-)
+from scheduling.execution.postponing import hand_back_unknown
+from scheduling.execution.releasing import FIRST_ID, LAST_ID, RELEASE_HELD, release_held
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, WAITING, Run, State
 from scheduling.postgres.sql import clean

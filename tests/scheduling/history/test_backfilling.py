@@ -14,9 +14,10 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from scheduling import clock, schedules
 from scheduling.beat import firing
 from scheduling.errors import EnqueueError, RowLockedError, ScheduleError
-from scheduling.execution import waiting
+from scheduling.execution import cancelling
+from scheduling.execution.cancelling import cancel
 from scheduling.execution.finishing import finish
-from scheduling.execution.waiting import release_held
+from scheduling.execution.releasing import release_held
 from scheduling.history import backfill_pace, backfilling
 from scheduling.history.backfilling import Extent
 from scheduling.models import Backfill, Origin, Priority, Run, State
@@ -328,7 +329,7 @@ class TestLettingGo:
 
     def test_a_run_that_was_cancelled_while_held_is_passed_over(self) -> None:
         backfill = start(hourly())
-        waiting.cancel(runs_of(schedules.named("nightly"))[0].pk, by="ann")
+        cancel(runs_of(schedules.named("nightly"))[0].pk, by="ann")
         backfill_pace.release()
         assert states(backfill) == ["cancelled", "scheduled", "held", "held", "held"]
 
@@ -483,7 +484,7 @@ def test_the_end_of_a_run_wakes_beat_for_the_next_one(redis_client: redis.Redis)
 class TestCancellingWhatSomebodyHolds:
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+        monkeypatch.setattr(cancelling, "PATIENCE", 0.1)
 
     def test_the_others_are_cancelled_and_it_is_said(self) -> None:
         backfill = start(hourly())
@@ -501,10 +502,10 @@ class TestCancellingWhatSomebodyHolds:
         held = run(state)
         with second_connection() as other:
             other.execute("SELECT 1 FROM scheduling_run FOR UPDATE")
-            cancelling = in_thread(lambda: waiting.cancel(held.pk, by="ben"))
+            cancelling = in_thread(lambda: cancel(held.pk, by="ben"))
             with pytest.raises(RowLockedError, match=f"{held.pk} is locked by another"):
                 cancelling.result(5)
-        assert waiting.cancel(held.pk, by="ben").state != State.SCHEDULED
+        assert cancel(held.pk, by="ben").state != State.SCHEDULED
 
     def test_a_revoke_that_should_end_it_says_so_too(self) -> None:
         held = run()

@@ -15,9 +15,9 @@ from pytest_django import Settings
 from scheduling import clock
 from scheduling.beat.firing import fire_due
 from scheduling.history.pruning import count_old, kept_for, prune, prune_results
+from scheduling.history.replaying import replay
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, UNFINISHED, Backfill, Origin, Plan, Run, State
-from scheduling.runs.enqueueing import replay
 from scheduling.tasks import prune as prune_job
 from tests.scheduling.ledger import (
     LONG_AGO,

@@ -10,10 +10,10 @@ from scheduling import clock
 from scheduling.beat.escalation import escalate_for_deadlines
 from scheduling.errors import SchedulingError
 from scheduling.execution.finishing import finish
-from scheduling.history.replaying import Replayed, find, replay_all
+from scheduling.history.replaying import Replayed, find, replay, replay_all
 from scheduling.history.selecting import Selection
 from scheduling.models import FINAL, UNFINISHED, Origin, Priority, Run, State
-from scheduling.runs.enqueueing import enqueue, replay
+from scheduling.runs.enqueueing import enqueue
 from scheduling.runs.outcomes import NextCall, Outcome
 from tests.scheduling.ledger import ADD, NOON, in_thread, run, schedule, second_connection
 

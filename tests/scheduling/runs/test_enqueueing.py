@@ -13,9 +13,11 @@ from kombu.utils.json import loads
 from scheduling import clock
 from scheduling.broker import doorbell
 from scheduling.errors import EnqueueError, SchedulingError
+from scheduling.history.replaying import replay
 from scheduling.ids import uuid7
 from scheduling.models import FINAL, UNFINISHED, Origin, Plan, Priority, Run, State
-from scheduling.runs.enqueueing import Call, enqueue, enqueue_many, replay, run_now
+from scheduling.runs.enqueueing import Call, enqueue, enqueue_many
+from scheduling.runs.scheduled_calls import run_now
 from tests.jobs.tasks import add, write
 from tests.scheduling.ledger import ADD, NOON, in_thread, is_blocked, run, schedule
 from tests.waiting import wait_for

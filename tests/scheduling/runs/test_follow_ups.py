@@ -23,15 +23,16 @@ from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.beat.lost_leases import recover_lost_leases
-from scheduling.execution import waiting
+from scheduling.execution.cancelling import cancel
+from scheduling.execution.closing import expire_waiting
 from scheduling.execution.finishing import finish
-from scheduling.history.replaying import replay_all
+from scheduling.history.repeats import CHORD, SENT
+from scheduling.history.replaying import replay, replay_all
 from scheduling.ids import uuid7
 from scheduling.models import UNFINISHED, Origin, Run, State
 from scheduling.runs import follow_ups
-from scheduling.runs.enqueueing import Call, enqueue, enqueue_many, replay
+from scheduling.runs.enqueueing import Call, enqueue, enqueue_many
 from scheduling.runs.outcomes import Outcome, failed_attempt
-from scheduling.runs.repeats import CHORD, SENT
 from tests.jobs.canvas import (
     becomes,
     end,
@@ -546,7 +547,7 @@ class TestOtherEndings:
 
     def test_a_waiting_run_is_cancelled(self) -> None:
         part, body = self.make()
-        assert waiting.cancel(row(part).pk, by="ann").state == State.CANCELLED
+        assert cancel(row(part).pk, by="ann").state == State.CANCELLED
         self.check(part, body, State.CANCELLED)
 
     def test_a_running_run_is_cancelled(self) -> None:
@@ -560,8 +561,8 @@ class TestOtherEndings:
     def test_a_run_expires(self) -> None:
         part, body = self.make()
         Run.objects.filter(pk=part.id).update(expires_at=clock.now())
-        assert waiting.expire_waiting() == 1
-        assert waiting.expire_waiting() == 0
+        assert expire_waiting() == 1
+        assert expire_waiting() == 0
         self.check(part, body, State.EXPIRED)
 
     def test_a_run_is_lost_for_good(self) -> None:
@@ -636,10 +637,10 @@ class TestOtherEndings:
             recover_lost_leases()
         elif how == "it expires":
             Run.objects.update(expires_at=clock.now())
-            waiting.expire_waiting()
+            expire_waiting()
         else:
-            waiting.cancel(odd.pk, by="ann")
-            waiting.cancel(other.pk, by="ann")
+            cancel(odd.pk, by="ann")
+            cancel(other.pk, by="ann")
         for made in (odd, other):
             assert Run.objects.get(pk=made.pk).state not in UNFINISHED
 
@@ -688,7 +689,7 @@ class TestReplacing:
         work()
         waits = row(promised)
         assert (waits.state, waits.args) == (State.SCHEDULED, "[11, 100]")
-        assert waiting.cancel(waits.pk, by="ann").state == State.CANCELLED
+        assert cancel(waits.pk, by="ann").state == State.CANCELLED
 
     def test_cancelled_before_its_turn_it_ends_what_would_have_come_after(self) -> None:
         promised = becomes.apply_async((1, "chain"), link=hear.s(), **NOW)
@@ -696,7 +697,7 @@ class TestReplacing:
         parked = row(promised)
         assert (parked.state, parked.reason) == (State.SCHEDULED, "replaced by celery.chain")
         assert parked.run_at > clock.now()
-        waiting.cancel(parked.pk, by="ann")
+        cancel(parked.pk, by="ann")
         work()
         assert heard == []
         assert row(promised).state == State.CANCELLED
@@ -706,7 +707,7 @@ class TestReplacing:
         made = enqueue(becomes, (1, "chain that waits"), expires=timedelta(hours=1))
         hint(made)
         Run.objects.filter(pk=made.pk).update(expires_at=clock.now())
-        assert waiting.expire_waiting() == 0
+        assert expire_waiting() == 0
         work()
         later = Run.objects.get(pk=made.pk)
         assert (later.state, later.expires_at) == (State.SCHEDULED, None)
@@ -751,7 +752,7 @@ class TestReplays:
     def test_of_a_cancelled_run_goes_on_with_its_chain(self) -> None:
         promised: Any = chain(plus.s(1, 2), hear.s(), plus.s(1)).apply_async(**NOW)
         (old,) = Run.objects.all()
-        waiting.cancel(old.pk, by="ann")
+        cancel(old.pk, by="ann")
         again(old)
         assert heard == [("heard", 3)]
         assert promised.state == states.REVOKED, "its steps are new runs, under ids of their own"
