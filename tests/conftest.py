@@ -51,7 +51,7 @@ def own_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL to kill, stop and start; it keeps what was committed."""
+    """A PostgreSQL to kill, stop and start; it keeps committed rows."""
     with (
         tempfile.TemporaryDirectory(prefix="truebeat-") as place,
         start_postgres(Path(place) / "postgres", durable=False) as server,
@@ -86,7 +86,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def noon(db: None, settings: Settings) -> None:
-    """Set TIME_ZONE to where it is about noon: today does not end while the test runs."""
+    """Set TIME_ZONE to a zone in which it is noon: the day does not end during the test."""
     from scheduling import clock
 
     settings.TIME_ZONE = f"Etc/GMT{clock.now().hour - 12:+d}"
@@ -94,7 +94,7 @@ def noon(db: None, settings: Settings) -> None:
 
 @pytest.fixture
 def mail_settings(settings: Settings, free_port: int) -> int:
-    """Send mail by SMTP to a port where, so far, nobody listens."""
+    """Send mail by SMTP to a port on which no server listens yet."""
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", free_port
     settings.EMAIL_HOST_USER = settings.EMAIL_HOST_PASSWORD = ""

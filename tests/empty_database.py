@@ -1,4 +1,4 @@
-"""An empty database on the server that the tests use, for what begins with `migrate`."""
+"""An empty database on the server of the tests, for tests that begin with `migrate`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -20,7 +20,7 @@ NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 def make_certificates(place: Path) -> Path:
     """Write a CA (ca.pem) and a certificate for localhost (server.pem, server.key)."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed: there is no certificate for TLS")
+        pytest.skip("openssl is not installed, so a certificate for TLS cannot be made")
     place.mkdir()
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     for arguments in (
@@ -37,7 +37,7 @@ def make_certificates(place: Path) -> Path:
 
 
 class Front:
-    """Passes what comes by another way on to a Redis, each connection on one of its own."""
+    """Forwards connections of another kind to a Redis, each over a connection of its own."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)

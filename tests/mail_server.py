@@ -7,7 +7,7 @@ from typing import Any
 
 
 class MailServer:
-    """Keeps what it accepts. `on_recipient` and `on_data` are its answers, by default yes."""
+    """Keeps accepted messages. `on_recipient` and `on_data` are its answers, by default yes."""
 
     def __init__(self, port: int) -> None:
         self.port = port

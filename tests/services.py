@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-# Before `config` is imported, which names the project's own settings where none are named.
+# Set before `config` is imported, which sets the project's own settings by default.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
 from config.embedded import start_postgres, start_redis
@@ -41,14 +41,14 @@ def pytest_load_initial_conftests(
         os.environ["REDIS_URL"] = redis_database(os.environ["REDIS_URL"], number)
         return
     os.environ.update(SETTINGS)
-    # Where `collectstatic` writes; whitenoise warns when there is no such place.
+    # `collectstatic` writes here; whitenoise warns if the directory is missing.
     (early_config.rootpath / "var" / "static").mkdir(parents=True, exist_ok=True)
     options = parser.parse_known_args(list(args))
     if options.help or options.version:  # settings are read, nothing is connected to
         os.environ.setdefault("DATABASE_URL", "postgres://127.0.0.1/none")
         os.environ.setdefault("REDIS_URL", "redis://127.0.0.1/0")
         return
-    # A time-out or a CI that ends it: what was started goes, as after Ctrl-C.
+    # A time-out, or a CI that ends the tests, stops the services like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     services = ExitStack()
     early_config.add_cleanup(services.close)
@@ -56,7 +56,7 @@ def pytest_load_initial_conftests(
 
 
 def start(services: ExitStack) -> None:
-    """Start what the environment does not name, in a place that goes when `services` closes."""
+    """Start the services that the environment does not name; closing `services` removes them."""
     place = Path(tempfile.mkdtemp(prefix="truebeat-tests-"))
     services.callback(shutil.rmtree, place)
     if not os.environ.get("DATABASE_URL"):

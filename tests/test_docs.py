@@ -1,4 +1,4 @@
-"""The documents against the code: what they name is there, and what is there is named."""
+"""Holds the documents against the code: names in documents exist, and events are documented."""
 
 import ast
 import importlib
@@ -67,7 +67,7 @@ def spans(text: str) -> list[str]:
 
 
 def section(text: str, heading: str) -> str:
-    """Return what stands under a heading, up to the next one of its level."""
+    """Return the text under a heading, up to the next heading of its level."""
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
@@ -203,7 +203,7 @@ def test_the_table_of_transitions_names_states() -> None:
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
-    """Yield the documents' command lines: those of blocks, and those that stand in the text."""
+    """Yield the documents' command lines, from code blocks and from the text."""
     for block in blocks("sh", "console"):
         lines = block.text.splitlines()
         if block.language == "console":
@@ -278,7 +278,7 @@ def test_postgres_takes_all_sql(block: Block) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_takes_all_examples(block: Block) -> None:
-    """What defines a task is not called: it would stay in the app."""
+    """Code that defines a task is not called: the task would stay in the app."""
     tree = ast.parse(block.text)
     if "@shared_task" in block.text:
         tree.body = [line for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
@@ -352,7 +352,7 @@ def events_of(module: ast.Module) -> Iterator[str]:
 
 
 def names_in(node: ast.expr, function: ast.FunctionDef, module: ast.Module) -> Iterator[str]:
-    """Yield what an expression for a name can be."""
+    """Yield the possible values of an expression for a name."""
     if isinstance(node, ast.Constant):
         yield str(node.value)
     elif isinstance(node, ast.IfExp):
@@ -369,7 +369,7 @@ def names_in(node: ast.expr, function: ast.FunctionDef, module: ast.Module) -> I
 
 
 def values_of(name: str, function: ast.FunctionDef, module: ast.Module) -> Iterator[ast.expr]:
-    """Yield what is assigned to a name in a function, or given for it by the function's callers."""
+    """Yield values assigned to a name in a function, or passed for it by the function's callers."""
     parameters = [argument.arg for argument in function.args.args if argument.arg != "self"]
     for node in ast.walk(module if name in parameters else function):
         if name in parameters:

@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md: who imports whom, read from the sources."""
+"""The layers of docs/architecture.md: the imports between packages, read from the sources."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What stands in `scheduling/`, from low to high: each imports from earlier layers only.
+# The packages and modules of `scheduling/`, from low to high: each imports from earlier rows only.
 LAYERS = (
     ("base_job", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
     ("postgres",),
@@ -49,7 +49,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def nearest(name: str, known: dict[str, Path]) -> str:
-    """Return the module that holds what `name` names; "" where it is none of the known ones."""
+    """Return the known module to which a dotted name belongs, or ""."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name

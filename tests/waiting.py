@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, and for their end."""
+"""Waits for effects of other processes, and for their end."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def wait_for(predicate: Callable[[], T], *, timeout: float = 10.0, message: str 
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether it runs; one that ended but was not waited for yet does not."""
+    """Return whether a process runs; a zombie, which has ended already, does not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

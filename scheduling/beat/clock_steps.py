@@ -1,8 +1,8 @@
 """Notices steps of the ledger's clock, and corrects rows that are ahead of it afterwards.
 
-Postgres's clock is the only one, and an operator, a hypervisor or NTP can step it. A lease that was
-renewed a second before a step forward looks as if it had run out; one from before a step back ends
-a minute too late. Each beat compares that clock with the monotonic clock of its own machine.
+Postgres's clock is the only clock, and an operator, a hypervisor or NTP can step it. After a step
+forward, a lease that was renewed a second ago looks expired. After a step back, a lease ends too
+late. Each beat compares the ledger's clock with the monotonic clock of its own machine.
 """
 
 import logging
@@ -16,10 +16,10 @@ from scheduling.logs import event
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.05  # of a lease: a shorter step cannot end a lease before its worker has let go of it
+SHARE = 0.05  # of a lease: a shorter step cannot end a lease before its worker gives it up
 
-# A queued run had come due by the clock of then. Once the clock has gone back, a claim would refuse
-# it, and its hint would not be missed, until the clock has come by again.
+# A queued run was due by the clock before the step back. Until the clock reaches that time again,
+# a claim would refuse the run, and a lost hint of it would not be noticed.
 QUEUED_AHEAD = """
 UPDATE scheduling_run SET queued_at = statement_timestamp(),
     run_at = LEAST(run_at, statement_timestamp())
@@ -28,7 +28,7 @@ UPDATE scheduling_run SET queued_at = statement_timestamp(),
 
 
 class _Offset(NamedTuple):
-    """How far the ledger's clock is ahead of the monotonic clock, in seconds: between the two."""
+    """Bounds of the seconds by which the ledger's clock is ahead of the monotonic clock."""
 
     least: float
     most: float
@@ -38,9 +38,9 @@ class _Offset(NamedTuple):
 class ClockSteps:
     """Notices steps of the ledger's clock.
 
-    An answer was given some time between question and answer, so its clock bounds the offset of the
-    two clocks. Where two such bounds do not meet, the clock was stepped in between; an answer that
-    came late is none.
+    The ledger reads its clock between the question and the answer, so each answer bounds the offset
+    of the two clocks. If the bounds of two answers do not overlap, the clock was stepped in
+    between. A late answer alone gives wide bounds, and is not taken for a step.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class ClockSteps:
         """Return by how many seconds the clock was stepped since the last calls; 0.0 if it was not.
 
         Args:
-            now: what the ledger's clock said.
-            asked: when it was asked, and `answered` when it had answered, by the monotonic clock.
+            now: the answer of the ledger's clock.
+            asked: the instant of the question; `answered` that of the answer, both monotonic.
         """
         said, lease = now.timestamp(), settings.RUN_LEASE.total_seconds()
         found, known = _Offset(said - answered, said - asked, answered), self._offset
@@ -68,7 +68,7 @@ class ClockSteps:
 
 
 def settle_queued() -> int:
-    """Let queued runs start that a step back has left ahead of the clock; return how many."""
+    """Make queued runs due that a step back has left ahead of the clock; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(QUEUED_AHEAD)
         moved = int(cursor.rowcount)

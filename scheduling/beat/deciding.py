@@ -22,10 +22,10 @@ from scheduling.schedules.planning import MOMENT, spread_offset
 from scheduling.schedules.rules import RuleFields, as_planned, build_rule
 from scheduling.task_options import CallOptions
 
-GRACE = timedelta(minutes=1)  # what `none` still counts as in time, unless the policy says
-COUNT_MAX = 2**31 - 1  # what the column holds
-CATCH_UP_STEP = 200  # instants that `all` makes runs of, per plan and tick
-NO_QUEUE = "celery"  # in the row of what never runs
+GRACE = timedelta(minutes=1)  # within which `none` still runs, unless the policy has a window
+COUNT_MAX = 2**31 - 1  # the largest value of the column
+CATCH_UP_STEP = 200  # runs that `all` makes of missed instants, per plan and tick
+NO_QUEUE = "celery"  # in the row of a run that is skipped because it has no queue
 CATCH_UP_MAX = 1000  # unfinished runs beyond which `all` skips the rest
 
 
@@ -53,21 +53,21 @@ class Due(NamedTuple):
     spread: timedelta
     deadline_after: timedelta | None
     expire_seconds: int | None
-    # Of a plan that was edited: the rule that made it due, and until when it counted.
+    # If the plan was edited: the rule that made it due, and the instant until which it counted.
     rule: str
     replaced_at: datetime
     fields: RuleFields
-    # Where its runs go, or why they can go nowhere; None where nothing has asked yet.
+    # Where its runs go, or the problem; None if the router has not been asked yet.
     sent: CallOptions | str | None = None
 
     @property
     def until(self) -> datetime:
-        """Up to when its occurrences are to be dealt with."""
+        """The instant up to which its occurrences are decided on."""
         return min(self.now, self.replaced_at) if self.needs_plan else self.now
 
 
 class Unfinished(NamedTuple):
-    """How many runs of a schedule are not final yet."""
+    """The numbers of runs of a schedule that are not final yet."""
 
     running: int = 0
     held: int = 0
@@ -75,7 +75,7 @@ class Unfinished(NamedTuple):
 
 
 class NewRun(NamedTuple):
-    """One row to write; in WRITE's order."""
+    """A run to write, in the order of WRITE's columns."""
 
     id: UUID
     schedule_id: int
@@ -93,14 +93,14 @@ class NewRun(NamedTuple):
 
 
 class Fate(TypedDict):
-    """What an overlap makes of a run: these fields of it."""
+    """The state and reason of a run, as the overlap policy decides."""
 
     state: str
     reason: str
 
 
 class Moved(NamedTuple):
-    """Where a plan stands afterwards; in WRITE's order."""
+    """The new state of a plan, in the order of WRITE's columns."""
 
     schedule_id: int
     next_due_at: datetime | None
@@ -113,11 +113,11 @@ class Moved(NamedTuple):
 def decide(
     plan: Due, unfinished: Unfinished, step: int = CATCH_UP_STEP
 ) -> tuple[list[NewRun], Moved]:
-    """Return the runs that a due plan becomes, up to `step`, and where the plan stands then.
+    """Return the runs that a due plan becomes, up to `step`, and the new state of the plan.
 
-    An instant that an edit has replaced before it came due becomes nothing: the schedule is planned
-    anew. One that was due before the edit is fired as it was planned. What cannot be evaluated is
-    recorded as skipped, and its schedule put in quarantine: it must not stop the others.
+    If an edit replaced the instant before it came due, no run is made, and the schedule is planned
+    anew. An instant that was due before the edit fires as it was planned. A plan that cannot be
+    evaluated is recorded as skipped, and its schedule goes to quarantine: it must not stop others.
     """
     if plan.needs_plan and plan.next_due_at > plan.replaced_at:  # the first edit's, of several
         return [], Moved(plan.schedule_id, None, plan.last_due_at, 0)
@@ -152,10 +152,10 @@ def _quarantined(plan: Due, problem: str) -> tuple[list[NewRun], Moved]:
 
 
 def _before_the_edit(plan: Due) -> Due:
-    """Return an edited plan with the rule that made it due; with none where that is not known.
+    """Return an edited plan with the rule that made it due; without a rule if that is unknown.
 
-    Whether it was a one-off before is not known either: one that an edit has given another rule is
-    fired for the instant that was planned alone, and still has its new one before it.
+    It is also unknown whether the schedule was a one-off before. If an edit gave a one-off another
+    rule, only the planned instant fires, and the instant of the new rule is still to come.
     """
     fields = as_planned(plan.rule, plan.fields)
     try:
@@ -172,12 +172,12 @@ def _before_the_edit(plan: Due) -> Due:
 def _catch_up(
     plan: Due, unfinished: Unfinished, step: int
 ) -> tuple[list[NewRun], datetime | None, datetime]:
-    """Return the runs for what is due, the next instant, and the last one that was dealt with."""
+    """Return the runs for the due instants, the next instant, and the last one decided on."""
     due, until = plan.next_due_at, plan.until
     late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
     unknown = plan.needs_plan and not plan.rule
     if unknown or (plan.one_off and not _comes_again(plan)):
-        # What comes after it is not this rule's to say.
+        # The next instant does not follow from this rule.
         return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
     rule = build_rule(plan.fields, plan.anchor_at)
     if late:
@@ -194,7 +194,7 @@ def _catch_up(
         return _skip_days_off(plan, rule)
     latest = stands_for = recurrence.latest_between(rule, due, until) or due
     working = rule
-    if plan.fields.days_off:  # one run stands for all that was to run
+    if plan.fields.days_off:  # one run stands for all missed occurrences on working days
         working = recurrence.working(rule)
         stands_for = recurrence.latest_between(working, due, latest) or due
     missed = recurrence.count_between(working, due, latest)
@@ -209,20 +209,20 @@ def _day_off(plan: Due, due: datetime) -> str:
     try:
         return recurrence.day_off(build_rule(plan.fields, plan.anchor_at), due)
     except recurrence.RecurrenceError:
-        if plan.needs_plan:  # an edit has spoilt it since: what was due already is due
+        if plan.needs_plan:  # a later edit broke the rule: this occurrence was due before it
             return ""
         raise
 
 
 def _comes_again(plan: Due) -> bool:
-    """Return whether a one-off has another occurrence to run at, this one being on a day off."""
+    """Return whether a one-off runs at a later occurrence, because this one is on a day off."""
     return plan.fields.clocked_time is None and bool(_day_off(plan, plan.next_due_at))
 
 
 def _skip_days_off(
     plan: Due, rule: recurrence.Rule
 ) -> tuple[list[NewRun], datetime | None, datetime]:
-    # What was missed on the same days off is counted on this row; what was to run comes next.
+    # This row counts the occurrences missed on the same days off; working days come next.
     due, upto, working = plan.next_due_at, plan.until, recurrence.working(rule)
     if recurrence.fires_between(working, due, upto) and (
         first := recurrence.next_after(working, due)
@@ -243,7 +243,7 @@ def _skipped_as_late(plan: Due, coalesced: int = 0) -> NewRun:
 
 
 def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime | None, datetime]:
-    # The rest that is late too is counted on this row; what is still in time comes next.
+    # This row counts all late occurrences; those still in time come next.
     due, in_time = plan.next_due_at, min(_in_time_since(plan), plan.until)
     missed = recurrence.count_between(rule, due, in_time)
     last = recurrence.latest_between(rule, due, in_time) or due
@@ -277,7 +277,7 @@ def _run_for_each(plan: Due, rule: recurrence.Rule, step: int) -> list[NewRun]:
 
 
 def hold(run: NewRun) -> NewRun:
-    """Return the run as one that waits for its schedule's earlier ones, unless it is skipped."""
+    """Return the run as held: it waits for earlier runs of its schedule, unless it is skipped."""
     return run._replace(state=State.HELD) if run.state == State.SCHEDULED else run
 
 
@@ -289,7 +289,7 @@ def _one_at_a_time(runs: list[NewRun], unfinished: Unfinished) -> list[NewRun]:
 
 
 def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> list[NewRun]:
-    """Return the runs as the overlap policy lets them start; those made together overlap too."""
+    """Return the runs as the overlap policy lets them start; new runs overlap each other, too."""
     starting = [run for run in runs if run.state == State.SCHEDULED]
     if plan.overlap == Overlap.ALLOW or len(starting) + unfinished.all < 2:
         return runs
@@ -298,7 +298,7 @@ def _without_overlap(plan: Due, unfinished: Unfinished, runs: list[NewRun]) -> l
 
 
 def _fates(overlap: str, unfinished: Unfinished, starting: list[NewRun]) -> Iterator[Fate]:
-    """Yield what becomes of each run that would start, oldest first."""
+    """Yield the fate of each run that would start, the oldest first."""
     if overlap == Overlap.REPLACE:
         reason = f"overlap: replaced by the run due {starting[-1].due_at.isoformat()}"
         yield from [Fate(state=State.SKIPPED, reason=reason)] * (len(starting) - 1)
@@ -327,16 +327,17 @@ def _run(
     coalesced: int = 0,
     stands_for: datetime | None = None,
 ) -> NewRun:
-    """Return the row of the occurrence `due`; it expires by the last one that it stands for.
+    """Return the row of the occurrence `due`. It is skipped on a day off.
 
-    The schedule's own expiry goes before that of its task. One on a day off is skipped.
+    Its expiry counts from the last occurrence that it stands for. The schedule's own expiry takes
+    precedence over that of its task.
     """
     if state == State.SCHEDULED and (why := _day_off(plan, due)):
         state, reason = State.SKIPPED, why
     offset = spread_offset(plan.schedule_id, plan.spread) if plan.spread else timedelta(0)
     deadline = None if plan.deadline_after is None else due + plan.deadline_after
     expires = plan.fields.expires and _later(plan.fields.expires, offset)
-    sent = cast("CallOptions", plan.sent)  # `decide` has seen to it
+    sent = cast("CallOptions", plan.sent)  # `decide` has set it
     own = sent.expires if plan.expire_seconds is None else timedelta(seconds=plan.expire_seconds)
     if isinstance(own, timedelta):
         own = _later((stands_for or due) + offset, own)
@@ -349,7 +350,7 @@ def _run(
 
 
 def _later(end: datetime, offset: timedelta) -> datetime | None:
-    """Return the end moved by an offset; None, which is no end, beyond what a datetime can hold."""
+    """Return the end moved by an offset; None (without end) if a datetime cannot hold it."""
     try:
         return end + offset
     except OverflowError:

@@ -1,8 +1,8 @@
 """publish: pushes hints of runs whose time has come to Redis, and pushes lost hints again.
 
-Commit first, then push: a crash between the two leaves queued runs without hints, which `resend`
-finds by looking at what lies in Redis. The backlog stays in Postgres, where priority, deadline and
-cancel act on it; of each queue and priority only a window of hints lies in Redis.
+Commit first, then push: a crash in between leaves queued runs without hints, and `resend` finds
+them by comparing the runs with the lists in Redis. The backlog stays in Postgres, where priority,
+deadline and cancel act on it. Redis holds only a window of hints for each queue and priority.
 """
 
 import logging
@@ -27,12 +27,12 @@ from scheduling.runs.hints import PIECE, UNUSABLE, Broker, Hint, Lane
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1500  # more than beat fires at a time, so that a lane is seen to be empty
+BATCH = 1500  # more than beat fires at a time, so that one batch empties a lane
 NOTHING: Mapping[Lane, int] = MappingProxyType({})
-FRONT_AT_LEAST = 1000  # hints that the front's lane takes, however small the window is
-LOST_AFTER = timedelta(seconds=3)  # a queued run this old whose hint is nowhere has lost it
-LOST_BY_AGE = timedelta(minutes=10)  # the same, before a very long list is looked through
-SEARCH_PIECES = 5  # of a very long list that are looked through at once
+FRONT_AT_LEAST = 1000  # hints that a lane of priority front takes, also with a small window
+LOST_AFTER = timedelta(seconds=3)  # a younger hint may still be on its way to Redis
+LOST_BY_AGE = timedelta(minutes=10)  # the same, for a search through a very long list
+SEARCH_PIECES = 5  # pieces of a very long list that one search step reads
 
 QUEUE = """
 WITH due AS MATERIALIZED (
@@ -51,9 +51,9 @@ SELECT id, attempt, task, queue, priority, options FROM queued ORDER BY run_at, 
 
 
 class Published(NamedTuple):
-    """What one `publish` did: hints pushed, and seconds until the next waiting run may start.
+    """The effect of one `publish`: hints pushed, and seconds until the next run may start.
 
-    `room` is how many hints each lane can still take: none where runs may still wait.
+    `room` says how many more hints each lane can take: 0 if runs may still wait for it.
     """
 
     hints: int
@@ -70,19 +70,20 @@ def publish(
 ) -> Published:
     """Queue and push up to `limit` runs of each lane that has room in its window.
 
-    The room of the `others`, where nothing may wait, is told as well. So many hints as `coming`
-    says are on their way into their lanes, and are counted as if they were there. `lanes` is what a
-    beat knows of what waits; without it, all lanes are looked at.
+    Args:
+        others: further lanes whose room is returned, although no run may wait for them.
+        coming: hints that are on their way into a lane; they count as if they were there.
+        lanes: the lanes that a beat knows to have work; None: look at all lanes.
     """
     if broker.unsure:
         settle_unsure(broker)
     waiting = (lanes or Lanes()).look()
     pushed, room = 0, dict[Lane, int]()
     if asked := {*waiting.due, *others}:
-        # Fails where Redis is away or takes no writes, before anything is queued.
+        # Fails before any run is queued if Redis is away or refuses writes.
         lengths = broker.lengths(asked)
         room = {lane: _room(lane, lengths[lane] + coming.get(lane, 0)) for lane in asked}
-        _tell_runs(broker)
+        _note_unusable(broker)
         for lane, low in waiting.due.items():
             hints = _queue(lane, min(limit, room[lane]), low)
             pushed += push(broker, hints)
@@ -100,8 +101,8 @@ UPDATE scheduling_run SET reason = %(reason)s
 """
 
 
-def _tell_runs(broker: Broker) -> None:
-    """Note with the runs of a lane that cannot be used why they wait."""
+def _note_unusable(broker: Broker) -> None:
+    """Write into the runs of an unusable lane why they wait."""
     while broker.unusable:
         lane, why = broker.unusable.popitem()
         reason = f"queue {lane.queue[:60]!r} cannot be used: {why}"[:500]
@@ -110,10 +111,10 @@ def _tell_runs(broker: Broker) -> None:
 
 
 def settle_unsure(broker: Broker) -> int:
-    """Push again what a failed push has left out; return how many hints.
+    """Push the hints again that a failed push has left out; return how many.
 
-    Before that, nothing more is queued: or the runs whose hints are nowhere would grow in number
-    with each try, beyond all windows, and would be pushed together in the end.
+    This happens before any more runs are queued. Otherwise the queued runs without hints would grow
+    in number with each try, beyond all windows, and all their hints would be pushed at once.
     """
     unsure = list(broker.unsure)
     by_lane = defaultdict[Lane, set[UUID]](set)
@@ -121,7 +122,7 @@ def settle_unsure(broker: Broker) -> int:
         by_lane[Lane(hint.queue, hint.priority)].add(_uuid(hint.id))
     lost = list[UUID]()
     for lane, length in broker.lengths(by_lane).items():
-        if not _is_too_long(lane, length):  # else `resend` looks for them, by and by
+        if not _is_too_long(lane, length):  # else `resend` looks for them, piece by piece
             lost += by_lane[lane] - broker.ids_in(lane)
     sent = _resend(broker, lost, timedelta(0)) if lost else 0
     broker.unsure.difference_update(unsure)
@@ -146,7 +147,7 @@ class Pushes:
         self._under_way: Future[int] | None = None
 
     def begin(self, hints: Sequence[Hint]) -> None:
-        """Push hints; if the last push is still under way, once that has ended."""
+        """Push hints in the background, after the last push has ended."""
         try:
             self.end()
         except Exception:
@@ -156,11 +157,11 @@ class Pushes:
         self._under_way = self._thread.submit(push, self._broker, hints)
 
     def coming(self) -> Mapping[Lane, int]:
-        """Return how many hints may not have arrived in their lanes yet."""
+        """Return how many hints of each lane are still on their way."""
         return self._lanes if self._under_way and not self._under_way.done() else NOTHING
 
     def end(self) -> None:
-        """Wait until what was begun has ended; raise what went wrong with it."""
+        """Wait until the last push has ended, and raise its error."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
@@ -178,7 +179,7 @@ def _window(lane: Lane) -> int:
 
 
 def _queue(lane: Lane, limit: int, low: datetime | None = None) -> list[Hint]:
-    """Queue up to `limit` runs of the lane that may start, from `run_at` = `low` on."""
+    """Queue up to `limit` due runs of the lane whose `run_at` is not before `low`."""
     if limit <= 0:
         return []
     parameters = {**lane._asdict(), "limit": limit, "low": low}
@@ -211,13 +212,17 @@ RETURNING id, attempt, task, queue, priority, options
 
 
 def resend(broker: Broker, limit: int = BATCH, low: datetime | None = None) -> int:
-    """Push again the hints of queued runs that lie nowhere in Redis; return how many.
+    """Push the hints of queued runs again that are missing in Redis; return how many.
 
-    By content, never by age: however long a queue is, what lies in it is not sent again. A list
-    that plain Celery messages make longer than twice its window is looked through by and by, and
-    only for runs that were queued LOST_BY_AGE ago. No run was queued before `low`.
+    A hint is missing if its id is in none of the lists, never because of its age alone: so a long
+    queue causes no second hints. If plain Celery messages make a list longer than twice its window,
+    it is searched piece by piece, and only for runs that were queued LOST_BY_AGE ago.
+
+    Args:
+        low: no run was queued earlier.
     """
-    ask_ledger_id()  # after a fail-over it may be another: workers refuse hints of the one before
+    # After a fail-over the id may be another one, and workers refuse hints with the old id.
+    ask_ledger_id()
     parameters: dict[str, Any] = {"by_age": LOST_BY_AGE, "lost_after": LOST_AFTER, "low": low}
     with connection.cursor() as cursor:
         cursor.execute(OLD_LANES, parameters)
@@ -241,18 +246,18 @@ def _lost_of(
     if _is_too_long(lane, length):
         return _searched_for(broker, lane, low) if very_old else []
     broker.searches.pop(lane, None)
-    # The list before the rows: a hint that is pushed or taken in between must not look lost.
+    # The list first, then the rows: a hint that is pushed or taken in between must not look lost.
     there = broker.ids_in(lane)
     return [run_id for run_id in _old_queued(lane, low) if run_id not in there]
 
 
 def _is_too_long(lane: Lane, length: int) -> bool:
-    """Return whether a list is too long to be looked through at once, for plain messages."""
+    """Return whether plain messages make a list too long to be searched at once."""
     return length > 2 * _window(lane)
 
 
 def _old_queued(lane: Lane, low: datetime | None, since: timedelta = timedelta(0)) -> list[UUID]:
-    """Return the lane's queued runs whose hints may be lost, and were so early as `since` ago."""
+    """Return the lane's queued runs whose hints could be lost `since` ago already."""
     parameters: dict[str, Any] = {**lane._asdict(), "age": since + LOST_AFTER, "low": low}
     with connection.cursor() as cursor:
         cursor.execute(OLD_QUEUED, parameters)
@@ -260,7 +265,7 @@ def _old_queued(lane: Lane, low: datetime | None, since: timedelta = timedelta(0
 
 
 class Search:
-    """A long list is looked through a few pieces at a time, for runs that were queued before."""
+    """A search through a long list, a few pieces at a time, for runs queued before it began."""
 
     def __init__(self, wanted: Iterable[UUID]) -> None:
         self.missing = set(wanted)
@@ -272,9 +277,9 @@ class Search:
         return timedelta(seconds=time.monotonic() - self._begun)
 
     def goes_on(self, broker: Broker, lane: Lane) -> bool:
-        """Look through some more of it; return whether there is more still.
+        """Read the next pieces; return whether there are more.
 
-        New messages come in at the head, where it began: what stays is never passed over.
+        New messages enter at the head, where the search began, so it skips no old message.
         """
         for _ in range(SEARCH_PIECES):
             ids = broker.ids_from(lane, self._first)
@@ -286,13 +291,13 @@ class Search:
 
 
 def _searched_for(broker: Broker, lane: Lane, low: datetime | None) -> list[UUID]:
-    """Go on with the search through a long list; return what is in none of it, at its end."""
+    """Go on with the search through a long list; at its end, return the missing runs."""
     search: Search = broker.searches.get(lane) or Search(_old_queued(lane, low))
     broker.searches[lane] = search
     if search.goes_on(broker, lane):
         return []
     del broker.searches[lane]
-    # What was queued again meanwhile may lie where the search has been.
+    # A run that was queued again meanwhile may have its hint in a piece that was read before.
     return [run_id for run_id in _old_queued(lane, low, search.age) if run_id in search.missing]
 
 

@@ -88,7 +88,7 @@ LOCK_NEWEST = LOCK_DUE.replace("ORDER BY next_due_at LIMIT", "ORDER BY next_due_
 
 
 def lock_due(low: datetime, limit: int, *, newest: bool = False) -> Sequence[Alike]:
-    """Lock up to `limit` due plans whose instant is after `low`; return them, those alike as one.
+    """Lock up to `limit` due plans whose instant is after `low`; return them grouped.
 
     The plans with the oldest instants come first, or with the newest.
     """

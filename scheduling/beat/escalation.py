@@ -1,9 +1,9 @@
 """escalate: waiting runs get a higher priority near their deadline, or after a long wait.
 
 Only the ledger is written. A run whose hint lies in Redis becomes scheduled again, and `publish`
-sends a second hint to its new lane, in its order there and as far as that lane has room. The first
-hint stays where it is: whichever comes first starts the run, and the other is refused like any
-second one. Until a worker has come to it, it takes room in its old lane's window, no more.
+pushes a second hint into its new lane, in order and if that lane has room. The first hint stays in
+its lane. The hint that a worker takes first starts the run, and the other is refused. Until then
+the old hint takes up room in the window of its lane.
 """
 
 import logging
@@ -36,7 +36,7 @@ RETURNING r.id, r.task, r.deadline, r.queue, CASE WHEN run_at <= statement_times
     THEN GREATEST(run_at, '0001-01-03Z') END
 """  # noqa: S608 (constants only)
 
-# Each has an index of its own, which does not hold what has been raised already.
+# Each statement has an index of its own, which leaves out runs that are escalated already.
 BY_DEADLINE = """
 WITH chosen AS MATERIALIZED (
     SELECT id FROM scheduling_run
@@ -54,7 +54,7 @@ NEAR = BY_DEADLINE.format(
     rest=ESCALATE,
 )
 
-# Of the queues in which runs may start: one probe of run_scheduled for each.
+# One probe of the index run_scheduled for each queue in which runs may start.
 BY_AGE_SCHEDULED = f"""
 WITH queue AS (
     SELECT * FROM unnest(%(queues)s::text[], %(lows)s::timestamptz[]) AS queue (name, low)),
@@ -67,7 +67,7 @@ chosen AS MATERIALIZED (
          ORDER BY run_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED) old)
 {ESCALATE}"""  # noqa: S608
 
-# Of what lies in Redis, all is looked at: it is bounded by the windows.
+# All queued runs are looked at: the windows bound their number.
 BY_AGE_QUEUED = f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM scheduling_run
@@ -78,8 +78,8 @@ WITH chosen AS MATERIALIZED (
 {ESCALATE}"""  # noqa: S608
 
 
-class Raised(NamedTuple):
-    """A run that went up; `run_at` is None where its time is still to come."""
+class Escalated(NamedTuple):
+    """A run with a higher priority; `run_at` is None if its time is still to come."""
 
     id: UUID
     task: str
@@ -95,17 +95,20 @@ def escalate_for_deadlines(
     near: datetime | None = None,
     lanes: Lanes | None = None,
 ) -> int:
-    """Raise waiting runs: to the front past their deadline, to high near it; return how many.
+    """Escalate waiting runs: to front past their deadline, to high near it; return how many.
 
-    Where the deadline has passed, each is told of. What a retry has lowered is raised again. No
-    deadline is before `passed`, or `near`; the `lanes` learn of what waits in them now.
+    Each passed deadline is logged. A run that a retry has lowered is escalated again.
+
+    Args:
+        passed: no deadline that has passed is earlier; `near`: no deadline that is near is earlier.
+        lanes: is given the lanes in which the runs wait now.
     """
-    late = _raise(PASSED, Priority.FRONT, lanes, {"limit": limit, "low": passed})
+    late = _escalate(PASSED, Priority.FRONT, lanes, {"limit": limit, "low": passed})
     for run in late:
         event(logger, "deadline_passed", level=logging.WARNING, run=run.id, task=run.task,
               deadline=run.deadline and run.deadline.isoformat())  # fmt: skip
     parameters = {"near": settings.DEADLINE_NEAR, "limit": limit, "low": near}
-    close = _raise(NEAR, Priority.HIGH, lanes, parameters)
+    close = _escalate(NEAR, Priority.HIGH, lanes, parameters)
     if late or close:
         event(logger, "runs_raised", front=len(late), high=len(close), why="deadline")
     return len(late) + len(close)
@@ -114,23 +117,26 @@ def escalate_for_deadlines(
 def escalate_for_age(
     limit: int = AGED_BATCH, *, queued: datetime | None = None, lanes: Lanes | None = None
 ) -> int:
-    """Raise runs that have waited long since `run_at` by one step, never to the front.
+    """Escalate runs that have waited long since `run_at` by one step, never to front.
 
-    What is low becomes medium after AGE_AFTER, what is medium becomes high after twice that. Only
-    the `limit` oldest of each queue do at a time, and of what lies in Redis: enough that each has
-    its turn, too few for a great backlog of low ones to become a backlog of high ones. No run was
-    queued before `queued`; the `lanes` are what is known of what waits.
+    A low run becomes medium after AGE_AFTER, and a medium run becomes high after twice that time.
+    At most `limit` runs of each queue do at a time, the oldest first, and as many runs in Redis. So
+    each run has its turn, and a large backlog of low runs does not become one of high runs.
+
+    Args:
+        queued: no run was queued earlier.
+        lanes: the lanes with waiting runs, as far as a beat knows them.
 
     Returns:
-        How many were raised.
+        The number of escalated runs.
     """
     age: timedelta = settings.AGE_AFTER
     if age <= timedelta(0):
         return 0
     lanes = lanes or Lanes()
     due = lanes.look().due
-    raised = 0
-    # The higher step first, so that none goes up two at once.
+    escalated = 0
+    # The higher step first, so that no run goes up two steps at once.
     for step, to, after in (
         (Priority.MEDIUM, Priority.HIGH, 2 * age),
         (Priority.LOW, Priority.MEDIUM, age),
@@ -140,24 +146,24 @@ def escalate_for_age(
         parameters = {"from": step, "age": after, "limit": limit, "queued": queued}
         parameters |= {"queues": names, "lows": lows}
         for statement in (BY_AGE_SCHEDULED, BY_AGE_QUEUED):
-            raised += len(_raise(statement, to, lanes, parameters))
-    if raised:
-        event(logger, "runs_raised", runs=raised, why="age")
-    return raised
+            escalated += len(_escalate(statement, to, lanes, parameters))
+    if escalated:
+        event(logger, "runs_raised", runs=escalated, why="age")
+    return escalated
 
 
 def age_every() -> timedelta:
-    """Return how often to look for runs that have waited long."""
+    """Return the time between two looks for runs that have waited long."""
     return min(AGE_EVERY, max(settings.AGE_AFTER / 10, timedelta(seconds=1)))
 
 
-def _raise(
+def _escalate(
     statement: str, to: Priority, lanes: Lanes | None, parameters: Mapping[str, Any]
-) -> list[Raised]:
+) -> list[Escalated]:
     with connection.cursor() as cursor:
         cursor.execute(statement, {**parameters, "to": to.value})
-        raised = [Raised(*row) for row in cursor.fetchall()]
-    for run in raised:
+        escalated = [Escalated(*row) for row in cursor.fetchall()]
+    for run in escalated:
         if lanes is not None and run.run_at is not None:
             lanes.add(Lane(run.queue, to), run.run_at)
-    return raised
+    return escalated

@@ -2,7 +2,7 @@
 
 1. `due_plans` locks the due plans and reads plans that are alike as one.
 2. `decisions` divides them until each part needs one decision, and `deciding` decides.
-3. `new_rows` gathers runs that differ in their ids alone, and queues those that find room.
+3. `new_rows` gathers runs that differ in their ids alone, and queues runs that find room.
 4. WRITE writes the runs and the plans.
 """
 
@@ -164,7 +164,7 @@ def _lanes_of(runs: Iterable[Runs], now: datetime) -> dict[Lane, datetime | None
 
 
 def rehearse() -> None:
-    """Fire nothing, so that a new session of Postgres has read what the first batch needs."""
+    """Fire nothing: a new session of Postgres reads the catalogs that the first batch needs."""
     with transaction.atomic():
         due_plans.lock_due(NEVER, 1)
         _write((), ())

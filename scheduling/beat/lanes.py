@@ -10,7 +10,7 @@ from scheduling.postgres.sql import arrays
 from scheduling.runs.hints import Lane
 
 OVERLAP = timedelta(seconds=0.5)  # a commit may take this long, and still be seen by the next look
-BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)  # nothing is told apart before this instant
+BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)  # earlier instants count as this one
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 # A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
@@ -29,9 +29,9 @@ SELECT queue, priority, extract(epoch FROM run_at - clock_timestamp())::float,
   FROM (VALUES (1)) always LEFT JOIN lane ON true
 """
 
-# The same without a look at what lies outside: lanes that are known to have runs that may start,
-# from the earliest of these on, and runs whose time came between two instants, in any lane.
-# A row without a lane has the seconds until the next run may start, if that is soon.
+# A narrow look: lanes that are known to have due runs, from the earliest of these on, and runs of
+# any lane whose time came between two instants. A row without a lane has the seconds until the next
+# run may start, if that is soon.
 KNOWN_LANES = """
 SELECT lane.queue, lane.priority, -1::float, GREATEST(first.run_at, '0001-01-03Z'),
     statement_timestamp()
@@ -61,18 +61,18 @@ SELECT NULL, NULL, extract(epoch FROM min(run_at) - clock_timestamp())::float, N
 
 
 class Waiting(NamedTuple):
-    """Lanes with runs that may start now, and seconds until the next run may start."""
+    """Lanes with due runs, and the seconds until the next run may start."""
 
     due: Mapping[Lane, datetime | None]  # with the earliest `run_at`; None: look from the beginning
     next_in: float | None
 
 
 class Lanes:
-    """Knows which lanes have runs that may start.
+    """Knows which lanes have due runs.
 
-    A look at all lanes is a probe for each lane, and each probe reads past the dead index entries
-    that an old snapshot keeps. So where that takes long (`narrow`) a look reads only what has come
-    due since the last one, and the lanes that were found before.
+    A look at all lanes probes the index once for each lane, and each probe reads past the dead
+    entries that an old snapshot keeps. If that takes long (`narrow`), a look reads only the runs
+    that have come due since the last look, and the lanes that were found before.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Lanes:
 
     @property
     def due(self) -> Mapping[Lane, datetime | None]:
-        """The lanes that had runs that may start when they were looked at last."""
+        """The lanes that had due runs at the last look."""
         return self._due
 
     def look(self) -> Waiting:
@@ -97,9 +97,10 @@ class Lanes:
         return waiting
 
     def look_between(self, since: datetime | None, until: datetime) -> bool:
-        """Look for runs whose time came between two instants; return whether that brought news.
+        """Look for runs whose time came between two instants; return whether it found a new one.
 
-        `since` is None for the beginning of time.
+        Args:
+            since: None stands for the beginning of time.
         """
         rows = run_prepared(KNOWN_LANES, _between({}, since, until))
         news = False
@@ -109,7 +110,7 @@ class Lanes:
         return news
 
     def add(self, lane: Lane, run_at: datetime | None) -> bool:
-        """Note that a run of the lane may start from `run_at` on; return whether that is news."""
+        """Note a due run of the lane; return whether no earlier one was known."""
         known = self._due.get(lane, FOREVER)
         if known is None or (run_at is not None and run_at >= known):
             return False
@@ -117,7 +118,7 @@ class Lanes:
         return True
 
     def rewind(self, seconds: float) -> None:
-        """Look once more for runs whose time came in the last so many seconds."""
+        """Let the next look include runs whose time came in the last `seconds`."""
         if self._seen is not None:
             back = min(max(seconds, 0.0), (self._seen - BEFORE_ALL).total_seconds())
             self._seen -= timedelta(seconds=back)

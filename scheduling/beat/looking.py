@@ -1,10 +1,10 @@
 """Looks for work: one statement a tick, with one cheap index probe for each kind of work.
 
-While a dump or an idle transaction keeps an old snapshot, Postgres removes no entry of an index.
-What runs have left behind lies before everything that waits, and a look from the beginning reads
-past all of it. So a look that takes long becomes narrow: it begins where the last one ended, or
-with the first piece of work that was left. What lies before that (a row whose transaction took
-long, say) is looked for in slices, the newest first, for a small share of the time.
+While a dump or an idle transaction keeps an old snapshot, Postgres removes no index entry. The dead
+entries of old runs lie before all waiting work, and a look from the beginning of the index reads
+past all of them. So looks that take long become narrow: a narrow look begins where the last one
+ended, or at the first piece of work that was left. Earlier rows (of a transaction that took long,
+for example) are found in slices of the past, the newest first, for a small share of the time.
 """
 
 import json
@@ -27,14 +27,14 @@ from scheduling.postgres.sql import statement_timeout, was_timed_out
 
 logger = logging.getLogger(__name__)
 
-SLOW_FOR = 0.5  # seconds that slow looks have taken, one after the other, before they change
-MANY_PAGES = 400  # of tables and indexes: a look at a ledger at rest reads some forty
-TRY_BELOW = 0.3  # seconds of the whole way back, when it is worth a try to look at all of it
-WIDE_AGAIN = 1000  # so many times what the slow look took, looks stay as they are, at least
+SLOW_FOR = 0.5  # seconds that slow looks in a row have taken before they become narrow
+MANY_PAGES = 400  # of tables and indexes; a look reads some forty without an old snapshot
+TRY_BELOW = 0.3  # seconds of the whole way back below which a wide look is tried again
+WIDE_AGAIN = 1000  # looks stay narrow for this many times the seconds of the slow look
 WIDE_AGAIN_WITHIN = 600.0  # seconds
-DOUBT_WITHIN = 10.0  # seconds until it is asked again why looks are slow
+DOUBT_WITHIN = 10.0  # seconds until the pages of slow looks are counted again
 LOOK_BACK_WITHIN = 0.02  # seconds until a busy beat, which never waits, looks at the past as well
-THIS_SOON = timedelta(seconds=2)  # what a narrow look sees of the future
+THIS_SOON = timedelta(seconds=2)  # how far a narrow look sees into the future
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 ALWAYS = timedelta(days=1_000_000)
 MICROSECOND = timedelta(microseconds=1)
@@ -44,7 +44,7 @@ WAITS = "state IN ('scheduled', 'held', 'queued')"
 
 
 class Kind(NamedTuple):
-    """A kind of work: rows of a table, and the instant by which an index has them in order."""
+    """A kind of work: rows of a table, and the column by which an index orders them."""
 
     rows: str
     instant: str
@@ -93,7 +93,7 @@ UNHURRIED = """
                AND state IN ('scheduled', 'held', 'queued', 'running'))
 """
 
-# Each kind's first piece of work, from an instant of its own on.
+# The first piece of work of each kind, from an instant of its own on.
 LOOK_NARROWLY = f"SELECT statement_timestamp(),\n    {FIRSTS}"
 LOOK = f"{LOOK_NARROWLY},\n    {HELD}, {UNHURRIED}"
 LOOK_UNHURRIED = f"SELECT {UNHURRIED}"
@@ -102,7 +102,7 @@ FROM_THE_BEGINNING: dict[str, datetime | None] = dict.fromkeys(KINDS)
 
 
 def look_settings() -> dict[str, Any]:
-    """Return the parameters of LOOK, all but where it begins and ends."""
+    """Return the parameters of LOOK except for its bounds."""
     return {
         "lost_after": LOST_AFTER,
         "deadline_near": settings.DEADLINE_NEAR,
@@ -111,7 +111,7 @@ def look_settings() -> dict[str, Any]:
 
 
 def everywhere() -> dict[str, Any]:
-    """Return the parameters of a LOOK that sees everything."""
+    """Return the parameters of a LOOK without bounds."""
     return {**look_settings(), **FROM_THE_BEGINNING, "until": FOREVER, "ahead": ALWAYS}
 
 
@@ -126,7 +126,7 @@ def pages_read(sql: str, parameters: Mapping[str, Any]) -> int:
 
 
 class Look(NamedTuple):
-    """What there is to do."""
+    """The kinds of work that a tick has to do."""
 
     now: datetime
     next_due_in: float | None
@@ -142,17 +142,17 @@ class Look(NamedTuple):
 
 
 class Lookout:
-    """Looks for work, everywhere while that is cheap, else narrowly.
+    """Looks for work: everywhere while that is cheap, else narrowly.
 
-    `lows` says for each kind of work where it begins: nothing of that kind lies before it, as far
-    as this lookout knows. What a tick does then need not look before it either.
+    `lows` has a lower bound for each kind of work: as far as this lookout knows, no work of that
+    kind lies before it. The steps of a tick begin there as well.
     """
 
     def __init__(self) -> None:
         self.lanes = Lanes()
         self.lows = dict(FROM_THE_BEGINNING)
         self._slow: list[float] = []  # seconds of the last looks, while these were slow
-        self._wide_at = 0.0  # how looks are is not asked before
+        self._wide_at = 0.0  # monotonic: no doubt before this instant
         self._past = Slices(0, _place(FOREVER), SECOND)
         self._looked_back_at = 0.0
         self._now = FOREVER
@@ -165,7 +165,7 @@ class Lookout:
         return self.lanes.narrow
 
     def look(self) -> Look:
-        """Return what there is to do now."""
+        """Return the work to do now."""
         if not self.narrow:
             return self._look_everywhere()
         now, *firsts = run_prepared(LOOK_NARROWLY, self._parameters(self.lows, FOREVER))[0]
@@ -177,9 +177,9 @@ class Lookout:
         return self._found(True, *self._look_unhurried())
 
     def look_back(self, seconds: float) -> bool:
-        """Look at slices of the past for about so long; return whether work was found.
+        """Look at slices of the past for about `seconds`; return whether work was found.
 
-        Nothing is done while looks see everything, or when the past has had its share of the time.
+        It does nothing while looks are wide, or after the past has had its share of the time.
         """
         if not self.narrow:
             return False
@@ -197,19 +197,19 @@ class Lookout:
         return found
 
     def heard(self, seconds: float | None) -> None:
-        """Look soon for runs that waited so long before they could be seen; None: for how long?"""
+        """Look for runs that became visible `seconds` after their insert; None: unknown."""
         if seconds is None:
             self._past.begin_again()
         else:
             self.lanes.rewind(seconds)
 
     def after(self, kind: str) -> datetime:
-        """Return an instant after which all work of this kind is."""
+        """Return an instant such that all work of this kind comes after it."""
         low = self.lows[kind]
         return LONG_AGO if low is None else low - MICROSECOND
 
     def lower(self, kind: str, instant: datetime | None) -> None:
-        """Note that work of this kind begins at `instant`, or before; None: that it may."""
+        """Note that work of this kind begins at `instant`, or at an unknown one (None)."""
         low = self.lows[kind]
         if instant is None or instant <= BEFORE_ALL:
             self.lows[kind] = None
@@ -228,7 +228,7 @@ class Lookout:
         return self._found(*found[1 + len(KINDS) :])
 
     def _be_narrow(self, took: float) -> None:
-        """Look narrowly for some time if that reads less; a busy machine makes looks slow, too."""
+        """Look narrowly for some time if a look reads many pages; else the machine is just busy."""
         now = time.monotonic()
         pages = pages_read(LOOK, everywhere()) + pages_read(WAITING_LANES, {})
         self.lanes.narrow = pages > MANY_PAGES
@@ -240,7 +240,7 @@ class Lookout:
             self._wide_at = now + min(RARELY * took, DOUBT_WITHIN)
 
     def _note(self, now: datetime, firsts: Sequence[datetime | None]) -> None:
-        """Set the lows: the first piece of work, or just before what was looked at last."""
+        """Set the lows: the first piece of work of a kind, or an instant just before this look."""
         seen = dict.fromkeys(KINDS, now - OVERLAP)
         seen["queued"] -= LOST_AFTER
         seen["near"] += settings.DEADLINE_NEAR

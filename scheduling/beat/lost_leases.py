@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 SILENCE_MIN = 2.0  # seconds: beat itself sleeps for one between two looks
 
-# Since when there has been somebody to renew a lease with; GREATEST leaves a NULL out. Postgres's
-# own start can be ahead of a clock that was stepped back.
+# Since this instant workers could renew their leases: Postgres has been there since then. GREATEST
+# leaves out a NULL. Postgres's own start can be ahead of a clock that was stepped back.
 THERE_SINCE = """GREATEST(%(back_at)s::timestamptz, CASE
     WHEN pg_postmaster_start_time() < statement_timestamp() THEN pg_postmaster_start_time()
     ELSE '-infinity' END)"""
 
-# Not the clock of this very moment: it may have been stepped since beat last compared it.
+# Not the clock alone: it may have been stepped since beat last compared it.
 NOW = "LEAST(statement_timestamp(), %(now)s::timestamptz)"
 
 RUNNING = f"""
@@ -45,7 +45,7 @@ LOST = f"""{RUNNING}
  ORDER BY lease_expires_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
 """
 
-# Leases that end later than any could that was renewed by this clock: from before a step back.
+# Leases from before a step back: they end later than a lease that is renewed now.
 AHEAD = f"""{RUNNING}
    AND lease_expires_at > statement_timestamp() + %(lease)s::interval + interval '1 second'
  ORDER BY lease_expires_at DESC LIMIT %(limit)s
@@ -67,43 +67,43 @@ class _Lease(NamedTuple):
 
 
 class SilenceWatch:
-    """When a beat last heard of the ledger, and since when leases can be judged by its clock.
+    """Watches how long the ledger has been silent, and says from when on leases can be judged.
 
-    A standby that is promoted, a pooler that restarts and a network that is cut leave Postgres's
-    own start as it was; but beat has heard nothing meanwhile, and neither have the workers. A clock
-    that was stepped says nothing of leases that were renewed before.
+    While the ledger does not answer, workers cannot renew their leases either. Postgres's own start
+    does not tell: a promoted standby, a restarted pooler and a cut network leave it unchanged.
+    After a step of the ledger's clock, leases that were renewed before it cannot be judged.
     """
 
     def __init__(self) -> None:
         self.heard_at: float | None = None
         self.back_at: datetime | None = None
-        self.now: datetime | None = None  # by its own clock, when it was last asked
+        self.now: datetime | None = None  # of the ledger's clock, at the last look
         self._was_away = False
         self._steps = ClockSteps()
         self._judges_from: float | None = None  # monotonic
-        self._ahead_at = 0.0  # when leases are looked for that end too late
+        self._ahead_at = 0.0  # monotonic: the next look for leases that end too late
         self._stepped_back = 0.0  # seconds
         self._seen_ahead: dict[tuple[UUID, int, datetime], tuple[float, float]] = {}
 
     def heard(self) -> None:
-        """Note that it is there."""
+        """Note that the ledger has answered."""
         now = time.monotonic()
         patience = max(settings.RUN_LEASE.total_seconds() / 3, SILENCE_MIN)
         self._was_away |= self.heard_at is not None and now - self.heard_at > patience
         self.heard_at = now
 
     def not_asked(self) -> None:
-        """Note that beat has waited for something else: that was no silence of the ledger's."""
+        """Note that beat has waited for Redis: the ledger was not asked, so it was not silent."""
         self.heard_at = time.monotonic()
 
     def said(self, now: datetime, asked: float | None = None) -> float:
-        """Note that it is there, and that its clock says `now`.
+        """Note that the ledger has answered, and that its clock says `now`.
 
         Args:
-            asked: when it was asked, by the monotonic clock; None: just now.
+            asked: the instant of the question, by the monotonic clock; None: just now.
 
         Returns:
-            By how many seconds its clock was stepped.
+            The seconds by which its clock was stepped.
         """
         self.heard()
         self.now, answered = now, time.monotonic()
@@ -117,8 +117,8 @@ class SilenceWatch:
             self._judges_from = answered + lease
             event(logger, "leases_not_judged", level=logging.WARNING, lease=settings.RUN_LEASE)
         if self._judges_from is None:
-            # The clock may have been stepped before this beat began to look. Whoever lives has
-            # renewed its leases after a third of one.
+            # The clock may have been stepped before this beat's first look. A living worker renews
+            # its leases within a third of a lease.
             self._judges_from = answered + lease / 3
         return step
 
@@ -126,24 +126,24 @@ class SilenceWatch:
         return self._judges_from is not None and time.monotonic() >= self._judges_from
 
     def looks_ahead(self) -> bool:
-        """Whether it is time to look for leases that end too late."""
+        """Return whether it is time to look for leases that end too late."""
         return self.may_judge() and time.monotonic() >= self._ahead_at
 
     def over_by_now(self, ahead: Iterable[_Lease]) -> list[_Lease]:
-        """Return those of the leases that end too late which nobody has renewed for a whole lease.
+        """Return the leases that end too late and were not renewed for the time of a lease.
 
-        They cannot be told by the ledger's clock. One of a worker whose leases are longer than this
-        beat's is renewed before half of it has passed.
+        The ledger's clock cannot tell, so the monotonic clock counts. A worker with longer leases
+        than this beat's renews them before half of their time has passed.
         """
         now, lease, seen, self._seen_ahead = (
             time.monotonic(), settings.RUN_LEASE.total_seconds(), self._seen_ahead, {}
         )  # fmt: skip
         over = []
-        for one in ahead:
-            key = one.run_id, one.attempt, one.expires_at
-            since, ends_in = self._seen_ahead[key] = seen.get(key, (now, one.ends_in))
+        for found in ahead:
+            key = found.run_id, found.attempt, found.expires_at
+            since, ends_in = self._seen_ahead[key] = seen.get(key, (now, found.ends_in))
             if now - since > max(lease, (ends_in - self._stepped_back) / 2):
-                over.append(one)
+                over.append(found)
         if not self._seen_ahead:
             self._ahead_at, self._stepped_back = float("inf"), 0.0
         else:
@@ -154,15 +154,16 @@ class SilenceWatch:
 def recover_lost_leases(
     silence: SilenceWatch | None = None, limit: int = BATCH, low: datetime | None = None
 ) -> int:
-    """End the attempts whose lease has run out; return how many.
+    """End the attempts whose lease has expired; return how many.
 
-    While Postgres is away nobody can renew: leases are judged only after it has been there for
-    one, and one that was last renewed before that does not count as the run's failure.
+    While Postgres is away, no worker can renew. So leases are judged only after Postgres has been
+    there for the time of one lease. A lease that was last renewed before that does not count as a
+    failure of the run.
 
     Args:
-        silence: what a beat knows of that, besides when Postgres started; and of its clock.
+        silence: the beat's watch on Postgres and its clock; None: only Postgres's start counts.
         limit: attempts in a batch.
-        low: no lease that has run out did so earlier.
+        low: no lease has expired earlier.
     """
     if silence is not None and not silence.may_judge():
         return 0
@@ -171,10 +172,10 @@ def recover_lost_leases(
 
 
 def recover_leases_ahead(silence: SilenceWatch, limit: int = BATCH) -> int:
-    """End the attempts whose lease nobody renews, though by a clock that was stepped back it lasts.
+    """End attempts whose lease is not renewed, though it lasts by a clock that was stepped back.
 
     Returns:
-        How many.
+        The number of ended attempts.
     """
     return _end(silence.over_by_now(_leases(AHEAD, silence, limit)), silence)
 

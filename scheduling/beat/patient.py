@@ -60,7 +60,7 @@ class PatientBroker(Broker):
 
 
 class Bell:
-    """Beat's ear, in a thread of its own: Redis may keep that waiting."""
+    """Listens for rings in a thread of its own, as Redis may keep it waiting."""
 
     def __init__(self) -> None:
         self._rung = Event()
@@ -69,7 +69,7 @@ class Bell:
         self._closed = Event()
 
     def wait(self, seconds: float) -> Sequence[float | None]:
-        """Return at the next ring, or after `seconds`: what the rings said that came together."""
+        """Wait for the next ring, or for `seconds`; return the values of all rings since then."""
         if self._thread is None:
             arguments = (self._rung, self._said, self._closed)
             self._thread = Thread(target=_listen, args=arguments, name="bell", daemon=True)
@@ -85,7 +85,7 @@ class Bell:
 
 
 def _listen(rung: Event, said: "SimpleQueue[float | None]", closed: Event) -> None:
-    """Set `rung` at each ring, and pass on what it said, until its owner is gone."""
+    """Set `rung` at each ring and pass on its value, until the owner is closed."""
     listener = Listener()
     while not closed.is_set():
         if rings := listener.wait(LISTEN):

@@ -33,7 +33,7 @@ LANES_MAX = 50  # the latest lanes that schedules were fired into, and probably 
 
 
 class Publisher:
-    """Beat's use of Redis; `error` is what went wrong with Redis in this tick."""
+    """Beat's use of Redis; `error` is the first error of Redis in this tick."""
 
     def __init__(self, default: Lane, silence: SilenceWatch) -> None:
         self.broker = PatientBroker()

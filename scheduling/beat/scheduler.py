@@ -41,7 +41,7 @@ class Scheduler(beat.Scheduler):
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """Begin: schedules are rows, and `migrate` has written those that are declared in code."""
+        """Begin: every schedule is a row already; `migrate` writes the schedules of code."""
         silence.waits.watch(seconds=SILENT_AFTER)
         self.work.silence.heard()
         self._compare_with_code()

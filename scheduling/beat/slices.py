@@ -23,7 +23,7 @@ class Slices:
     The first slice is `width` wide. Slices widen until one is cut off: the caller runs each under a
     time-out of `patience` seconds, and reports a time-out with `cut_off`. The same place then
     follows in narrower slices. So a mostly empty range takes a few slices, and a full one takes
-    many short ones.
+    many short slices.
     """
 
     def __init__(self, low: int, high: int, width: int) -> None:
@@ -118,10 +118,9 @@ class Slices:
 
 
 class Reach:
-    """A range that is looked at as a whole while that is quick, and else in slices.
+    """A range that is looked at as a whole while that is quick, and in slices otherwise.
 
-    After a slow look, one that takes longer than `patience` seconds should be cut off, as in
-    `Slices`.
+    After a slow look, `patience` limits the seconds of the next look, as in `Slices`.
     """
 
     def __init__(self, low: int, high: int) -> None:
@@ -163,21 +162,21 @@ class Reach:
 
 
 class Rests:
-    """Steps that took long and did nothing rest for a while: something keeps them from their work.
+    """Lets steps rest that took long and found no work.
 
-    A row that a user has locked is found in each tick, and what is found is then looked for among
-    all that an old snapshot keeps.
+    A row that a user has locked is found in each tick, but the step cannot take it. With an old
+    snapshot, the step then reads past all dead entries in vain.
     """
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
 
     def over(self, name: str) -> bool:
-        """Return whether the step need not rest any more."""
+        """Return whether the rest of a step is over."""
         return time.monotonic() >= self._until.get(name, 0.0)
 
     def after(self, name: str, step: Callable[[], int]) -> int:
-        """Do the step; return what it returns: how much it did."""
+        """Run a step; return the number of rows that it changed."""
         begun = time.monotonic()
         done = step()
         took = time.monotonic() - begun

@@ -50,7 +50,7 @@ class Done:
 
 
 class Tick:
-    """Runs ticks, and keeps what they must remember from one to the next."""
+    """Runs ticks, and keeps the state that passes from one tick to the next."""
 
     def __init__(self, default: Lane) -> None:
         self.lookout = Lookout()

@@ -1,7 +1,7 @@
 """The thread of beat that repairs rows which no trigger wrote: at its start, and once a day.
 
-Ticks do not wait for it: it has a connection of its own, and rests for most of the time, since it
-shares Python's one lock, and Postgres, with them.
+Ticks do not wait for this thread: it has a connection of its own. It rests most of the time, as
+it shares Python's lock and Postgres with the ticks.
 """
 
 import logging
@@ -32,7 +32,7 @@ def _go_on() -> None:
 
 
 class Resting:
-    """Sleeps, at each call, for nine times as long as was worked since the last one."""
+    """Sleeps at each call, nine times as long as the work since the last call took."""
 
     def __init__(self) -> None:
         self._rested_at = time.monotonic()
@@ -50,7 +50,7 @@ def reconcile() -> bool:
         found = reconciling.reconcile(Resting())
         event(logger, "ledger_reconciled", seconds=round(time.monotonic() - begun, 1), **found)
     except Exception as error:
-        if is_away(error) or was_ended(error):  # the ticks say so
+        if is_away(error) or was_ended(error):  # the ticks report it
             logger.debug("reconcile_failed", exc_info=True)
             return False
         logger.exception("reconcile_failed")

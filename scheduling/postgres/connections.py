@@ -16,9 +16,9 @@ from scheduling.postgres import silence
 logger = logging.getLogger(__name__)
 
 
-# What a job can leave in its session, but for the plans of statements: those of every run stay.
-# A function can call `set_config`, so no text of a statement tells: all is reset that can be.
-# The answer is what `PREPARE` has left: whoever prepares under that name next would fail.
+# Resets everything that a job can leave in its session, except for the plans of statements, which
+# every run may keep. A function can call `set_config`, so the text of a statement does not tell.
+# The query returns statements of the job's own PREPARE: their names would be taken.
 CLEAN = """
 CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;
 SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; {own};
@@ -27,10 +27,10 @@ SELECT name FROM pg_prepared_statements WHERE from_sql LIMIT 1
 
 
 def note_statements(*, connection: Any, **_: Any) -> None:
-    """Note on a new connection when it is asked something by code that is not the engine's.
+    """Make a new connection note its use by code that is not the engine's.
 
-    Whatever the engine asks between a job's end and the next one's beginning, it asks within
-    `waits`. So a connection that no job has used is known to be as it was, at no cost.
+    The engine's own statements between two jobs run within `waits`. So a connection that no job has
+    used is known to be clean, at no cost.
     """
     if connection.vendor != "postgresql":
         return
@@ -46,16 +46,18 @@ def note_statements(*, connection: Any, **_: Any) -> None:
 
 
 def _client_side(raw: Any) -> tuple[object, ...]:
-    """Return what psycopg itself keeps for a connection, and Postgres knows nothing of."""
+    """Return the state of a connection that psycopg keeps itself, without Postgres."""
     return raw.isolation_level, raw.read_only, raw.deferrable, bool(raw._notify_handlers)
 
 
 def drop_unclean(error: object = None, *, tried_again: bool = True) -> None:
-    """Clean connections that a job has used; close those that are old, lost, or cannot be cleaned.
+    """Clean connections that a job has used; close old, lost and uncleanable ones.
 
-    `error` is what the job ended with, if it did. Django asks of a connection whether it works
-    before it is used next. Not of the ledger's, for that would be a statement more for each run,
-    where what is done with it is `tried_again` on another (`patience.patiently`).
+    Args:
+        error: the exception that ended the job, if there was one.
+        tried_again: the next statements on the ledger's connection are retried on another one
+            (`patience.patiently`) if they fail. Django then need not test the connection first, which would be one more
+            statement for each run.
     """
     django: Any
     for django in connections.all(initialized_only=True):
@@ -87,13 +89,13 @@ def _is_as_new(django: Any, raw: Any) -> bool:
         return True
     try:
         return _is_cleaned(django, raw)
-    except Exception:  # whatever a project does to a new connection
+    except Exception:  # a project's own receiver of `connection_created` may raise anything
         logger.warning("connection_not_cleaned", exc_info=True)
         return False
 
 
 def _is_cleaned(django: Any, raw: Any) -> bool:
-    """Give a session back its first state; return False if only another connection has that."""
+    """Reset a session to its first state; return False if only a new connection can have it."""
     if _client_side(raw) != raw.truebeat_client:
         return False
     own = f"SELECT set_config('TimeZone', {_literal(django.timezone_name)}, false)"
@@ -103,7 +105,7 @@ def _is_cleaned(django: Any, raw: Any) -> bool:
         answer = raw.pgconn.exec_(CLEAN.format(own=own).encode())
     if answer.status != ExecStatus.TUPLES_OK or answer.ntuples:
         return False
-    while raw.pgconn.notifies():  # what the job listened for
+    while raw.pgconn.notifies():  # notifications for the job
         pass
     for receiver in _others_receivers(django):
         receiver(signal=connection_created, sender=type(django), connection=django)
@@ -117,21 +119,21 @@ def _literal(text: str) -> str:
 
 
 def _others_receivers(django: Any) -> list[Any]:
-    """Return what a project does to each new connection, which has just been undone."""
+    """Return the project's receivers of new connections: the reset has undone their work."""
     live: Any = connection_created._live_receivers(type(django))
     receivers = live[0] if isinstance(live, tuple) else live
     return [
-        one
-        for one in receivers
-        if not str(getattr(one, "__module__", "")).startswith("scheduling.")
+        receiver
+        for receiver in receivers
+        if not str(getattr(receiver, "__module__", "")).startswith("scheduling.")
     ]
 
 
 def _leave_atomic_block(django: Any, error: object) -> None:
-    """End Django's transaction, which a job left open: what is written next is not to be in it.
+    """End the transaction that a job left open: the next statements must not be part of it.
 
-    A generator that stopped inside the block would end it later, in the midst of another's
-    transaction. So it is closed first, which ends the block as it should be.
+    A generator that stopped inside the block would end the block later, in the transaction of
+    another run. So the generator is closed first, which ends the block properly.
     """
     event(logger, "connection_left_open", level=logging.ERROR)
     _clear_frames(error)
@@ -143,12 +145,12 @@ def _leave_atomic_block(django: Any, error: object) -> None:
 
 
 def _clear_frames(error: object) -> None:
-    """Let go of all that the code which raised `error`, or what led to it, had in hand."""
+    """Free the local variables of the code that raised `error`, its cause or its context."""
     cleared, errors = set[int](), [error]
     while errors:
-        one = errors.pop()
-        if isinstance(one, BaseException) and id(one) not in cleared:
-            cleared.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            errors += one.__cause__, one.__context__, getattr(one, "exc", None)  # of a Retry
-            errors += getattr(one, "exceptions", ())
+        found = errors.pop()
+        if isinstance(found, BaseException) and id(found) not in cleared:
+            cleared.add(id(found))
+            traceback.clear_frames(found.__traceback__)
+            errors += found.__cause__, found.__context__, getattr(found, "exc", None)  # of a Retry
+            errors += getattr(found, "exceptions", ())

@@ -1,7 +1,7 @@
 """The id of this ledger: hints carry it, so that two installations can be told apart.
 
-Postgres knows: its cluster has a number of its own from the day it was made, as has each database.
-So a copy made with pg_dump is another ledger, and a standby that takes over is the same.
+A cluster of Postgres gets a number when it is made, and so does each database. So a copy made with
+pg_dump is another ledger, and a standby that takes over is the same ledger.
 """
 
 import logging
@@ -19,14 +19,14 @@ IDENTITY = """
 SELECT md5((SELECT system_identifier FROM pg_control_system()) || '/' || oid)::uuid
   FROM pg_database WHERE datname = current_database()
 """
-# Where a role may not ask for the cluster's number.
+# For a role that must not read the cluster's number.
 NAME_ONLY = "SELECT md5(current_database())::uuid"
 
 _known = ""
 
 
 def ledger_id() -> str:
-    """Return the id of this process's ledger, as it was when it was last asked for."""
+    """Return the id of this process's ledger, as it was at the last query for it."""
     return _known or ask_ledger_id()
 
 

@@ -1,9 +1,9 @@
 """Detects a pooler such as PgBouncer between this process and Postgres, and adapts to it.
 
-A pooler that pools transactions gives each transaction another session. What a session keeps then
-belongs to another client: prepared statements, settings, cursors that outlast a transaction. A
-pooler cannot be asked whether it does that, so Truebeat keeps nothing in a session behind any
-pooler. It shows by the process id: Postgres says another one than the connection was told.
+A pooler that pools transactions gives each transaction another session. Prepared statements,
+settings and cursors of a session then reach another client. A pooler cannot be asked whether it
+pools transactions, so Truebeat keeps nothing in a session behind any pooler. A pooler shows by the
+process id: Postgres answers with another id than the connection has.
 """
 
 import logging
@@ -18,12 +18,12 @@ from scheduling.postgres import silence
 
 logger = logging.getLogger(__name__)
 
-# By host, port and database: this process has found a pooler there, or none.
+# By host, port and database: whether this process has found a pooler there.
 _found: dict[tuple[str, ...], bool] = {}
 
 
 def notice(*, connection: Any, **_: Any) -> None:
-    """Of a new connection, notice whether it goes through a pooler; asked once for each address."""
+    """Notice whether a new connection goes through a pooler; tested once for each address."""
     if connection.vendor != "postgresql" or connection.alias != DEFAULT_DB_ALIAS:
         return
     raw = connection.connection
@@ -48,7 +48,7 @@ def may_prepare(raw: Any) -> bool:
 
 
 def note(raw: Any, why: object) -> None:
-    """Note that this connection goes through a pooler, and say so."""
+    """Note and log that this connection goes through a pooler."""
     _found[_address(raw)] = True
     event(logger, "pooler_found", host=raw.info.host, port=raw.info.port, why=why,
           prepared_statements=bool(settings.PREPARED_STATEMENTS))  # fmt: skip

@@ -1,7 +1,7 @@
 """Prepared statements, which Postgres plans once for each connection.
 
-Errors are Django's. Parameters are bound by the server: where a type cannot be told from its place,
-the SQL needs a cast.
+Errors are Django's. The server binds the parameters: the SQL needs a cast if the place of a
+parameter does not determine its type.
 """
 
 import re
@@ -28,18 +28,18 @@ from scheduling.postgres.sql import lean
 PLANS_LAST = 5.0  # seconds
 SLOT = re.compile(r"%\((\w+)\)s|%%")
 
-# The SQLSTATE of a prepared statement that does not exist. After a rollback, of a savepoint too,
-# psycopg deallocates all statements of the connection, and these are not its own.
+# The SQLSTATE of a prepared statement that does not exist. After a rollback, also of a savepoint,
+# psycopg deallocates all statements of the connection, even statements it did not prepare.
 GONE = b"26000"
 
-# A pooler that pools transactions has given the session to another client in between.
+# Errors behind a pooler that has given the session to another client in between.
 FOREIGN = (InvalidSqlStatementName, DuplicatePreparedStatement)
 
 Row = tuple[Any, ...]
 
 
 class _Prepared(NamedTuple):
-    """What a connection keeps for its prepared statements."""
+    """The state of a connection's prepared statements."""
 
     cursor: "psycopg.Cursor[Any]"
     adapter: Any  # a Transformer, of the cursor's types, for statements that run without it
@@ -50,8 +50,8 @@ class _Prepared(NamedTuple):
 def run_prepared(sql: str, parameters: Mapping[str, object] | Sequence[object]) -> list[Row]:
     """Run a prepared statement; return its rows, if any.
 
-    The cursor is the connection's own, to be made once: with Django's around it, it would take
-    longer than the statement.
+    The cursor is made once for each connection: a new one of Django's would take longer than the
+    statement.
     """
     django = connections[DEFAULT_DB_ALIAS]
     with django.wrap_database_errors:
@@ -63,17 +63,17 @@ def run_prepared(sql: str, parameters: Mapping[str, object] | Sequence[object]) 
         except FOREIGN as error:
             _do_without(raw, error)
             if raw.info.transaction_status != TransactionStatus.IDLE:
-                raise  # whoever began the transaction does it again
+                raise  # the code that began the transaction runs it again
             cursor.execute(sql, parameters, prepare=True)
-        # Not `description`, which would be made for all columns.
+        # `description` would be built for all columns.
         return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
 
 def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
-    """Likewise run a statement that is a transaction of its own, in the shortest way there is.
+    """Run a prepared statement that is a transaction of its own, without psycopg's cursor.
 
-    Each run is two of them, in which psycopg's cursor takes longer than Postgres. libpq waits for
-    the answer itself: until it is there, no signal interrupts this thread.
+    Each run needs two such statements, and the cursor takes longer than Postgres. libpq waits for
+    the answer itself: no signal interrupts this thread before the answer is there.
     """
     django: Any = connections[DEFAULT_DB_ALIAS]
     if django.in_atomic_block:
@@ -102,7 +102,7 @@ def run_alone(sql: str, parameters: Mapping[str, object]) -> list[Row]:
 
 
 def _name_of(sql: str, raw: Any, names: dict[str, bytes]) -> bytes:
-    """Return what the connection calls a statement, prepared now if it was not."""
+    """Return the name of a statement on this connection; prepare it if that is still to do."""
     if sql not in names:
         name = b"alone_%s_%d" % (secrets.token_hex(8).encode(), len(names))
         _checked(raw, raw.pgconn.prepare(name, _numbered(sql).sql))
@@ -118,10 +118,10 @@ def _prepared(raw: Any) -> _Prepared:
 
 
 def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
-    """Let Postgres forget the plans of a connection: they last, and tables grow.
+    """Make Postgres forget the plans of a connection, because tables grow.
 
-    What is best for a ledger with a handful of rows, to read it all, takes milliseconds for each
-    run a minute later, and until autovacuum comes by nothing else would change it.
+    The best plan for a ledger with a few rows reads all of them. A minute later that takes
+    milliseconds for each run, and the plan would stay until the next autovacuum.
     """
     until = time.monotonic() + PLANS_LAST
     if prepared is not None:
@@ -129,17 +129,17 @@ def _plan_anew(raw: Any, prepared: _Prepared | None) -> _Prepared:
             prepared.cursor.execute("DISCARD PLANS")
         return prepared._replace(plan_anew_at=until)
     if not pooler.may_prepare(raw):
-        raw.prepare_threshold = None  # then none ever is
+        raw.prepare_threshold = None  # psycopg then never prepares
     elif raw.prepare_threshold is None:
         raw.prepare_threshold = sys.maxsize
-    # Names that no other client's statements have, whoever shares the session: psycopg counts.
+    # psycopg counts from 0: other clients of the same session would have the same names.
     raw._prepared._prepared_idx = secrets.randbits(62)
     cursor = lean(psycopg.Cursor(raw))
     return _Prepared(cursor, Transformer(cursor), {}, until)
 
 
 def _do_without(raw: Any, error: Exception) -> None:
-    """Prepare nothing any more where another client's statements were met, or ours are gone."""
+    """Stop preparing on this connection: another client uses the same session."""
     pooler.note(raw, error)
     raw.prepare_threshold = None
 
@@ -169,10 +169,10 @@ def _numbered(sql: str) -> _Numbered:
 
 
 def _checked(raw: Any, result: Any) -> Any:
-    """Return what Postgres answered, unless that is an error."""
+    """Return the answer of Postgres, or raise its error."""
     if result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
         return result
     error = error_from_result(result)
-    if raw.pgconn.status == ConnStatus.BAD:  # nobody answered: there is no SQLSTATE to tell by
+    if raw.pgconn.status == ConnStatus.BAD:  # without an answer
         raise psycopg.OperationalError(*error.args)
     raise error

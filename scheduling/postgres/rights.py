@@ -27,7 +27,7 @@ def check() -> None:
     """Refuse a database in which this user cannot make the ledger's tables and triggers.
 
     Raises:
-        SchedulingError: what is missing, and the statement that grants it.
+        SchedulingError: names the missing right, and the statement that grants it.
     """
     if connection.vendor != "postgresql":
         raise SchedulingError(
@@ -44,19 +44,19 @@ def check() -> None:
         )
     if not may_create:
         raise SchedulingError(
-            f"database user {user!r} may not create tables and functions in schema {schema!r}:"
+            f"database user {user!r} cannot create tables and functions in schema {schema!r}:"
             f" as its owner, run `GRANT CREATE ON SCHEMA {schema} TO {user};`, or migrate as"
             " another user."
         )
     if not may_write_functions:
         raise SchedulingError(
-            f"database user {user!r} may not create functions, which the ledger's triggers are:"
+            f"database user {user!r} cannot create functions, which the ledger's triggers need:"
             f" as a superuser, run `GRANT USAGE ON LANGUAGE plpgsql TO {user};`, or migrate as"
             " another user."
         )
     if owner is not None:
         raise SchedulingError(
-            f"database user {user!r} may not create triggers on {TASKS}, which belongs to"
+            f"database user {user!r} cannot create triggers on {TASKS}, which belongs to"
             f" {owner!r}: run `GRANT {owner} TO {user};`, or migrate as {owner!r}."
         )
 
@@ -75,6 +75,6 @@ def missing_for_code() -> str:
         if cursor.fetchone()[0]:
             return ""
     return (
-        "the tables and triggers of scheduling are not there, though their migrations need not be"
-        " applied any more (migrate --fake, or tests without migrations)."
+        "the tables and triggers of scheduling are missing, although their migrations are marked as"
+        " applied (migrate --fake, or tests without migrations)."
     )

@@ -1,8 +1,8 @@
 """Ends the wait for a Postgres that does not answer.
 
-A network that loses everything does not say so: a statement would wait for as long as TCP does,
-which may be a quarter of an hour, and for ever where something on the way acknowledges what it
-never passes on. Leases would run out unseen, or be renewed for a child that waits for nothing.
+A network that drops every packet does not report it. A statement would wait as long as TCP does,
+which may be a quarter of an hour, or for ever if a device on the way acknowledges packets that it
+never forwards. Leases would expire unseen, or be renewed for a child that waits in vain.
 """
 
 import logging
@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 class Waits:
     """Ends each wait for an answer that takes too long.
 
-    Only of what is asked while a thread has entered this, or of connections that `time_each`
-    names: what a job asks Postgres may take as long as it likes. A thread that has entered may be
-    at work between two answers for as long as it likes, too.
+    Waits are limited only in a thread that has entered this, and on connections that `time_each`
+    names: the statements of a job may take any time. The time between two answers is not limited.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Waits:
 
     @property
     def entered(self) -> bool:
-        """Whether this thread has entered."""
+        """Whether the waits of this thread are limited now."""
         return bool(getattr(self._entered, "depth", 0))
 
     def __enter__(self) -> None:
@@ -49,7 +48,7 @@ class Waits:
 
     @contextmanager
     def for_answer(self, raw: "psycopg.Connection[Any]") -> Iterator[None]:
-        """While this lasts, the thread waits for one answer on this connection."""
+        """Mark the time in which this thread waits for one answer on this connection."""
         if not self.entered and not hasattr(raw, "truebeat_timed"):
             yield
             return
@@ -61,17 +60,20 @@ class Waits:
             self._waiting.pop(thread, None)
 
     def watch(self, *, seconds: float | None = None, **_: Any) -> None:
-        """Hang up, as long as this process lives, if a thread waits so long for one answer.
+        """Close a connection if a thread waits longer than `seconds` for one answer on it.
 
-        None: for a third of a lease. Whoever waits gets an OperationalError, and tries again on
-        another connection.
+        The waiting thread gets an OperationalError, and tries again on another connection. This
+        goes on until the process ends.
+
+        Args:
+            seconds: None stands for a third of a lease.
         """
         self._waiting.clear()  # of a parent, in a child
         patience = settings.RUN_LEASE.total_seconds() / 3 if seconds is None else seconds
         threading.Thread(target=self._live, args=[patience], name="silence", daemon=True).start()
 
     def _live(self, patience: float) -> None:
-        # One that this thread took would not end a sleep of the main one, whose handler is meant.
+        # A signal delivered to this thread would not interrupt the main thread's sleep.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             time.sleep(patience / 4)
@@ -88,7 +90,7 @@ def _hang_up(raw: "psycopg.Connection[Any]") -> None:
 
 
 def time_answers(*, connection: Any, **_: Any) -> None:
-    """Notice what a new connection of Django's waits for."""
+    """Limit the waits of a new connection of Django's, if its thread has entered `waits`."""
     if connection.vendor != "postgresql":
         return
     raw = connection.connection
@@ -102,7 +104,7 @@ def time_answers(*, connection: Any, **_: Any) -> None:
 
 
 def time_each(raw: Any) -> None:
-    """Limit every wait on this connection, whichever thread waits."""
+    """Limit every wait on this connection, in any thread."""
     raw.truebeat_timed = True
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from django.db import connection
 
-OLD = timedelta(seconds=5)  # what is younger is somebody's statement
-# Dead rows of the tables that beat looks at in each tick, beyond what autovacuum leaves by itself.
+OLD = timedelta(seconds=5)  # a younger snapshot belongs to a running statement
+# Dead rows of the tables that beat looks at in each tick, more than autovacuum leaves by itself.
 HURT_FROM, HURT_SHARE = 20_000, 0.05
 
 DEAD_ROWS = """
@@ -16,8 +16,8 @@ SELECT COALESCE(sum(n_dead_tup), 0)::bigint,
  WHERE relid IN ('scheduling_run'::regclass, 'scheduling_plan'::regclass)
 """
 
-# What Postgres keeps the rows of this database for. A slot's `catalog_xmin` keeps none of them.
-# Where this role may not read other roles' sessions, `xact_start` is NULL.
+# The snapshots for which Postgres keeps dead rows of this database. A slot's `catalog_xmin` keeps
+# no rows. If this role cannot read other roles' sessions, `xact_start` is NULL.
 OLDEST = """
 SELECT kind, pid, name, extract(epoch FROM clock_timestamp() - since)::float, transactions
   FROM (
@@ -41,7 +41,7 @@ SELECT kind, pid, name, extract(epoch FROM clock_timestamp() - since)::float, tr
 
 
 class Snapshot(NamedTuple):
-    """What keeps dead rows; `seconds` is None where Postgres does not tell since when."""
+    """A snapshot that keeps dead rows; `seconds` is its age, None if Postgres does not tell."""
 
     kind: str
     pid: int | None

@@ -63,7 +63,8 @@ ENDED = ("25P03", "25P04")
 def was_ended(error: BaseException) -> bool:
     """Return whether Postgres has ended the transaction of a process that was frozen in it.
 
-    Its rows are long with others, and nothing is wrong. Django makes it no OperationalError.
+    Other processes have taken its rows, and nothing is wrong. Django raises another error than
+    OperationalError for it.
     """
     return getattr(error.__cause__, "sqlstate", None) in ENDED
 
@@ -73,7 +74,7 @@ TIMED_OUT = "57014"  # SQLSTATE
 
 @contextmanager
 def statement_timeout(seconds: float | None) -> Iterator[None]:
-    """Cancel a statement that takes longer, in a transaction of its own; None: there is no limit.
+    """Cancel a statement that takes longer, in a transaction of its own; None: no limit.
 
     Raises:
         OperationalError: it was cancelled; see `was_timed_out`.
@@ -102,7 +103,7 @@ CONFLICTS = {"40001", "40P01", "55P03"}
 def is_away(error: BaseException) -> bool:
     """Return whether an error says that the database is away: that can be waited out.
 
-    One that takes no writes is a standby, or a primary that has become one: the other is elsewhere.
+    A server that refuses writes is a standby, or has become one: the primary is elsewhere.
     """
     if isinstance(error, OperationalError | InterfaceError):
         return True
@@ -121,9 +122,9 @@ def _sqlstate(error: BaseException) -> str | None:
 
 @contextmanager
 def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
-    """Log what goes wrong in here as event `name`, and go on: it must not stop what comes after.
+    """Log an error in this block as event `name`, and go on with the next step.
 
-    Not what says that the database is away, which stops everything.
+    An error that says that the database is away is raised: it stops all steps.
     """
     try:
         yield
@@ -134,14 +135,14 @@ def going_on(logger: logging.Logger, name: str) -> Iterator[None]:
 
 
 def clean(text: str) -> str:
-    """Return `text` without what a Postgres text cannot hold: NUL and lone surrogates."""
+    """Return `text` without characters that Postgres cannot hold: NUL and lone surrogates."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text`, without its middle where it has more than `most` characters."""
+    """Return `text`; without its middle if it has more than `most` characters."""
     if len(text) <= most:
         return text
     left_out = f" [... {len(text) - most:,} characters ...] "

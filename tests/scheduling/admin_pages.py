@@ -1,4 +1,4 @@
-"""What the tests of the admin's pages share."""
+"""Shared helpers for tests of the admin's pages."""
 
 from datetime import datetime
 from typing import Any

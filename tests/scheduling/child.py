@@ -1,4 +1,4 @@
-"""A worker's child in this process: the tracer that Celery builds, given what a hint holds."""
+"""A worker's child in this process: calls the tracer that Celery builds, as for a hint."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -16,7 +16,7 @@ from scheduling.worker_process import Report, WorkerProcess
 def hint(
     made: Run, attempt: int | None = None, *, task_id: str | None = None, **headers: Any
 ) -> Any:
-    """Give a worker's child the hint of a run, and return what Celery would see."""
+    """Give a worker's child the hint of a run, and return the result that Celery would see."""
     name = made.task
     return deliver(
         name,
@@ -36,7 +36,7 @@ def deliver(name: str, task_id: str, args: Any = (), kwargs: Any = None, **heade
 
 
 def work(*, until: int = 100) -> list[Run]:
-    """Run what may start now, and what that sets off, in the order it was made; return the runs."""
+    """Execute due runs and the runs that follow them, in the order of ids; return them."""
     done: list[Run] = []
     due = Run.objects.filter(state__in=(State.SCHEDULED, State.QUEUED)).order_by("created_at", "id")
     while waiting := due.filter(run_at__lte=clock.now()).first():

@@ -1,4 +1,4 @@
-"""Calling manage.py's commands in this process, and what they answered."""
+"""Calls manage.py's commands in this process, and returns their output."""
 
 import io
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 @dataclass(frozen=True)
 class Answer:
-    """An exit code, the lines of stdout, and what was on stderr."""
+    """An exit code, the lines of stdout, and the text of stderr."""
 
     code: int
     out: str

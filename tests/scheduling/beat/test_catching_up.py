@@ -1,4 +1,4 @@
-"""A long outage: what beat does when it is back, tick by tick, with all that it missed."""
+"""After a long outage, beat catches up with the missed occurrences, tick by tick."""
 
 import time
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 
 MONTH = timedelta(days=30)
 MINUTES = 30 * 24 * 60
-LONGEST_TICK = 5.0  # seconds; it takes a twentieth of that where nothing else is at work
+LONGEST_TICK = 5.0  # seconds; a twentieth of that on an idle machine
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ class TestAll:
             )
             finish(one.pk, 1, Outcome(State.SUCCEEDED))
             ticks(beat)
-        assert hints(redis_client) == 4, "nobody took the first three in this test"
+        assert hints(redis_client) == 4, "no worker took the first three in this test"
 
     def test_what_is_before_the_window_is_counted_on_one_row(self, beat: Scheduler) -> None:
         missed, first = missed_a_month("all", catch_up_window=timedelta(minutes=10))

@@ -1,4 +1,4 @@
-"""Steps of the ledger's clock, as a beat notices them, and what they leave behind."""
+"""Steps of the ledger's clock: a beat notices them, and corrects rows that they leave ahead."""
 
 from datetime import timedelta
 
@@ -60,7 +60,7 @@ class TestLeases:
         settings.RUN_LEASE = timedelta(seconds=0.2)
 
     def silence(self) -> SilenceWatch:
-        """Return what a beat knows that has looked for long enough to judge."""
+        """Return the watch of a beat that has looked for long enough to judge."""
         silence = SilenceWatch()
         silence.said(clock.now())
         wait_for(silence.may_judge)

@@ -42,7 +42,7 @@ def hints_in(client: redis.Redis, lane: Lane = MEDIUM) -> list[UUID]:
 
 
 def age(seconds: float) -> None:
-    """Make every queued run one that was queued some seconds ago."""
+    """Let every queued run be queued some seconds ago."""
     Run.objects.filter(state=State.QUEUED).update(
         queued_at=clock.now() - timedelta(seconds=seconds)
     )

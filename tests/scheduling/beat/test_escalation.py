@@ -320,7 +320,7 @@ class TestManyBeats:
 
 @pytest.mark.usefixtures("bare_runs")
 def test_no_look_reads_the_backlog(settings: Settings) -> None:
-    """What waits for its time, what is raised already and what has ended are not read."""
+    """It reads no runs that are still to come, are escalated already, or have ended."""
     settings.DEADLINE_NEAR = timedelta(hours=2)
     now = clock.now()
     common: dict[str, Any] = {"task": "t", "origin": "adhoc", "due_at": now}

@@ -1,4 +1,4 @@
-"""What a due plan becomes: `decide` is pure, so its policies are tables of literal dates."""
+"""Decisions on due plans: `decide` is pure, so these tests are tables of literal dates."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -196,7 +196,7 @@ class TestCatchUp:
 
 
 class TestAnEditDuringAnOutage:
-    """What came due before the edit did so by the old rule, which the plan still has."""
+    """Occurrences before the edit came due by the old rule, which the plan still has."""
 
     def edited(self, first: datetime, fields: RuleFields = MINUTELY, **columns: Any) -> Due:
         """Return an hourly plan due since `first` that was given another rule at 11:30."""
@@ -238,7 +238,7 @@ class TestAnEditDuringAnOutage:
         (only,), _ = decide(self.edited(at(8), rule=old, anchor_at=at(8)), NONE_LEFT)
         assert only.coalesced == 2
 
-    @pytest.mark.parametrize("rule", ["", "what", "|" * 12, "61|*|*|*|*|UTC|||||||"])
+    @pytest.mark.parametrize("rule", ["", "odd", "|" * 12, "61|*|*|*|*|UTC|||||||"])
     def test_a_rule_that_is_not_known_is_fired_for_its_instant_alone(self, rule: str) -> None:
         (only,), moved = decide(self.edited(at(8), rule=rule), NONE_LEFT)
         assert (only.state, only.coalesced) == (State.SCHEDULED, 0)
@@ -631,7 +631,7 @@ class TestManyBeats:
             def crash() -> None:
                 with transaction.atomic():
                     firing.fire_due(LONG_AGO)
-                    connection.close()  # what a killed process does to its transaction
+                    connection.close()  # as when the process is killed
 
             in_thread(crash).exception(5)
         assert runs_of(row) == []

@@ -83,7 +83,7 @@ def what_became() -> tuple[list[Any], list[Any]]:
 
 
 def fired(limit: int) -> tuple[list[Any], list[Any]]:
-    """Fire all that is due, `limit` plans at a time; return what became of it, and take it back."""
+    """Fire all due plans, `limit` at a time; return the result, and roll it back."""
     with transaction.atomic():
         while firing.fire_due(LONG_AGO, limit).plans:
             pass
@@ -130,7 +130,7 @@ class Mix:
         }
 
     def kind(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what several schedules have in common, and their plans."""
+        """Return the columns that several schedules share, and their plans."""
         columns = {
             "task": self.any_of("t", "t", "u"),
             "queue": self.any_of(None, None, "mails"),
@@ -310,7 +310,7 @@ def test_a_batch_looks_its_rows_up_however_many_are_due() -> None:
 
 
 def test_the_policy_has_no_other_columns_that_a_decision_could_rest_on() -> None:
-    """Each either is in the shape, or is no matter for a decision."""
+    """Each column is either one by which plans are alike, or does not matter for a decision."""
     elsewhere = {
         "schedule", "max_attempts", "pause_after_failures", "paused_at", "paused_until",
         "pause_reason", "paused_by", "resumed_at", "owner", "managed_by",

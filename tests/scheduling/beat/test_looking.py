@@ -1,6 +1,6 @@
-"""What a look costs where Postgres may remove nothing, and that a narrow one still finds all work.
+"""The cost of a look while Postgres cannot remove dead rows; a narrow look still finds all work.
 
-Rows that a test's own transaction has changed are kept like those that an old snapshot sees: their
+Rows that a test's own transaction has changed stay like rows that an old snapshot sees: their
 entries stay in every index.
 """
 

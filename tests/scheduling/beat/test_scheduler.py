@@ -1,4 +1,4 @@
-"""Ticks of beat, in this process: what each finds, and what it costs when there is nothing."""
+"""Ticks of beat in this process: the work of each, and the cost of a tick without work."""
 
 import os
 import signal
@@ -330,7 +330,7 @@ class TestARepairThatFails:
 
         def refuse_one(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
             if run_id == poison.pk:
-                raise ValueError("nobody expected this")
+                raise ValueError("unexpected")
             return finish(run_id, attempt, outcome)
 
         monkeypatch.setattr(lost_leases, "finish", refuse_one)
@@ -428,7 +428,7 @@ class TestAfterAnOutage:
 
 @pytest.mark.django_db
 class TestLeasesAfterASilence:
-    """While the ledger was away nobody could renew a lease."""
+    """While the ledger was away, no worker could renew a lease."""
 
     @pytest.fixture(autouse=True)
     def _lease(self, settings: Settings) -> None:
@@ -436,7 +436,7 @@ class TestLeasesAfterASilence:
 
     @pytest.fixture
     def scheduler(self, redis_client: redis.Redis) -> Scheduler:
-        """A beat that has heard nothing of the ledger for a minute."""
+        """A beat that had no answer from the ledger for a minute."""
         scheduler = make()
         scheduler.run_once()
         assert scheduler.work.silence.heard_at is not None

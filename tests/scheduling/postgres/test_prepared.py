@@ -56,7 +56,7 @@ class TestAlone:
         with transaction.atomic():
             assert run_prepared(query, {"one": 2}) == [(2,)]
             transaction.set_rollback(True)
-        Run.objects.exists()  # psycopg now deallocates all that was prepared
+        Run.objects.exists()  # psycopg now deallocates all prepared statements
         assert run_alone(query, {"one": 3}) == [(3,)]
 
     def test_values_of_every_kind_go_there_and_come_back(self) -> None:

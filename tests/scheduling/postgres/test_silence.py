@@ -88,7 +88,7 @@ def test_what_a_job_asks_may_take_as_long_as_it_likes(waits: Waits) -> None:
 
 
 def test_a_signal_is_left_to_the_main_thread(waits: Waits) -> None:
-    # What this thread took would not end a sleep of the job that is told of its cancellation.
+    # A signal that this thread took would not end a sleep of the job that is to be cancelled.
     thread = [one for one in threading.enumerate() if one.name == "silence"][-1]
     status = Path(f"/proc/self/task/{thread.native_id}/status")
     if not status.exists():
