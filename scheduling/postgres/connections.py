@@ -55,9 +55,9 @@ def drop_unclean(error: object = None, *, tried_again: bool = True) -> None:
 
     Args:
         error: the exception that ended the job, if there was one.
-        tried_again: the next statements on the ledger's connection are retried on another one
-            (`patience.patiently`) if they fail. Django then need not test the connection first, which would be one more
-            statement for each run.
+        tried_again: the next statements on the ledger's connection are retried on another one if
+            they fail (`patience.patiently`). Django then need not test the connection first, which
+            would be one more statement for each run.
     """
     django: Any
     for django in connections.all(initialized_only=True):
