@@ -10,7 +10,6 @@ NOT_YET = (
     "config/",
     "docs/architecture.md",
     "docs/benchmarks.md",
-    "docs/reliability.md",
     "notifications/",
     "scheduling/admin/",
     "scheduling/apps.py",
