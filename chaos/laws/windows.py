@@ -7,7 +7,7 @@ there. For those seconds (`Doubt`) only this is asked: each row is due at an ins
 rules, and no two rows at the same one.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -101,12 +101,13 @@ def _windows_in(
             yield Breach("doubled", f"{named(row)} stands for what another row stands for")
         missed = [instant for instant in expected[place:at] if not doubt.of(instant)]
         yield from _missing(schedule, missed, f"before {named(row)}")
-        place = at + 1 + row.coalesced
+        place, shown = at + 1 + row.coalesced, _shown(row.created_at, clock) + more
         if any(map(doubt.of, [*expected[at:place], phase.until])):
-            place = min(place, len(expected))  # it may count instants of another rule
-        if place > len(expected):
+            # It may count instants of another rule: of this one, those that were due by then.
+            place = min(place, max(at + 1, bisect_right(expected, shown)))
+        elif place > len(expected):
             yield Breach("unexplained row", f"{named(row)} counts more than there were")
-        elif expected[place - 1] > _shown(row.created_at, clock) + more:
+        elif expected[place - 1] > shown:
             yield Breach("early", f"{named(row)} was made before what it stands for was due")
     if place < len(expected) and not _edited_in_arrears(phase, rows or before):
         missed = [instant for instant in expected[place:] if not doubt.of(instant)]

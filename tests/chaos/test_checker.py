@@ -803,6 +803,23 @@ class TestSteps:
         ] + [each for each in story.lines if each.run == "c"]
         assert check(story) == []
 
+    def test_an_instant_of_both_rules_may_count_those_of_the_rule_before_the_edit(self) -> None:
+        story = self.edited(5)
+        before = replace(
+            story.schedules[0].phases[0], since=second(15), rule=Every(2, NOON, with_anchor=False)
+        )
+        story.schedules[0].phases[0] = before
+        story.rows = [
+            row("a", 16), row("b", 18, coalesced=3, created_at=second(24.5)), row("c", 28),
+            row("d", 33),
+        ]  # fmt: skip
+        times = {"a": 16.1, "b": 24.6, "c": 38.1, "d": 43.1}
+        story.lines = [
+            line(name, what, at + (what == "end") * 0.1)
+            for name, at in times.items() for what in ("start", "end")
+        ]  # fmt: skip
+        assert check(story) == []
+
     @pytest.mark.parametrize(("off", "told"), [("2026-11-19", []), ("", ["unexplained row"])])
     def test_what_a_day_off_had_moved_there_is_right_after_the_schedule_ended(
         self, off: str, told: list[str]
