@@ -9,7 +9,6 @@ NOT_YET = (
     "chaos/",
     "config/",
     "docs/architecture.md",
-    "docs/benchmarks.md",
     "notifications/",
     "scheduling/admin/",
     "scheduling/apps.py",
