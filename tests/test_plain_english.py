@@ -4,7 +4,6 @@ from tests.plain_english import findings
 
 # Paths that are still to be rewritten. Delete a line when its files are done; never add one.
 NOT_YET = (
-    "CHANGELOG.md",
     "bench/",
     "chaos/",
     "config/",
