@@ -30,7 +30,7 @@ class SchedulingConfig(AppConfig):
         from scheduling.schedules.unknown_zones import read_unknown_zones
 
         read_unknown_zones()
-        # Django's own hooks: for new connections; for rows that belong to code.
+        # Django's own signals: new connections, and the rows that belong to code.
         connection_created.connect(infinity.read_instants)
         connection_created.connect(connections.note_statements)
         connection_created.connect(silence.time_answers)
@@ -40,7 +40,7 @@ class SchedulingConfig(AppConfig):
 
 
 def refuse_what_will_fail(*, using: str, plan: Any = (), **_: Any) -> None:
-    """Before `migrate` changes anything: refuse a database that cannot hold the ledger."""
+    """Before `migrate` changes anything, refuse a database that cannot hold the ledger."""
     from scheduling.errors import SchedulingError
     from scheduling.postgres import rights
 
@@ -55,10 +55,10 @@ def refuse_what_will_fail(*, using: str, plan: Any = (), **_: Any) -> None:
 def sync_code_schedules(
     *, using: str, verbosity: int = 1, stdout: TextIO | None = None, **_: Any
 ) -> None:
-    """After every `migrate`: write the schedules that code has; print what changed.
+    """After every `migrate`, write the schedules of code and print the changes.
 
-    And make good what no trigger saw, as after a restore without them. Nothing that is wrong with
-    either ends `migrate`, whose other work is done by then.
+    Also repair rows that no trigger saw, as after a restore without triggers. An error in either
+    step does not end `migrate`, whose other work is done by then.
     """
     from scheduling.errors import ScheduleError
     from scheduling.postgres import rights
@@ -69,14 +69,14 @@ def sync_code_schedules(
     out = stdout or sys.stdout
     if missing := rights.missing_for_code():
         if verbosity:
-            out.write(f"The schedules that code has are not written yet: {missing}\n")
+            out.write(f"The schedules of code are not written yet: {missing}\n")
         return
-    _make_good(out if verbosity else None)
+    _repair(out if verbosity else None)
     try:
         done = from_code.sync()
     except ScheduleError as error:
         sys.stderr.write(
-            f"The schedules that code has were not written: {error} Mend that, then run"
+            f"The schedules of code were not written: {error} Correct this, then run"
             " `manage.py schedule sync`.\n"
         )
         return
@@ -86,7 +86,7 @@ def sync_code_schedules(
         out.write(text + (f"{from_code.HOW_TO_TAKE_OVER}\n" if done.left else ""))
 
 
-def _make_good(out: TextIO | None) -> None:
+def _repair(out: TextIO | None) -> None:
     from django.db import Error
 
     from scheduling.schedules import reconciling

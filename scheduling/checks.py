@@ -23,20 +23,20 @@ from scheduling.schedules.planning import rule_version
 
 
 def _ledger_in(databases: Sequence[str] | None) -> bool:
-    """Return whether the ledger is to be looked at, and no setting keeps it from being one."""
+    """Return whether to check the ledger: it is selected, and the settings are fit for it."""
     return bool(databases) and "default" in (databases or ()) and setting_checks.fit()
 
 
 @register()
 def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """Whoever is to be told of failures must be somebody that can be told."""
+    """Each entry of ALERTS_TO must be a mail address or a URL."""
     try:
         addresses.validate(",".join(getattr(settings, "ALERTS_TO", ())))
     except ValidationError as error:
         return [
             Error(
                 f"ALERTS_TO: {' '.join(error.messages)}",
-                hint="Without it nobody is told of failures of what has no owner.",
+                hint="Without it, no user is notified of failures of schedules without an owner.",
                 id="scheduling.E003",
             )
         ]
@@ -45,7 +45,7 @@ def check_alerts_to(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[C
 
 @register()
 def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """A task whose class cannot be made a Job's would run unclaimed."""
+    """A task whose class is not a Job would run without a claim."""
     if not setting_checks.fit():
         return []
     return [
@@ -61,11 +61,15 @@ def check_tasks_are_jobs(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
 
 @register()
 def check_code_schedules(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """An entry of the code's schedules that cannot be read would keep all of them unwritten."""
+    """An unreadable entry of CELERY_BEAT_SCHEDULE keeps every schedule of code unwritten."""
     if not setting_checks.fit():
         return []
     found: list[CheckMessage] = [
-        Error(problem, hint="No schedule of code is written before that.", id="scheduling.E004")
+        Error(
+            problem,
+            hint="No schedule of code is written until this is corrected.",
+            id="scheduling.E004",
+        )
         for problem in code_entries.problems()
     ]
     if found:
@@ -90,7 +94,7 @@ def check_code_schedules(app_configs: Sequence[AppConfig] | None, **_: Any) -> l
 def check_code_schedules_are_followed(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Users' schedules that have the name of an entry and say something else."""
+    """Schedules of users that have the name of an entry of code but differ from it."""
     try:
         if not _ledger_in(databases):
             return []
@@ -100,7 +104,7 @@ def check_code_schedules_are_followed(
     return [
         checks.Warning(
             f"A user's schedule differs from the code's of the same name: {line[2:]}.",
-            hint="`manage.py schedule sync --take-over NAME` makes it the code's.",
+            hint="`manage.py schedule sync --take-over NAME` lets code manage it.",
             id="scheduling.W004",
         )
         for line in left
@@ -111,7 +115,7 @@ def check_code_schedules_are_followed(
 def check_plans_are_current(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Plans that another rule engine, or other time zone data, has made."""
+    """Plans that another version of the rules, or of the time zone data, has made."""
     try:
         if not _ledger_in(databases) or not upgrade_check.is_due():
             return []
@@ -119,8 +123,8 @@ def check_plans_are_current(
         return []
     return [
         checks.Warning(
-            f"There are plans that were not made by {rule_version()}.",
-            hint="`manage.py schedule audit` says what moved; with --fix they are planned anew.",
+            f"Some plans were not made by {rule_version()}.",
+            hint="`manage.py schedule audit` lists moved ones; with --fix, beat plans them again.",
             id="scheduling.W002",
         )
     ]
@@ -130,7 +134,7 @@ def check_plans_are_current(
 def check_triggers_act(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Schedules that no trigger has given a plan, and triggers that do not act."""
+    """Schedules without a plan, and triggers that do not act."""
     if not _ledger_in(databases):
         return []
     try:
@@ -141,8 +145,8 @@ def check_triggers_act(
     if unplanned:
         found.append(
             checks.Warning(
-                "There are schedules without a plan: they never fire. No trigger acted when they"
-                " were written.",
+                "Some schedules have no plan, so they never fire. No trigger acted when they were"
+                " written.",
                 hint="Restart beat, or run `manage.py migrate`: each gives them their plans.",
                 id="scheduling.W005",
             )
@@ -164,7 +168,7 @@ def check_triggers_act(
 def check_tasks_are_known(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Schedules and waiting runs whose task no module of this project defines."""
+    """Schedules and waiting runs whose task is not defined in this project."""
     if not _ledger_in(databases):
         return []
     known = [*known_names(), "celery.backend_cleanup"]
@@ -177,11 +181,11 @@ def check_tasks_are_known(
         }
         return [
             checks.Warning(
-                f"There are {what} of task {task!r}, which is unknown here.",
-                hint="Define it, give the renamed one `aliases`, or remove them.",
+                f"There are {rows} of task {task!r}, which is unknown here.",
+                hint="Define the task, give a renamed task `aliases`, or remove these rows.",
                 id="scheduling.W001",
             )
-            for what, tasks in unknown.items()
+            for rows, tasks in unknown.items()
             for task in tasks
         ]
     except DatabaseError:  # not migrated yet

@@ -15,7 +15,7 @@ def now() -> datetime:
 
 
 def local(instant: datetime) -> datetime:
-    """Return the instant in TIME_ZONE; in UTC at either end of time, where a shift overflows."""
+    """Return the instant in TIME_ZONE; in UTC at either end of datetime's years."""
     try:
         return timezone.localtime(instant)
     except OverflowError:

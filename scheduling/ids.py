@@ -26,7 +26,7 @@ def uuid7() -> UUID:
 
 
 def claim_id(claimant: int) -> UUID:
-    """Return a new id of a claim; its last 32 bits are the number of the child that claims."""
+    """Return a new id of a claim; its last 32 bits are the number of the claiming child."""
     return UUID(int=uuid7().int >> 32 << 32 | claimant)
 
 
@@ -36,7 +36,7 @@ def claimant_of(claim: UUID | None) -> int | None:
 
 
 def uuid7_texts(count: int) -> list[str]:
-    """Return so many new UUIDv7 as texts, as `uuid7` makes them, in a quarter of the time."""
+    """Return `count` new UUIDv7 as texts, in a quarter of the time that `uuid7` takes for them."""
     global _last_tick
     first = max(time.time_ns() * 4096 // 1_000_000, _last_tick + 1)
     _last_tick = first + count - 1
@@ -50,8 +50,9 @@ def uuid7_texts(count: int) -> list[str]:
 
 
 def give_celery_sorted_ids() -> None:
-    """Let Celery make its ids by `uuid7`: those that it gives to parts of chains become runs' ids.
+    """Make Celery's ids UUIDv7 too: its ids of parts of chains become ids of runs.
 
-    Celery has no setting for that. All of it calls one function of kombu's, whose default is this.
+    Celery has no setting for this. All its ids come from one function of kombu's, whose default
+    argument this replaces.
     """
     celerys_uuid.__defaults__ = (uuid7,)

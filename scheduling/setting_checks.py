@@ -21,7 +21,7 @@ from scheduling.task_options import check_queue
 
 LEDGER = "default"
 APPS = ("scheduling", "django_celery_beat", "django_celery_results")
-# What Truebeat replaces of Celery, by the name in Celery's own configuration.
+# The parts of Celery that Truebeat replaces, by their names in Celery's configuration.
 PARTS = {
     "beat_scheduler": "scheduling.beat:Scheduler",
     "result_backend": "scheduling.celery_app.results:Backend",
@@ -55,9 +55,9 @@ def check_celery_app(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[
 
 
 def fit() -> bool:
-    """Return whether the settings are such that a look at the ledger says anything.
+    """Return whether the settings are fit for a query of the ledger.
 
-    What is wrong with them is said by the checks here; a query would only fail on top of that.
+    If they are not, the checks here report the reason, and a query would only fail as well.
     """
     needed = (check_celery_app, check_engine_settings, check_time, check_database, check_routers)
     return not any(check(None) for check in needed)
@@ -69,7 +69,7 @@ def is_ours() -> bool:
 
 @register()
 def check_parts(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """The parts of Celery that Truebeat replaces must be the ones that are set."""
+    """The settings must name the parts with which Truebeat replaces Celery's."""
     return [
         Error(
             f"CELERY_{name.upper()} is {current_app.conf[name]!r}.",
@@ -94,7 +94,7 @@ def _is_part(value: Any, expected: str) -> bool:
 
 @register()
 def check_engine_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """The engine reads settings of its own."""
+    """The engine needs its own settings."""
     own = [name for name in vars(defaults) if name.isupper() and not name.startswith("CELERY_")]
     missing = [name for name in (*own, "REDIS_URL") if not hasattr(settings, name)]
     if not missing:
@@ -103,7 +103,7 @@ def check_engine_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> 
         Error(
             f"The settings have no {', '.join(missing)}.",
             hint="Begin the settings with `from scheduling.defaults import *`, and set REDIS_URL to"
-            " what CELERY_BROKER_URL is.",
+            " the value of CELERY_BROKER_URL.",
             id="scheduling.E006",
         )
     ]
@@ -117,7 +117,7 @@ def check_time(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckM
         hint = "Set USE_TZ = True: the ledger's instants have a time zone."
         found.append(Error("USE_TZ is off.", hint=hint, id="scheduling.E007"))
     try:
-        current_app.timezone  # noqa: B018  (read for what it raises)
+        current_app.timezone  # noqa: B018  (it raises if the zone is unknown)
     except Exception as error:  # zoneinfo raises one of several
         found.append(
             Error(
@@ -141,7 +141,7 @@ def _database_problems() -> Iterator[tuple[str, str]]:
     where = f"DATABASES[{LEDGER!r}]"
     if connection.vendor != "postgresql":
         yield (
-            f"{where} is no PostgreSQL: its ENGINE is {connection.settings_dict['ENGINE']!r}.",
+            f"{where} is not PostgreSQL: its ENGINE is {connection.settings_dict['ENGINE']!r}.",
             "Set ENGINE to 'django.db.backends.postgresql'. Other databases may stand beside it.",
         )
         return
@@ -150,7 +150,7 @@ def _database_problems() -> Iterator[tuple[str, str]]:
     if not connection.settings_dict["AUTOCOMMIT"]:
         yield (
             f"{where} has AUTOCOMMIT off.",
-            "Remove that: what the engine does outside of transactions would never be committed.",
+            "Remove this: the engine's work outside of transactions would never be committed.",
         )
 
 
@@ -178,7 +178,7 @@ def check_routers(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Che
 
 @register()
 def check_messages(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """What is set for Celery's broker must fit the engine's own messages and clients."""
+    """The settings of Celery's broker must fit the engine's own messages and clients."""
     found: list[CheckMessage] = []
     conf = current_app.conf
     accepted = prepare_accept_content(conf.accept_content)
@@ -195,7 +195,7 @@ def check_messages(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
         found.append(
             Error(
                 "CELERY_BROKER_USE_SSL is set: only Celery's own connections would use it.",
-                hint="Take it away, and let REDIS_URL begin with rediss://: it has options for"
+                hint="Remove it, and let REDIS_URL begin with rediss://: it has options for"
                 " certificates (docs/operations.md, Ways to Redis).",
                 id="scheduling.E021",
             )
@@ -218,7 +218,7 @@ def _refusal_of(queue: str) -> EnqueueError | None:
 
 @register()
 def check_lanes(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """Beat writes hints where workers read."""
+    """Beat must write hints to the Redis that workers read."""
     conf, found = current_app.conf, list[CheckMessage]()
     mine = getattr(settings, "REDIS_URL", None)
     for name, url in (("read", conf.broker_read_url), ("write", conf.broker_write_url)):
@@ -226,8 +226,8 @@ def check_lanes(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Check
             found.append(
                 Error(
                     f"Celery would {name} messages at another address than REDIS_URL names.",
-                    hint="Set REDIS_URL to what CELERY_BROKER_URL is, and neither"
-                    " CELERY_BROKER_READ_URL nor CELERY_BROKER_WRITE_URL.",
+                    hint="Set REDIS_URL to the value of CELERY_BROKER_URL, and remove"
+                    " CELERY_BROKER_READ_URL and CELERY_BROKER_WRITE_URL.",
                     id="scheduling.E010",
                 )
             )
@@ -237,7 +237,7 @@ def check_lanes(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Check
 
 @register()
 def check_worker(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """Settings by which a worker could not keep its leases, or would keep work from others."""
+    """Settings with which a worker would lose its leases, or keep work from other workers."""
     conf, found = current_app.conf, list[CheckMessage]()
     if str(conf.worker_pool).partition(":")[0] in NO_POOLS:
         found.append(
@@ -262,7 +262,7 @@ def check_worker(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Chec
     if lines := [line for line, kept in loose.items() if not kept]:
         found.append(
             checks.Warning(
-                "Workers would hold hints that others could run, or not keep to priorities.",
+                "Workers would keep hints that other workers could run, or ignore priorities.",
                 hint=f"Set {'; '.join(lines)}, as scheduling.defaults does.",
                 id="scheduling.W007",
             )
@@ -274,22 +274,22 @@ def check_worker(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Chec
 def check_isolation(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Beats and workers wait for each other's rows and then see them as they are."""
+    """Beats and workers that wait for a locked row must see its new values afterwards."""
     if not databases or LEDGER not in databases or connection.vendor != "postgresql":
         return []
     try:
         with connection.cursor() as cursor:
             cursor.execute("SHOW transaction_isolation")
             (level,) = cursor.fetchone()
-    except DatabaseError:  # whoever called this is told so
+    except DatabaseError:  # other checks, or the command, report it
         return []
     if level == READ_COMMITTED:
         return []
     return [
         Error(
             f"Transactions of the ledger are {level!r}.",
-            hint="Remove isolation_level from DATABASES['default']['OPTIONS'], or what sets"
-            " default_transaction_isolation for its user or database.",
+            hint="Remove isolation_level from DATABASES['default']['OPTIONS'], or the"
+            " default_transaction_isolation of its user or database.",
             id="scheduling.E008",
         )
     ]

@@ -2,7 +2,7 @@
 
 The command line (`--json`), messages to owners and every later surface take a thing's fields from
 here. To add a field, add it to its `…Shape`, to the function that fills the shape, and to
-docs/shapes.md, which says what each field means. Instants are ISO 8601 texts in UTC, durations are
+docs/shapes.md, which explains each field. Instants are ISO 8601 texts in UTC, durations are
 numbers of seconds, ids are texts.
 """
 
@@ -305,7 +305,7 @@ def backfill(row: Backfill, states: Mapping[str, int]) -> BackfillShape:
 
 
 def backfill_range(schedule: str, found: Range, row: Backfill | None) -> BackfillRangeShape:
-    """Return the occurrences that a backfill runs; in a dry run, `row` and the id are None."""
+    """Return the occurrences that a backfill runs; a dry run has no `row`, and its id is null."""
     return {
         "id": str(row.pk) if row else None,
         "schedule": schedule,
@@ -336,7 +336,7 @@ def calendar(row: Calendar) -> CalendarShape:
 
 
 def run(row: Run) -> RunShape:
-    """Return a run; `max_attempts` is None if its attempts are not limited."""
+    """Return a run; `max_attempts` is null if its attempts are not limited."""
     return {
         "id": str(row.id),
         "task": row.task,

@@ -1,7 +1,7 @@
 """The admin: pages on which operators look at the ledger and steer it.
 
-Every page shows; every action calls one function of the core. Pages cost the same at ten and at a
-million rows: nothing counts a whole table, and no form lists one.
+Each action calls one function of the core. A page costs the same at ten and at a million rows: it
+never counts a whole table, and no form lists one.
 """
 
 from django.contrib import admin
@@ -15,8 +15,8 @@ import scheduling.admin.rules
 import scheduling.admin.runs.page
 import scheduling.admin.schedules.page  # noqa: F401 (each registers its pages)
 
-# Schedules are periodic tasks: they have one page, which is ours.
+# A schedule is a periodic task; our page of schedules is its only page.
 admin.site.unregister(PeriodicTask)
 admin.site.site_title = "Truebeat"
 admin.site.site_header = "Truebeat"
-admin.site.index_title = "Schedules, runs and what they use"
+admin.site.index_title = "Schedules, runs, and the rules and calendars of schedules"

@@ -21,7 +21,7 @@ COLOURS = {"going on": "running", "being cancelled": "paused", "cancelled": "can
 
 @admin.register(Backfill)
 class BackfillAdmin(EngineRows):
-    """`schedule backfill` starts one; whoever has the right to change backfills may cancel it."""
+    """`schedule backfill` starts a backfill; users who may change backfills can cancel it."""
 
     change_form_template = "admin/scheduling/run/change_form.html"
     list_display = ("schedule_name", "from_", "to", "run_count", "state", "asked")
@@ -56,7 +56,7 @@ class BackfillAdmin(EngineRows):
         word = backfilling.word(backfill, unfinished=backfill.unfinished)
         return badge(COLOURS.get(word, "succeeded"), word)
 
-    @admin.display(description="asked for")
+    @admin.display(description="started")
     def asked(self, backfill: Backfill) -> str:
         return f"{moment(backfill.created_at)} by {backfill.created_by}"
 
@@ -86,9 +86,9 @@ class BackfillAdmin(EngineRows):
         def cancel_one(backfill: Backfill) -> str:
             left = backfilling.cancel(backfill.pk, by=by)
             running = left.states.get(State.RUNNING, 0)
-            told = f"; {running} at work were told to end" if running else ""
-            text = f"Cancelled the backfill of {backfill.schedule_name}{told}."
+            asked = f"; {running} running ones were asked to stop" if running else ""
+            text = f"Cancelled the backfill of {backfill.schedule_name}{asked}."
             self.message_user(request, text, messages.SUCCESS)
-            return f"Cancelled{told}"
+            return f"Cancelled{asked}"
 
         self.for_each(request, queryset, cancel_one)

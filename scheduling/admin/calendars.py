@@ -21,11 +21,11 @@ from scheduling.schedules import calendars as core
 from scheduling.schedules import silencing
 
 USERS_SHOWN = 20
-# A form with more fields than Django takes could not be sent.
+# Django refuses a form with too many fields.
 DATES_EDITED = 250
 TOO_MANY = (
-    '<p class="tb-note">{} single dates are more than this form can take: change them in code '
-    "(ExcludedDate) or by SQL.</p>"
+    '<p class="tb-note">This form cannot take {} single dates: change them in code '
+    "(ExcludedDate) or with SQL.</p>"
 )
 
 
@@ -53,7 +53,7 @@ class CalendarForm(forms.ModelForm[Calendar]):
         }
         help_texts: ClassVar[dict[str, str]] = {
             "subdivision": "The code of a state or province, such as BY in Germany; its holidays "
-            "come on top. Empty: those of the whole country only.",
+            "are off too. Empty: only the holidays of the whole country.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ class CalendarForm(forms.ModelForm[Calendar]):
             fields["country"].choices = _countries(self.instance.country)
 
     def _post_clean(self) -> None:
-        """Check what follows the calendar; where its dates stand beside it, DatesFormSet does."""
+        """Check the calendar's schedules, unless DatesFormSet checks them, with the dates."""
         super()._post_clean()  # type: ignore[misc]
         if not self.errors and self.changed_data and _dates_stand_elsewhere(self.instance):
             try:
@@ -75,7 +75,7 @@ class CalendarForm(forms.ModelForm[Calendar]):
 
 
 class DatesFormSet(BaseInlineFormSet[ExcludedDate, Calendar, Any]):
-    """Refuses days off that leave nothing of a schedule that follows the calendar."""
+    """Refuses days off after which a schedule of the calendar would never run."""
 
     def clean(self) -> None:
         super().clean()
@@ -204,7 +204,7 @@ def _dates_stand_elsewhere(calendar: Calendar) -> bool:
 def _year(calendar: Calendar, year: int) -> SafeString:
     days = [(f"{day:%a %Y-%m-%d}", why) for day, why in core.days_off_of(calendar).days_of(year)]
     if not days:
-        return format_html('<p class="tb-note">{}: none besides days of the week.</p>', year)
+        return format_html('<p class="tb-note">{}: none except the days of the week.</p>', year)
     rows = format_html_join("", "<tr><td>{}</td><td>{}</td></tr>", days)
     return format_html(
         '<table class="tb-times tb-year"><caption>{}</caption><thead><tr><th scope="col">day</th>'
@@ -215,7 +215,7 @@ def _year(calendar: Calendar, year: int) -> SafeString:
 
 
 def _countries(current: str) -> list[tuple[str, str]]:
-    """Return the countries that are known, and the calendar's own if it is none of them."""
+    """Return the countries that are known, and the calendar's own if it is unknown."""
     names = sorted(recurrence.country_names().items(), key=lambda entry: entry[1])
     unknown = [(current, f"{current} (unknown)")] if current and current not in dict(names) else []
     return [("", "no country"), *unknown, *((code, f"{name} ({code})") for code, name in names)]

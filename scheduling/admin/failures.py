@@ -30,7 +30,7 @@ NAMES_SHOWN = 3
 
 
 class StateFilter(admin.SimpleListFilter):
-    """Open ones unless something else is asked for: the others are done with."""
+    """Shows open groups by default: resolved ones need no attention."""
 
     title = "state"
     parameter_name = "state"
@@ -68,7 +68,7 @@ class SeenFilter(admin.SimpleListFilter):
 
 @admin.register(FailureGroup)
 class FailureGroupAdmin(EngineRows):
-    """Beat writes these; whoever has the right to change them may resolve and reopen."""
+    """Beat writes failure groups; users who may change them can resolve and reopen them."""
 
     change_form_template = "admin/scheduling/run/change_form.html"
     list_display = ("failure", "state", "count_", "last_seen", "first_seen", "hit", "last_run")
@@ -132,12 +132,12 @@ class FailureGroupAdmin(EngineRows):
 
     @admin.display(description="place")
     def place_(self, group: FailureGroup) -> str:
-        return group.place or "unknown: it left no traceback"
+        return group.place or "unknown: the failure has no traceback"
 
     @admin.display(description="schedules")
     def schedules_(self, group: FailureGroup) -> SafeString | str:
         if not group.schedules:
-            return "none: runs that were enqueued"
+            return "none: the runs were enqueued without one"
         found = Schedule.objects.filter(name__in=group.schedules).values_list("name", "pk")
         keys = dict(found)
         links = (link("schedule", keys[n], n) if n in keys else n for n in group.schedules)
@@ -168,7 +168,7 @@ class FailureGroupAdmin(EngineRows):
     @admin.display(description="its attempts")
     def attempts(self, group: FailureGroup) -> SafeString | str:
         errors = Run.objects.filter(pk=group.last_run_id).values_list("errors", flat=True).first()
-        return failed_attempts(errors) if errors else "none: the run is gone"
+        return failed_attempts(errors) if errors else "none: the run was deleted"
 
     # --- Actions ----------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class FailureGroupAdmin(EngineRows):
         done = self.for_each(
             request, queryset, lambda group: "Resolved" if resolve([group.pk], by=by) else ""
         )
-        self._say(request, done, "Resolved", "its next failure is told at once")
+        self._say(request, done, "Resolved", "the owners are notified of the next failure at once")
 
     @admin.action(description="Reopen", permissions=["operate"])
     def reopen(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -193,7 +193,11 @@ class FailureGroupAdmin(EngineRows):
 
     def _say(self, request: HttpRequest, done: int, did: str, then: str) -> None:
         if not done:
-            self.message_user(request, "Nothing changed: they were already.", messages.WARNING)
+            self.message_user(
+                request,
+                "Nothing was changed: every selected group is already in that state.",
+                messages.WARNING,
+            )
             return
         count = "1 failure" if done == 1 else f"{done:,} failures"
         more = f": {then}" if then else ""

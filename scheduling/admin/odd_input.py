@@ -1,7 +1,7 @@
 """Answers addresses and forms that Postgres or Python cannot read.
 
-Django ignores a filter that it sees to be wrong. Others only fail once rows are asked for: a NUL in
-a text, a number of thirty digits, a pattern whose brackets do not close.
+Django ignores a wrong filter if it notices the error. Other filters fail only when rows are read: a
+NUL in a text, a number of thirty digits, a pattern with an open bracket.
 """
 
 import logging
@@ -15,21 +15,21 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpR
 
 logger = logging.getLogger(__name__)
 
-# What comes of values that nothing was made for; and, of a lookup, also these.
+# The exceptions that unreadable values cause; the last two come from lookups.
 UNREADABLE = (DataError, ValueError, OverflowError, ValidationError)
 UNREADABLE_FILTER = (*UNREADABLE, ProgrammingError, IndexError)
 PLAIN = "text/plain; charset=utf-8"
-NOT_ALL = "The filters of that address cannot be read: all are shown."
+NOT_ALL = "The filters of this address cannot be read: all rows are shown."
 CLASH = (
-    "Nothing was changed: somebody else has saved the like of it meanwhile. Go back, load the page "
-    "again, and look at what is there."
+    "Nothing was changed: another user has just saved a row with the same name or key. Go back, "
+    "load the page again, and compare."
 )
 
 
 class OddInput:
-    """Middleware: leaves such filters out, as Django does, and refuses such forms with 400.
+    """Middleware: ignores unreadable filters, as Django does; answers unreadable forms with 400.
 
-    What two users write at the same moment, and only one of them can have, is answered with 409.
+    If two users save the same unique value at the same moment, the second gets 409.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -51,7 +51,7 @@ class OddInput:
         sent = asked or request.method == "POST"
         if isinstance(error, DataError) or (sent and isinstance(error, UNREADABLE)):
             _log(request, error)
-            text = f"Nothing was changed: what was sent cannot be read. {_what(error)}"
+            text = f"Nothing was changed: a value that was sent cannot be read. {_what(error)}"
             return HttpResponseBadRequest(text, content_type=PLAIN)
         if isinstance(error, IntegrityError):
             _log(request, error)

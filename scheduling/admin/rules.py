@@ -34,7 +34,7 @@ from scheduling.schedules.rules import check_length, fields_of, rule_of
 from scheduling.schedules.unknown_zones import UnknownZone
 
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-# The column of PeriodicTask that names a row of each table.
+# The column of PeriodicTask that refers to each table.
 COLUMNS: dict[type[models.Model], str] = {
     CrontabSchedule: "crontab",
     IntervalSchedule: "interval",
@@ -44,7 +44,7 @@ COLUMNS: dict[type[models.Model], str] = {
 
 
 class RuleForm(forms.ModelForm[Any]):
-    """Refuses a rule that cannot be read, or by which it or any of its schedules never fires."""
+    """Refuses a rule that cannot be read, that never fires, or that would silence a schedule."""
 
     def _post_clean(self) -> None:
         super()._post_clean()  # type: ignore[misc]
@@ -61,7 +61,7 @@ class RuleForm(forms.ModelForm[Any]):
 
 
 class CrontabForm(RuleForm):
-    """Shows a time zone that is not known here, and asks for another one."""
+    """Lists the crontab's own time zone even if it is unknown here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,13 +80,13 @@ class RuleAdmin(Page):
     actions = None
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse for a rule of a schedule that only code may change."""
+        """Refuse if only code may change one of the rule's schedules."""
         if not super().has_change_permission(request, obj):
             return False
         return obj is None or not _is_of_code(obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse for a rule in use: its schedules would go with it."""
+        """Refuse if the rule is in use: its schedules would be deleted too."""
         if not super().has_delete_permission(request, obj):
             return False
         return obj is None or not _users_of(obj).exists()
@@ -117,7 +117,7 @@ class CrontabAdmin(RuleAdmin):
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "timezone":
-            # What it was at first would be read, as a file's name, without a check.
+            # Django would read the initial value, as the name of a file, without a check.
             kwargs["show_hidden_initial"] = False
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
@@ -125,15 +125,15 @@ class CrontabAdmin(RuleAdmin):
     def in_words(self, crontab: Any) -> str:
         try:
             return str(crontab.human_readable)
-        except Exception:  # whatever two parsers make of a field that cannot be read
-            return "it cannot be read"
+        except Exception:  # two parsers read the field, and raise many types
+            return "this crontab cannot be read"
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Hold the words against the five fields in turn; a word that names a zone, against that.
+        """Compare the words with the five fields in turn, and names of time zones with the zone.
 
-        The last field may be typed in part.
+        The last field can be incomplete.
         """
         words = search_term.split()
         zones = [word for word in words if word[0].isalpha() and ("/" in word or word == "UTC")]
@@ -194,6 +194,6 @@ for model, page in (
     admin.site.unregister(model)
     admin.site.register(model, page)
 
-# How boxes, titles and schedules name such a row. django-celery-beat's own words end in an error at
-# either end of time, where TIME_ZONE has no clocks.
+# The text of such a row in boxes, titles and schedules. django-celery-beat's own text raises an
+# error at either end of datetime's years.
 ClockedSchedule.__str__ = lambda clocked: moment(clocked.clocked_time)

@@ -21,30 +21,30 @@ from scheduling.models import Priority
 
 USAGE = 2
 INTERRUPTED = 130
-# Argparse takes only plain numbers for values that begin with a minus; `-5m` is one as well, and is
-# to be refused for what it is.
+# argparse takes a text that begins with a minus as a value only if it is a plain number. `-5m` must
+# count as a value too, so that the message names it.
 NEGATIVE = re.compile(r"-\.?\d")
 UNDEFINED_TABLE = "42P01"
 
 
 class LedgerCommand(BaseCommand):
-    """A command that never shows its user a traceback for what the user, or the network, did.
+    """A command that shows no traceback for errors of its user or of the network.
 
     Exit codes: 0 done, 1 refused or the database is away, 2 usage.
     """
 
-    # They say what is wrong with the project, not with this request, and cost more than it does.
+    # System checks are about the project, not about this request, and cost more than the request.
     requires_system_checks = ()
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
-        # Django's parser raises, in place of printing its whole usage, when nobody says otherwise.
+        # Django's parser then raises an error instead of printing its whole usage.
         self._called_from_command_line = False
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         parser._negative_number_matcher = NEGATIVE
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
-        # What the command did is its output; the log's own lines would only repeat it.
+        # The command prints its effect; log lines would repeat it.
         logging.getLogger("scheduling").setLevel(logging.WARNING)
         try:
             super().run_from_argv(argv)
@@ -56,7 +56,7 @@ class LedgerCommand(BaseCommand):
             self.stderr.write(f"{argv[1]}: {one_line(message)} (see --help)")
             sys.exit(USAGE)
         except BrokenPipeError:
-            # Whoever read the output has gone (`| head`): nothing is left to say, nor where.
+            # The reader of the output is gone (`| head`), so no message would arrive.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except KeyboardInterrupt:
@@ -91,11 +91,11 @@ class LedgerCommand(BaseCommand):
             self.stdout.write(line)
 
     def note(self, text: str) -> None:
-        """Print a remark, on stderr: the result stays readable for scripts."""
+        """Print a remark on stderr, so that scripts can read the result."""
         self.stderr.write(printable(text), lambda line: line)
 
     def instant(self, moment: Moment | None) -> datetime | None:
-        """Return the instant that was typed, and say what had to be decided to read it."""
+        """Return the typed instant, and print a note if reading it took a decision."""
         if moment is not None and moment.note:
             self.note(moment.note)
         return moment and moment.at
@@ -110,7 +110,7 @@ class LedgerCommand(BaseCommand):
 
 
 def add_call_options(parser: ArgumentParser) -> None:
-    """Add the options that say what to call and how: for a run, or for each of a schedule's."""
+    """Add the options of a call: of one run, or of every run of a schedule."""
     # Django keeps the name `args` of parsed options for itself.
     parser.add_argument(
         "--args", dest="task_args", type=parsing.json_array, default=[], metavar="JSON"
@@ -119,14 +119,17 @@ def add_call_options(parser: ArgumentParser) -> None:
         "--kwargs", dest="task_kwargs", type=parsing.json_object, default={}, metavar="JSON"
     )
     parser.add_argument("--priority", choices=[step.label for step in Priority])
-    parser.add_argument("--queue", metavar="Q", help="by default what CELERY_TASK_ROUTES says")
+    parser.add_argument("--queue", metavar="Q", help="by default the queue of CELERY_TASK_ROUTES")
     parser.add_argument(
-        "--max-attempts", type=parsing.count, metavar="N", help="after N failures it has failed"
+        "--max-attempts",
+        type=parsing.count,
+        metavar="N",
+        help="the run has failed after N failed attempts",
     )
 
 
 def database_problem(error: Exception) -> str:
-    """Say in one sentence why the database did not answer as it should."""
+    """Return one sentence about an error of the database."""
     settings, state = connection.settings_dict, getattr(error.__cause__, "sqlstate", None)
     where = f"{settings['HOST'] or 'its socket'}:{settings['PORT'] or 5432}"
     if state == UNDEFINED_TABLE:
@@ -137,7 +140,7 @@ def database_problem(error: Exception) -> str:
 
 
 def user_name() -> str:
-    """Return who runs this command, by the operating system's name for them."""
+    """Return the operating system's name of the user who runs this command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -145,5 +148,5 @@ def user_name() -> str:
 
 
 def one_line(message: object) -> str:
-    """Return a message as one line that cannot steer a terminal."""
+    """Return a message as one line without control characters for a terminal."""
     return printable(" ".join(str(message).split()))

@@ -15,7 +15,7 @@ from scheduling.models import Calendar
 Row = tuple[str, ...]
 
 GAP = "  "
-# A table's columns are fitted to its first rows, so that a long one can be printed as it is read.
+# The first rows decide the width of columns, so that a long table can be printed while it is read.
 FITTED_ROWS = 500
 NARROWEST = 8
 
@@ -33,7 +33,7 @@ def days_off_words(calendar: Calendar) -> str:
 
 
 def json_array(values: Iterable[Any]) -> Iterator[str]:
-    """Yield the lines of a JSON array, one element each, as its elements come."""
+    """Yield the lines of a JSON array while its elements arrive, one element a line."""
     yield "["
     line = ""
     for value in values:
@@ -53,8 +53,7 @@ def json_lines(value: Any) -> Iterator[str]:
 def table(head: Row, rows: Iterable[Row | str], *, flexible: Sequence[int] = ()) -> Iterator[str]:
     """Yield the lines of an aligned table; on a terminal, its `flexible` columns shrink to fit.
 
-    Elsewhere, each cell is whole.
-    A row that is a text is a line of its own, between the others.
+    In a pipe or a file, each cell is whole. A row that is a text is a line of its own.
     """
     rows = map(_printable_row, rows)
     first = [head, *islice(rows, FITTED_ROWS)]
@@ -85,7 +84,7 @@ def _printable_row(row: Row | str) -> Row | str:
 
 
 def fitted(text: str, width: int) -> str:
-    """Return `text` padded to `width`, or cut to it in its middle: paths tell most at both ends."""
+    """Return `text` padded to `width`, or cut in the middle: the ends of a path matter most."""
     if len(text) <= width:
         return text.ljust(width)
     tail = width // 2
@@ -93,7 +92,7 @@ def fitted(text: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` as one line that cannot steer a terminal."""
+    """Return `text` as one line without control characters for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -130,7 +129,7 @@ def distance(at: datetime, now: datetime) -> str:
 
 
 def length(duration: timedelta) -> str:
-    """Return a duration by its two largest units that count: `2h 5m`."""
+    """Return a duration in its two largest units: `2h 5m`."""
     left, parts = round(duration.total_seconds()), list[str]()
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         number, left = divmod(left, size)

@@ -1,7 +1,7 @@
 """Reads values from the command line: durations, instants, JSON, counts, ids.
 
-Every function takes the text as it was typed and is made to be an argparse `type`: what it cannot
-read it refuses with one line that names the text and shows how to write it.
+Every function takes the typed text and serves as an argparse `type`. It refuses a text that it
+cannot read, in one line that names the text and shows how to write it.
 """
 
 import json
@@ -19,16 +19,16 @@ from scheduling.recurrence import WEEKDAYS
 
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+){unit[0]})?" for unit in UNITS), re.ASCII)
-# Nothing an instant is added to may leave datetime's years, so both ends are kept well inside.
+# An instant plus a duration must stay within datetime's years, so both bounds are well inside.
 LONGEST = timedelta(days=36_500)
 LAST_YEAR = 9000
 FIRST_DATE, LAST_DATE = date(1900, 1, 1), date(2199, 12, 31)
-# What a smallint column holds.
+# The largest number that a smallint column holds.
 MOST = 32_767
 
 
 class Moment(NamedTuple):
-    """An instant that was typed, and what had to be decided to read it ("" for nothing)."""
+    """A typed instant; `note` names a decision that reading it took, or is ""."""
 
     at: datetime
     note: str = ""
@@ -51,7 +51,7 @@ def duration(text: str) -> timedelta:
 
 
 def moment(text: str) -> Moment:
-    """Read an ISO 8601 time; one without an offset is a wall clock's in TIME_ZONE."""
+    """Read an ISO 8601 time; without an offset, it is a local time in TIME_ZONE."""
     try:
         read = datetime.fromisoformat(text.strip())
         if read.tzinfo is None:
@@ -65,7 +65,7 @@ def moment(text: str) -> Moment:
 
 
 def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a type that reads `none` as nothing, and the rest as `read` does."""
+    """Return a type that reads `none` as None, and any other text as `read` does."""
     return lambda text: None if text.strip() == "none" else read(text)
 
 
@@ -92,7 +92,7 @@ def on_wall_clock(wall: datetime, zone: tzinfo) -> Moment:
     if first == second:
         return Moment(first)
     if first.astimezone(zone).replace(tzinfo=None) == wall:
-        return Moment(first, f"{wall} comes twice in {zone}: the first was taken.")
+        return Moment(first, f"{wall} occurs twice in {zone}: the first one was taken.")
     return Moment(
         _jump_between(second, first, zone),
         f"{wall} does not exist in {zone}: the first instant after the jump was taken.",
@@ -100,7 +100,7 @@ def on_wall_clock(wall: datetime, zone: tzinfo) -> Moment:
 
 
 def weekdays(text: str) -> list[int]:
-    """Read days of the week with commas between, such as sat,sun; Monday is 0."""
+    """Read days of the week, separated by commas, such as sat,sun; Monday is 0."""
     short = {name[:3].lower(): number for number, name in enumerate(WEEKDAYS)}
     names = short | {name.lower(): number for number, name in enumerate(WEEKDAYS)}
     words = [word.strip().lower() for word in text.split(",")]
@@ -112,7 +112,7 @@ def weekdays(text: str) -> list[int]:
 
 
 def dated(text: str) -> tuple[date, str]:
-    """Read a date, and after an equals sign the reason that it has."""
+    """Read a date and, after an equals sign, its reason."""
     day, _, reason = text.partition("=")
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", day.strip(), re.ASCII):
         raise ArgumentTypeError(_no_date(day))
@@ -160,13 +160,13 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds, or a duration, for how long to wait."""
+    """Read a number of seconds, or a duration."""
     if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text.strip(), re.ASCII):
         return float(text)
     if _is_duration(text):
         return duration(text).total_seconds()
     raise ArgumentTypeError(
-        f"{shown(text)} is not a number of seconds; without one, put the option last."
+        f"{shown(text)} is not a number of seconds. To give no number, put the option last."
     )
 
 
@@ -181,7 +181,7 @@ def run_id(text: str) -> UUID:
 
 
 def shown(text: str, longest: int = 60) -> str:
-    """Return what was typed as one short line for a message."""
+    """Return the typed text as one short line for a message."""
     return repr(text if len(text) <= longest else f"{text[: longest - 1]}…")
 
 
@@ -219,17 +219,17 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
-        raise ArgumentTypeError(f"{shown(text)} is JSON that is nested too deeply.") from None
+        raise ArgumentTypeError(f"{shown(text)} is nested too deeply.") from None
     except ValueError as error:
         raise ArgumentTypeError(f"{shown(text)} is not JSON: {error}.") from None
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    if math.isinf(number):  # it would be kept as Infinity, which is no JSON
+    if math.isinf(number):  # json would write it as Infinity, which is not JSON
         raise ValueError(f"{digits} is too large")
     return number
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -16,18 +16,18 @@ from scheduling.schedules.policies import POLICIES
 from scheduling.schedules.standing import Standing, is_paused
 from scheduling.schedules.upgrade_check import Moved
 
-# A pause until an instant lasts over what is due then.
+# An occurrence that is due at the very end of a pause is still paused.
 TICK = timedelta(microseconds=1)
 EDGES = 3  # occurrences shown from either end of a backfill
 CLOCK_CHANGES = {
-    "shifted": "the clocks jump over {missing}: this is the first instant after",
+    "shifted": "the clocks skip {missing}: this is the first instant after",
     "repeated": "second pass: the clocks were turned back",
-    "skipped": "nothing runs for {missing}, which the clocks jump over",
+    "skipped": "the clocks skip {missing}: no run for it",
 }
 
 
 def rows(standing: Standing, now: datetime) -> Iterator[tuple[str, ...] | str]:
-    """Yield a schedule's row and, where it will not run, a line below that says why."""
+    """Yield a schedule's row, and below it a line with the reason if it will not run."""
     zone = f" {standing.timezone}" if standing.timezone else ""
     yield (
         standing.schedule.name,
@@ -43,7 +43,7 @@ def rows(standing: Standing, now: datetime) -> Iterator[tuple[str, ...] | str]:
 
 
 def _state(standing: Standing, now: datetime) -> str:
-    """Return in a word why a schedule will not run, or "" if it will."""
+    """Return the reason why a schedule will not run, in a word; "" if it will."""
     if standing.problem:
         return "broken"
     if not standing.schedule.enabled:
@@ -62,7 +62,7 @@ def will_not_run(standing: Standing, now: datetime) -> str:
         until = policy.paused_until
         end = f"until {output.full_clock(until, now)}" if until else "until it is resumed"
         reason = f": {policy.pause_reason}" if policy.pause_reason else ""
-        return f"paused by {policy.paused_by or 'somebody'} {end}{reason}"
+        return f"paused by {policy.paused_by or 'an unknown user'} {end}{reason}"
     return f"{state}: none of these will run" if state in ("done", "disabled") else ""
 
 
@@ -88,15 +88,15 @@ def occurrence_row(occurrence: NextOccurrence, policy: Policy, now: datetime) ->
 
 
 def extent_lines(name: str, extent: Extent, now: datetime) -> Iterator[str]:
-    """Yield how many occurrences a backfill runs and which: the first and the last few."""
+    """Yield how many occurrences a backfill runs, and the first and the last few of them."""
     instants = extent.instants
-    yield output.printable(f"{name!r} has {len(instants):,} occurrences to run in that range")
+    yield output.printable(f"{name!r} has {len(instants):,} occurrences to run in this range")
     if extent.done:
-        yield f"left out: {extent.done:,} with a run that succeeded or is unfinished (see --again)"
+        yield f"left out: {extent.done:,} whose run has succeeded or is unfinished (see --again)"
     if extent.pending:
-        yield f"left to beat: {extent.pending:,} that are due and not fired yet"
+        yield f"left to beat: {extent.pending:,} that are due and not yet fired"
     if extent.counted_from:
-        yield f"none before {_when(extent.counted_from, now)}: an interval counts from there"
+        yield f"none before {_when(extent.counted_from, now)}: its interval counts from then"
     few = EDGES if len(instants) > 2 * EDGES + 1 else len(instants)
     yield from (f"  {output.full_clock(instant, now)}" for instant in instants[:few])
     if few < len(instants):
@@ -105,7 +105,7 @@ def extent_lines(name: str, extent: Extent, now: datetime) -> Iterator[str]:
 
 
 def detail_lines(standing: Standing, now: datetime) -> Iterator[str]:
-    """Yield all that is known of a schedule: what, when, how it is treated, where it stands."""
+    """Yield everything about a schedule: its call, its rule, its plan and its policy."""
     schedule, policy = standing.schedule, standing.policy
     zone = f" {standing.timezone}" if standing.timezone else ""
     call = (schedule.args or "[]", schedule.kwargs or "{}")
@@ -118,7 +118,7 @@ def detail_lines(standing: Standing, now: datetime) -> Iterator[str]:
         ("not after", _when(schedule.expires, now)),
         ("next", next_due(standing, now)),
         ("last", _when(standing.last_due_at, now)),
-        ("why not", will_not_run(standing, now)),
+        ("will not run", will_not_run(standing, now)),
         ("queue", schedule.queue or ""),
         ("exchange", schedule.exchange or ""),
         ("routing key", schedule.routing_key or ""),
@@ -131,11 +131,11 @@ def detail_lines(standing: Standing, now: datetime) -> Iterator[str]:
         if value:
             yield f"  {label:<21}{value}"
     for name in POLICIES:
-        yield f"  {name:<21}{value_words(getattr(policy, name))}"
+        yield f"  {name:<21}{_policy_words(policy, name)}"
 
 
 def edit_lines(edit: Edit, now: datetime) -> Iterator[str]:
-    """Yield what an edit changes, and what that does to the occurrences to come."""
+    """Yield the changes of an edit, and their effect on the next occurrences."""
     if edit.rule:
         yield f"rule: {edit.rule[0]} -> {edit.rule[1]}"
     for name, (old, new) in {**edit.columns, **edit.policy}.items():
@@ -144,7 +144,7 @@ def edit_lines(edit: Edit, now: datetime) -> Iterator[str]:
     if found is None:
         return
     if found.moved is None:
-        yield f"over the next {LOOK_AHEAD.days} days every occurrence stays where it is"
+        yield f"over the next {LOOK_AHEAD.days} days no occurrence moves"
         return
     until = f"the next {LOOK_AHEAD.days} days" if found.complete else _when(found.until, now)
     words = "over" if found.complete else "up to"
@@ -157,22 +157,32 @@ def edit_lines(edit: Edit, now: datetime) -> Iterator[str]:
 
 def moved_row(moved: Moved, now: datetime) -> tuple[str, ...]:
     """Return the row of a schedule whose next instant an upgrade has moved."""
-    why = f"broken: {moved.problem}" if moved.problem else f"planned by {moved.version or 'nobody'}"
+    why = (
+        f"broken: {moved.problem}"
+        if moved.problem
+        else f"planned by {moved.version or 'an unknown version'}"
+    )
     return moved.name, output.clock(moved.planned, now), output.clock(moved.now, now), why
 
 
 def audited(seen: int, moved: int, *, fixed: bool) -> str:
-    """Return what an audit did, in a line."""
+    """Return the result of an upgrade check, in a line."""
     if not seen:
         return f"Every plan was made by this version ({rule_version()})."
-    words = f"{moved:,} of {seen:,} plans that were looked at moved."
+    words = f"{moved:,} of {seen:,} checked plans have moved."
     if fixed:
-        return f"{words} Beat plans all of them anew."
-    return f"{words} With --fix beat plans all of them anew."
+        return f"{words} Beat plans all checked ones again."
+    return f"{words} With --fix, beat plans all checked ones again."
+
+
+def _policy_words(policy: Policy, name: str) -> str:
+    """Return the value of a policy and, if it is one of a closed list, its meaning."""
+    value, meaning = getattr(policy, name), getattr(policy, f"get_{name}_display", None)
+    return f"{value} ({meaning()})" if meaning else value_words(value)
 
 
 def value_words(value: Any) -> str:
-    """Return a column's value for people; nothing is `none`."""
+    """Return a column's value for people; an empty one is `none`."""
     if value is None or value == "":
         return "none"
     if isinstance(value, timedelta):

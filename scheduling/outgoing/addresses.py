@@ -8,12 +8,12 @@ from django.core.exceptions import ValidationError
 
 from scheduling.outgoing.mail import address_problem
 
-HOW = "give mail addresses or https:// URLs, with commas between"
+HOW = "give mail addresses or https:// URLs, separated by commas"
 UNPRINTED = re.compile(r"[\x00-\x20\x7f-\x9f]")
 
 
 def split(text: str) -> list[str]:
-    """Return the addresses in a text, each once; commas or white space stand between them."""
+    """Return the addresses in a text, each once; separated by commas or white space."""
     return list(dict.fromkeys(word for word in re.split(r"[\s,]+", text) if word))
 
 
@@ -22,9 +22,9 @@ def is_url(address: str) -> bool:
 
 
 def validate(text: str) -> None:
-    """Raise ValidationError if a text holds anything but mail addresses and URLs to call.
+    """Raise ValidationError if a text has anything except mail addresses and URLs.
 
-    An http:// URL is taken where settings.ALERT_ALLOW_PRIVATE is on: for development.
+    An http:// URL is accepted if settings.ALERT_ALLOW_PRIVATE is on, for development.
     """
     for address in split(text):
         problem = _problem_of_url(address) if is_url(address) else address_problem(address)
@@ -42,7 +42,7 @@ def _problem_of_url(address: str) -> str:
     if url.scheme not in schemes:
         return f"begins with {url.scheme}://"
     if not host or not address.isascii() or UNPRINTED.search(address):
-        return "is no URL of a host"
+        return "is not a URL with a host"
     if url.username is not None or url.password is not None:
         return "has a user or a password in it"
     return ""

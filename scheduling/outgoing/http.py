@@ -1,10 +1,10 @@
 """Guarded HTTP: requests to URLs that users typed cannot reach internal networks.
 
-A name is resolved here, once for each connection. Each address is judged before it is connected to,
-and the judged address is the one that is connected to. Redirects are not followed, proxies of the
-environment are not used, and one deadline bounds the whole exchange, however slowly a server drips.
+A name is resolved here, once for each connection. Each address is checked, and the connection goes
+to the checked address. Redirects are not followed, proxies of the environment are not used, and
+one deadline bounds the whole exchange, even if a server sends its answer a byte at a time.
 
-urllib3 speaks HTTP and keeps connections; this module decides where they may lead.
+urllib3 speaks HTTP and keeps connections; this module decides which addresses they may have.
 """
 
 import os
@@ -64,7 +64,7 @@ def request(
     body: bytes | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Answer:
-    """Send one request and return the answer, of whatever status.
+    """Send one request and return the answer, with any status.
 
     Raises:
         PermanentError: the URL leads to no global address, or the body is too long to be sent.
@@ -87,7 +87,7 @@ def request(
                 redirect=False,
                 retries=False,
                 preload_content=False,
-                timeout=limits.whole,  # of each read alone; the socket knows the deadline
+                timeout=limits.whole,  # of each read; the socket knows the deadline of the whole
             )
             content, is_cut = _body(response, limits.receives)
     except HTTPError as error:
@@ -100,7 +100,7 @@ def _body(response: Any, most: int) -> tuple[bytes, bool]:
     """Return the body, up to `most` bytes, and whether there is more of it."""
     parts, size = list[bytes](), 0
     try:
-        # `read1` returns what has arrived; `read` would wait for more, at the server's pace.
+        # `read1` returns the bytes that have arrived; `read` would wait for more of them.
         while size <= most and (part := response.read1(min(PART, most + 1 - size))):
             parts.append(part)
             size += len(part)
@@ -108,14 +108,14 @@ def _body(response: Any, most: int) -> tuple[bytes, bool]:
         response.close()
         raise
     if size > most:
-        response.close()  # the rest of the answer would stand before the next one
+        response.close()  # the next answer would begin with the rest of this one
     else:
         response.release_conn()
     return b"".join(parts)[:most], size > most
 
 
 def _plain(error: BaseException) -> OSError:
-    """Return the OSError that urllib3 has wrapped, or one in its words."""
+    """Return the OSError that urllib3 has wrapped, or a new one with its message."""
     for inner in (error.__cause__, *error.args):
         if isinstance(inner, ssl.SSLCertVerificationError):
             return OSError(f"the server's certificate is not trusted: {inner.verify_message}")
@@ -139,7 +139,7 @@ class _Exchange:
         """Return the seconds that are left.
 
         Raises:
-            TimeoutError: none is.
+            TimeoutError: no time is left.
         """
         left = self.until - time.monotonic()
         if left <= 0:
@@ -246,7 +246,7 @@ def _pools(pid: int) -> PoolManager:
 
 
 def _resolved(host: str, port: int, exchange: _Exchange) -> Any:
-    """Return the addresses of a host, in a thread if that takes a resolver: it has no time-out."""
+    """Return the addresses of a host; the resolver has no time-out, so a thread waits for it."""
     with suppress(ValueError):
         ip_address(host)
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

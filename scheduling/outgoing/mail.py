@@ -12,7 +12,7 @@ from django.utils.encoding import punycode
 
 from scheduling.errors import PermanentError
 
-# "Authentication required" answers a sender too, but speaks of our login, which can be mended.
+# "Authentication required" can answer a sender too. It is about our login, which can be corrected.
 NOT_OF_THIS_MAIL = {530}
 LONGEST, LONGEST_LOCAL = 254, 64  # characters of an address, and before its @ (RFC 5321)
 
@@ -21,7 +21,7 @@ def check_address(address: str) -> None:
     """Refuse an address that no mail can be sent to; a validator of forms and columns too.
 
     Raises:
-        ValidationError: what is wrong with it, in words that follow the address.
+        ValidationError: the problem, in words that follow the address.
     """
     if problem := address_problem(address):
         raise ValidationError(problem)
@@ -30,8 +30,8 @@ def check_address(address: str) -> None:
 def address_problem(address: str) -> str:
     """Return why an address cannot be mailed, in words that follow it; "" if it can.
 
-    Django's own mail writes a domain such as bücher.example in ASCII. What stands before the @ must
-    be ASCII: few servers take more (SMTPUTF8), and Django asks none for it.
+    Django writes a domain such as bücher.example in ASCII. The part before the @ must be ASCII: few
+    servers take other characters (SMTPUTF8), and Django does not request it.
     """
     for character in address:
         if character == " ":
@@ -79,7 +79,7 @@ def send(message: EmailMessage) -> None:
 
     Raises:
         PermanentError: the server, or the format of mail, refuses this message or its recipient.
-        OSError: whatever may pass: no connection, a time-out, a 4xx answer, a refused login.
+        OSError: the failure may pass: no connection, a time-out, a 4xx answer, a refused login.
     """
     try:
         message.message()
@@ -108,7 +108,7 @@ def _permanent_reason(error: smtplib.SMTPException) -> str:
         return ""
     if any(code < 500 or code in NOT_OF_THIS_MAIL for _, code, _ in answers):
         return ""
-    return "; ".join(f"{what} refused: {code} {_text(words)}" for what, code, words in answers)
+    return "; ".join(f"{part} refused: {code} {_text(words)}" for part, code, words in answers)
 
 
 def _text(words: bytes | str) -> str:

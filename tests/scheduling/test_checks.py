@@ -1,4 +1,4 @@
-"""`manage.py check`: what would make Truebeat break its promises, and what nobody could run."""
+"""`manage.py check`: faults that would break promises, and tasks that no worker could run."""
 
 from pathlib import Path
 from typing import Any

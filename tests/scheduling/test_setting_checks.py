@@ -34,7 +34,7 @@ CONF: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def said() -> dict[str, str]:
-    """Return what the checks say, by the id: problem and hint."""
+    """Return the findings of the checks by their ids: problem and hint."""
     found: dict[str, str] = {}
     for check in checks.run_checks(databases=["default"], include_deployment_checks=False):
         number = str(check.id).removeprefix("scheduling.")
@@ -155,7 +155,7 @@ def test_settings_that_are_missing_are_named(settings: Settings) -> None:
 
 def test_hints_must_go_where_celery_reads(settings: Settings) -> None:
     settings.REDIS_URL = "redis://elsewhere/0"
-    assert "Set REDIS_URL to what CELERY_BROKER_URL is" in said()["E010"]
+    assert "Set REDIS_URL to the value of CELERY_BROKER_URL" in said()["E010"]
 
 
 def test_an_app_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_a_project_of_django_celery_beat_changes_over_with_its_code_as_it_is(
             assert f"= {name}: now belongs to code" in said
         assert "\n  !" not in said
         assert (
-            shop.manage("schedule", "sync") == "The schedules are as CELERY_BEAT_SCHEDULE says.\n"
+            shop.manage("schedule", "sync") == "The schedules already match CELERY_BEAT_SCHEDULE.\n"
         )
         assert "no issues" in shop.manage("check")
         shop.beat()

@@ -1,1 +1,1 @@
-"""What the pages share."""
+"""Shared parts of the pages."""

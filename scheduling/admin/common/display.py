@@ -32,7 +32,7 @@ class Moments(AdminSplitDateTime):
     """The boxes of an instant; at either end of time, where TIME_ZONE has no clocks, in UTC."""
 
     def decompress(self, value: Any) -> Any:
-        if isinstance(value, str):  # an address may say what a form is to begin with
+        if isinstance(value, str):  # an address can name a form's first values
             value = _read(value)
         if isinstance(value, datetime) and timezone.is_aware(value):
             value = timezone.make_naive(value, clock.local(value).tzinfo)
@@ -76,7 +76,7 @@ def relative(instant: datetime, now: datetime) -> str:
 
 
 def when(instant: datetime | None, now: datetime) -> SafeString | str:
-    """Return an instant as people read it: how far away, and below it which instant."""
+    """Return how far away an instant is, and below that the instant."""
     if instant is None:
         return NOTHING
     return format_html(
@@ -88,7 +88,7 @@ def when(instant: datetime | None, now: datetime) -> SafeString | str:
 
 
 def ago(instant: datetime | None, now: datetime) -> SafeString | str:
-    """Return how far away an instant is; which instant is told to whoever points at it."""
+    """Return how far away an instant is; the instant itself is the tooltip."""
     if instant is None:
         return NOTHING
     return format_html(
@@ -100,7 +100,7 @@ def ago(instant: datetime | None, now: datetime) -> SafeString | str:
 
 
 def badge(kind: str, text: str) -> SafeString:
-    """Return a coloured word; the word says everything that the colour does."""
+    """Return a coloured word; its colour adds no meaning."""
     return format_html('<span class="tb-badge tb-{}">{}</span>', kind, text)
 
 
@@ -110,7 +110,7 @@ def breakable(dotted: str) -> SafeString:
 
 
 def block(text: Any) -> SafeString | str:
-    """Return a long text as it was written, cut where a page could not bear it."""
+    """Return a long text as it was written, cut to a length that a page can show."""
     text = str(text or "")
     if len(text) > LONGEST_TEXT:
         text = f"{text[:LONGEST_TEXT]}\n… {len(text) - LONGEST_TEXT:,} more characters"
@@ -118,7 +118,7 @@ def block(text: Any) -> SafeString | str:
 
 
 def failed_attempts(errors: Sequence[Mapping[str, Any]]) -> SafeString:
-    """Return the attempts of a run that failed, as its row has them: when, where, the traceback."""
+    """Return the failed attempts of a run: times, worker and traceback of each."""
     shown = [
         {
             **error,
@@ -132,7 +132,7 @@ def failed_attempts(errors: Sequence[Mapping[str, Any]]) -> SafeString:
 
 
 def pretty(json_text: str) -> str:
-    """Return a JSON text with line breaks if it is long; as it is where it is no JSON."""
+    """Return a JSON text with line breaks if it is long; other texts stay as they are."""
     try:
         value = json.loads(json_text)
         line = json.dumps(value, ensure_ascii=False)

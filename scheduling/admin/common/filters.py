@@ -15,7 +15,7 @@ LONGEST_NUMBER = 18  # digits; Python refuses to read thousands of them
 
 
 class TextFilter(admin.SimpleListFilter):
-    """A filter whose value may be any text, as an address has it."""
+    """A filter whose value can be any text of an address."""
 
     def value(self) -> str | None:
         text = super().value()
@@ -23,7 +23,7 @@ class TextFilter(admin.SimpleListFilter):
 
 
 class InputFilter(TextFilter):
-    """A filter whose value is typed: for what has too many values to list."""
+    """A filter with a box to type into, for columns with too many values to list."""
 
     template = "admin/scheduling/input_filter.html"
     placeholder = ""
@@ -51,7 +51,7 @@ class InputFilter(TextFilter):
 
 
 class TaskFilter(TextFilter):
-    """By task: the registered jobs, which are known without asking the table."""
+    """By task: lists the registered jobs, without a query."""
 
     title = "task"
     parameter_name = "task"

@@ -15,14 +15,14 @@ from django.urls import URLPattern, path
 from scheduling.admin.common.page import Page
 from scheduling.errors import SchedulingError
 
-# Each object is a call of the core: more at once belong into a script.
+# Each object takes a call of the core, so more of them belong into a script.
 MOST_AT_ONCE = 100
 
 
 class ObjectActions(Page):
-    """A page for an object, from which `buttons`, some of the list's actions, can be called.
+    """A page with `buttons` on each object's page: some of the list's actions.
 
-    The list's own checks stand: an action that the user may not call is neither shown nor called.
+    A user who must not call an action in the list neither sees nor can press its button.
     """
 
     buttons: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +52,7 @@ class ObjectActions(Page):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def offers(self, obj: Any, name: str) -> bool:
-        """Return whether an action makes sense for the object as it stands."""
+        """Return whether an action makes sense in the object's present state."""
         return True
 
     def called(self, obj: Any) -> str:
@@ -62,10 +62,10 @@ class ObjectActions(Page):
     def for_each(
         self, request: HttpRequest, queryset: QuerySet[Any], act: Callable[[Any], str]
     ) -> int:
-        """Call `act` for each row; log what it says it did, show what it refused to do.
+        """Call `act` for each row, log the text that it returns, and show its refusals.
 
         Returns:
-            For how many it did something.
+            The number of rows for which `act` returned a text.
         """
         rows = list(queryset[: MOST_AT_ONCE + 1])
         if self.refuse_too_many(request, rows, MOST_AT_ONCE):
@@ -84,12 +84,12 @@ class ObjectActions(Page):
 
     def refuse_too_many(self, request: HttpRequest, rows: Sequence[Any], limit: int) -> bool:
         if len(rows) > limit:
-            text = f"Nothing done: these are more than {limit:,}. Select fewer at once."
+            text = f"Nothing was done: more than {limit:,} rows are selected. Select fewer."
             self.message_user(request, text, messages.ERROR)
         return len(rows) > limit
 
     def log(self, request: HttpRequest, rows: Sequence[Any], text: str) -> None:
-        """Write the history that the rows' pages show."""
+        """Add an entry to the history of each row."""
         user: Any = request.user.pk
         LogEntry.objects.log_actions(
             user_id=user, queryset=rows, action_flag=CHANGE, change_message=text.strip()
@@ -105,9 +105,9 @@ class ObjectActions(Page):
 
 
 class EngineRows(ObjectActions):
-    """A page of rows that the engine alone writes: to be read, and acted on by who may change them.
+    """A page of rows that only the engine writes. Users who may change them can call its actions.
 
-    "operate" is the permission that such an action asks for.
+    The actions require the permission "operate".
     """
 
     def has_add_permission(self, request: HttpRequest) -> bool:

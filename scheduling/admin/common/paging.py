@@ -5,12 +5,12 @@ from typing import Any
 from django.core.paginator import Paginator
 from django.utils.functional import cached_property
 
-# Enough to leaf through; the rows before a page are read for it, so deep pages cost more.
+# Postgres reads all rows before a page, so later pages cost more.
 BOUND = 5_000
 
 
 class MoreThan(int):
-    """A count that stopped at a bound: that number for arithmetic, "more than 5,000" to read."""
+    """A count that stopped at a bound: a number that reads "more than 5,000"."""
 
     def __str__(self) -> str:
         return f"more than {int(self):,}"

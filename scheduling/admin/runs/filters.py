@@ -22,7 +22,7 @@ from scheduling.models import Origin, State
 
 
 class StateFilter(admin.ChoicesFieldListFilter):
-    """By state, said so that its index is seen."""
+    """By state, with a condition that lets Postgres use the index."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         chosen = _only(self)
@@ -31,7 +31,7 @@ class StateFilter(admin.ChoicesFieldListFilter):
 
 
 class OriginFilter(admin.ChoicesFieldListFilter):
-    """By origin, likewise."""
+    """By origin, with a condition that lets Postgres use the index."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         chosen = _only(self)
@@ -40,13 +40,13 @@ class OriginFilter(admin.ChoicesFieldListFilter):
 
 
 def _only(asked: admin.ChoicesFieldListFilter) -> str | None:
-    """Return the value that is asked for, where it is a single one."""
+    """Return the chosen value if there is exactly one."""
     values: Any = asked.used_parameters.get(asked.lookup_kwarg) or []
     return values[0] if len(values) == 1 else None
 
 
 class ScheduleFilter(InputFilter):
-    """By a schedule's name: its runs under every name it had, or those of a deleted schedule."""
+    """By a schedule's name: its runs under all its names, or the runs of a deleted schedule."""
 
     title = "schedule"
     parameter_name = "schedule"
@@ -58,7 +58,7 @@ class ScheduleFilter(InputFilter):
 
 
 class RunTaskFilter(TaskFilter):
-    """By task; the list, which goes by ids, begins at the newest that there is."""
+    """By task; the list, which is ordered by id, begins at the newest run of the task."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         task = self.value()
@@ -87,7 +87,7 @@ class DueFilter(admin.SimpleListFilter):
             return queryset.filter(to_come(now))
         if self.value() == "today":
             midnight = timezone.localtime(now).replace(hour=0, minute=0, second=0, microsecond=0)
-            # The calendar's next day: on two days of the year that is not 24 hours on.
+            # Until the next midnight: two days of the year do not have 24 hours.
             return queryset.filter(due_at__gte=midnight, due_at__lt=midnight + timedelta(days=1))
         back = {"hour": timedelta(hours=1), "week": timedelta(7), "month": timedelta(30)}
         if self.value() in back:

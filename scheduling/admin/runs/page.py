@@ -44,7 +44,7 @@ NO_TIME = timedelta(0)
 
 
 class RunList(RowsSeen):
-    """Leaves out the columns that can be large."""
+    """Leaves out columns that can be large."""
 
     def get_queryset(self, request: HttpRequest, *args: Any) -> QuerySet[Any]:
         queryset: QuerySet[Any] = super().get_queryset(request, *args)
@@ -53,7 +53,7 @@ class RunList(RowsSeen):
 
 @admin.register(Run)
 class RunAdmin(ReplayAll):
-    """Nobody writes a run by hand; whoever has the right to change runs may cancel and replay."""
+    """Users cannot edit runs; users who may change runs can cancel and replay them."""
 
     change_form_template = "admin/scheduling/run/change_form.html"
     list_display = (
@@ -62,10 +62,12 @@ class RunAdmin(ReplayAll):
     list_filter = (
         ("state", StateFilter), DueFilter, ScheduleFilter, RunTaskFilter, ("origin", OriginFilter),
     )  # fmt: skip
-    # Ids sort by when they were made, and are indexed: the newest come first.
+    # Ids sort by their time: the newest runs come first.
     ordering = ("-pk",)
     search_fields = ("pk",)
-    search_help_text = "A run's id (Celery's task id). Other ways to find runs are on the right."
+    search_help_text = (
+        "A run's id (Celery's task id). The filters on the right find runs in other ways."
+    )
     actions = ("cancel", "replay")
     buttons = ("cancel", "replay")
     fieldsets = (
@@ -92,9 +94,9 @@ class RunAdmin(ReplayAll):
         ),
         ("Errors", {"fields": ("attempts",)}),
         ("Result", {"fields": ("result",)}),
-        ("What it was called with", {"fields": ("arguments", "keywords", "options_")}),
+        ("Arguments", {"fields": ("arguments", "keywords", "options_")}),
         (
-            "Where it comes from",
+            "Origin",
             {
                 "fields": (
                     ("id", "enqueued_by", "replay_of_", "backfill"),
@@ -159,7 +161,7 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="late by")
     def lateness(self, run: Run) -> str:
-        """How long after it might have started, by its spread or its retry, it did start."""
+        """The time from `run_at` to the start."""
         if run.started_at is not None:
             return span(max(run.started_at - run.run_at, NO_TIME))
         overdue = seen_at(run) - run.run_at
@@ -176,7 +178,7 @@ class RunAdmin(ReplayAll):
     @admin.display(description="attempt")
     def attempt_(self, run: Run) -> str:
         allowed = attempts_allowed(run.task, run.max_attempts)
-        # What counts against the budget is failures: a hand-back is an attempt that costs nothing.
+        # A hand-back starts another attempt without a failure, so attempts can exceed the limit.
         return f"{run.attempt} of {max(allowed, run.attempt)}" if allowed else str(run.attempt)
 
     # --- The page of one run ----------------------------------------------------------------------
@@ -199,7 +201,9 @@ class RunAdmin(ReplayAll):
 
     @admin.display(description="stands for")
     def coalesced_(self, run: Run) -> str:
-        return f"itself and {run.coalesced:,} missed after it" if run.coalesced else "itself"
+        return (
+            f"itself and {run.coalesced:,} that were missed after it" if run.coalesced else "itself"
+        )
 
     @admin.display(description="replay of")
     def replay_of_(self, run: Run) -> SafeString | str:
@@ -252,7 +256,7 @@ class RunAdmin(ReplayAll):
 
         def cancel_one(run: Run) -> str:
             cancelled = cancel(run.pk, by=by).state == State.CANCELLED
-            did = "Cancelled" if cancelled else "Asked its worker to end it"
+            did = "Cancelled" if cancelled else "Asked its worker to stop it"
             self._show(request, run, did)
             return did
 
@@ -264,7 +268,7 @@ class RunAdmin(ReplayAll):
 
         def replay_one(run: Run) -> str:
             new = replay(run.pk, by=by)
-            left_out = "".join(f"; not set off again: {what}" for what in new.left_out)
+            left_out = "".join(f"; not repeated: {follow_up}" for follow_up in new.left_out)
             self._show(request, run, format_html("Replayed as {}{}", link("run", new.pk), left_out))
             return f"Replayed as {new.pk}"
 

@@ -18,14 +18,14 @@ from scheduling.history.replaying import find, replay_all
 from scheduling.history.selecting import in_state
 from scheduling.models import State
 
-# In one request; what is left can be asked for again.
+# In one request; a second request replays more.
 MOST_AT_ONCE = 5_000
 
 
 class ReplayAll(EngineRows):
-    """A button on the list for those who may operate runs; its page asks before anything is done.
+    """A button on the list, for users who may operate runs; its page asks for confirmation.
 
-    Where no state is chosen, failed ones are meant.
+    Without a chosen state, it replays failed runs.
     """
 
     change_list_template = "admin/scheduling/run/change_list.html"
@@ -56,7 +56,7 @@ class ReplayAll(EngineRows):
         return self._ask(request, runs)
 
     def _filtered(self, request: HttpRequest) -> QuerySet[Any] | None:
-        """Return the runs that the request's filters find; None where there is no filter."""
+        """Return the runs that the request's filters find; None without a filter."""
         changes = self.get_changelist_instance(request)
         filters = changes.get_filters_params()
         if not filters and not changes.query:
@@ -94,7 +94,7 @@ class ReplayAll(EngineRows):
         if done.tried > done.made:
             text += f" {done.tried - done.made:,} left out: an unfinished run has the same key."
         if done.parts:
-            text += f" {done.parts:,} of chords, which count no part twice."
+            text += f" {done.parts:,} are parts of chords: a chord counts each part once."
         self.message_user(request, text, messages.SUCCESS if done.made else messages.WARNING)
         return redirect(f"{self._list()}?origin__exact=replay")
 

@@ -41,7 +41,7 @@ class PauseForm(forms.Form):
 
 
 class ScheduleActions(ObjectActions):
-    """Enable, disable, run now, pause and resume: each for those who may change schedules."""
+    """Enable, disable, run now, pause and resume, for users who may change schedules."""
 
     action_form = ScheduleActionForm
     actions = ("enable", "disable", "run_now", "pause", "resume")
@@ -112,10 +112,12 @@ class ScheduleActions(ObjectActions):
             text = f"Resumed {_count(done)}: planned again from now."
             self.message_user(request, text, messages.SUCCESS)
         else:
-            self.message_user(request, "Nothing resumed: no pause to end.", messages.WARNING)
+            self.message_user(
+                request, "Nothing was resumed: none of the schedules is paused.", messages.WARNING
+            )
 
     def _switch(self, request: HttpRequest, queryset: QuerySet[Any], *, enabled: bool) -> None:
-        """Enable or disable what belongs to users, and say what was left as it is."""
+        """Enable or disable the schedules of users, and name the unchanged ones."""
         rows = list(queryset[: BOUND + 1])
         if self.refuse_too_many(request, rows, BOUND):
             return
@@ -128,18 +130,21 @@ class ScheduleActions(ObjectActions):
         if enabled:
             changed = self._that_fire(request, changed)
         if changed:
-            # One statement: the triggers plan all of them anew at once.
+            # One statement, so that the triggers ask for all their plans at once.
             ids = [row.pk for row in changed]
             Schedule.objects.filter(pk__in=ids).update(enabled=enabled, date_changed=Now())
             self.log(request, changed, word.capitalize())
             text = f"{word.capitalize()} {_count(len(changed))}."
             self.message_user(request, text, messages.SUCCESS)
         if of_code:
-            text = f"Managed by code, left as they are: {_names(of_code)}. Pause what must stop."
+            text = (
+                f"Managed by code, so not changed: {_names(of_code)}."
+                " Pause a schedule that must stop."
+            )
             self.message_user(request, text, messages.WARNING)
 
     def _that_fire(self, request: HttpRequest, rows: Sequence[Any]) -> list[Any]:
-        """Return those of the rows that would fire; say why the others are left disabled."""
+        """Return the rows that would fire, and show why the others stay disabled."""
         now, why, fire = clock.now(), dict[str, str](), list[Any]()
         for row in rows:
             try:
@@ -150,7 +155,7 @@ class ScheduleActions(ObjectActions):
         for name, problem in list(why.items())[:NAMES_SHOWN]:
             self.message_user(request, f"{name} stays disabled: {problem}", messages.ERROR)
         if len(why) > NAMES_SHOWN:
-            text = f"So do {_count(len(why) - NAMES_SHOWN)} more."
+            text = f"{_count(len(why) - NAMES_SHOWN)} more stay disabled for such reasons."
             self.message_user(request, text, messages.ERROR)
         return fire
 

@@ -19,9 +19,9 @@ WINDOWS = {"late": -LATE, "hour": timedelta(hours=1), "day": timedelta(days=1)}
 
 
 def _if_few(queryset: QuerySet[Any], condition: Any) -> QuerySet[Any]:
-    """Return the schedules of `queryset` that meet a condition, by their ids if these are few.
+    """Return the schedules that meet a condition, by their ids if these are few.
 
-    Left to itself, Postgres reads all schedules in the order of the list to find a handful.
+    Postgres would otherwise read all schedules in the order of the list to find the few.
     """
     few = PeriodicTask.objects.filter(condition).order_by().values_list("pk", flat=True)
     found = list(few[: FEW + 1])
@@ -42,7 +42,7 @@ class StatusFilter(admin.SimpleListFilter):
             return queryset.filter(enabled=False)
         if self.value() == "quarantine":
             return queryset.filter(enabled=True, plan__error__gt="")
-        # As `schedules.paused` says, but through the join, which a million rows bear better.
+        # The condition of `schedules.paused`, through the join, which is faster at a million rows.
         over, lasts = Q(policy__paused_until__lte=now), Q(policy__paused_until__gt=now)
         if self.value() == "paused":
             lasts |= Q(policy__paused_until__isnull=True)

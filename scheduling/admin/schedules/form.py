@@ -17,15 +17,15 @@ RULES = ("crontab", "interval", "clocked", "solar")
 # A change of these can make a rule that never fires.
 TIMING = {*RULES, "start_time", "expires", "one_off", "enabled"}
 CALL = {"task", "args", "kwargs"}
-PREVIEW = "_preview"  # the button that asks what a change would do
+PREVIEW = "_preview"  # the button that previews a change
 
 
 class ScheduleForm(forms.ModelForm[Schedule]):
-    """Refuses what could not run: unknown tasks, arguments that do not fit, rules without end."""
+    """Refuses schedules that could not run: an unknown task, wrong arguments, a dead rule."""
 
     fits = False
 
-    # Every name is let in, so that the message for an unknown one can name the nearest.
+    # Any name is accepted here, so that the message for an unknown name can suggest a similar one.
     task = forms.CharField(
         max_length=200,
         widget=forms.Select(),
@@ -35,7 +35,7 @@ class ScheduleForm(forms.ModelForm[Schedule]):
         coerce=int,
         empty_value=None,
         required=False,
-        help_text="What runs first when more is due than the workers can take.",
+        help_text="Which runs start first when more are due than the workers can take.",
     )
 
     class Meta:
@@ -69,31 +69,31 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             "headers": "Message headers",
         }
         help_texts: ClassVar[dict[str, str]] = {
-            "name": "Short, and different from every other schedule's.",
-            "enabled": "A disabled schedule plans nothing. To stop one for a while, pause it.",
-            "description": "What it is for, and what to do when it fails.",
+            "name": "A short name that no other schedule has.",
+            "enabled": "A disabled schedule never runs. To stop it for a while, pause it.",
+            "description": "Its purpose, and what to do when it fails.",
             "crontab": "Times of day and days, on the clocks of a time zone. Type a rule to find "
             "it (0 5 * * 1); the plus sign makes a new one.",
-            "interval": "Every so often, counted from a fixed start.",
+            "interval": "At equal distances, counted from a fixed start.",
             "clocked": "One instant. The schedule then runs once.",
-            "solar": "Sunrise, sunset and the like, at a place.",
-            "start_time": "The first run is at or after this time, when the rule says so.",
-            "expires": "Nothing is due after this time.",
-            "one_off": "Run at the first time that the rule names, then never again.",
+            "solar": "Sunrise, sunset or another event of the sun, at a place.",
+            "start_time": "The first occurrence is the rule's first one at or after this time.",
+            "expires": "No occurrence is after this time.",
+            "one_off": "Run at the rule's first occurrence only.",
             "args": 'A JSON array, such as ["north", 3]. Checked against the task.',
             "kwargs": 'A JSON object, such as {"region": "north"}. Checked against the task.',
-            "queue": "Leave empty for the queue that CELERY_TASK_ROUTES, or the task, names.",
+            "queue": "Empty: the queue that CELERY_TASK_ROUTES, or the task, names.",
             "exchange": "With a routing key: finds the queue that CELERY_TASK_QUEUES binds to it. "
             "Seldom needed.",
-            "routing_key": "Counts with an exchange, or with a queue of a topic exchange.",
-            "expire_seconds": "A run that has not started this long after it was due is dropped "
-            "as expired. Empty: it always runs.",
+            "routing_key": "Used with an exchange, or with a queue of a topic exchange.",
+            "expire_seconds": "A run that has not started this long after it was due expires. "
+            "Empty: it always runs.",
             "headers": "A JSON object, sent with the message. Seldom needed.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Without the right to change it, Django shows the schedule and leaves its fields out.
+        # For a user who must not change the schedule, Django shows it without form fields.
         fields: dict[str, Any] = self.fields
         if "task" in fields:
             fields["task"].widget.choices = task_choices(self.instance.task)
@@ -101,7 +101,7 @@ class ScheduleForm(forms.ModelForm[Schedule]):
             fields["priority"].choices = priority_choices(self.instance.priority)
 
     def is_valid(self) -> bool:
-        """Return whether to save it: what is only looked at fits, and is shown again."""
+        """Return whether to save the form: a valid preview is shown again, not saved."""
         self.fits = super().is_valid()
         return self.fits and not self.is_preview
 
@@ -135,9 +135,9 @@ class ScheduleForm(forms.ModelForm[Schedule]):
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if data.get("clocked"):
-            data["one_off"] = True  # an instant comes once; django-celery-beat wants it said
+            data["one_off"] = True  # django-celery-beat requires it: an instant comes once
         if data.get("expires") and data.get("expire_seconds") is not None:
-            # django-celery-beat's own rule, said beside the field.
+            # django-celery-beat's own rule, with the message beside the field.
             self.add_error("expire_seconds", "Give this or “Not after”, not both.")
         changed = {*CALL, *DESTINATION} & set(self.changed_data)
         if data.keys() >= CALL and (data.get("enabled") or changed):
@@ -145,7 +145,7 @@ class ScheduleForm(forms.ModelForm[Schedule]):
         return data
 
     def _post_clean(self) -> None:
-        """Check the rule once the instance has it, and not before django-celery-beat's checks."""
+        """Check the rule after the form has set it, and after django-celery-beat's own checks."""
         super()._post_clean()  # type: ignore[misc]
         timing = TIMING & set(self.changed_data)
         if not self.errors and "interval" in timing:
@@ -180,7 +180,7 @@ class ScheduleForm(forms.ModelForm[Schedule]):
 
     def _check_rule(self) -> None:
         now, bare = clock.now(), copy.copy(self.instance)
-        bare.policy = Policy()  # its calendar may change too: PolicyFormSet looks at both
+        bare.policy = Policy()  # its calendar may change too: PolicyFormSet checks both
         try:
             recurrence.check(rule_of(bare, anchor=now), now)
         except recurrence.RecurrenceError as error:
@@ -189,14 +189,14 @@ class ScheduleForm(forms.ModelForm[Schedule]):
 
 
 def task_choices(current: str) -> list[tuple[str, str]]:
-    """Return the registered jobs, and what the schedule has if that is none of them."""
+    """Return the registered jobs, and the schedule's task if it is not registered."""
     names = job_names()
     unknown = [(current, f"{current} (not registered)")] if current and current not in names else []
     return [("", "---------"), *unknown, *((name, name) for name in names)]
 
 
 def priority_choices(current: int | None) -> list[tuple[str, str]]:
-    """Return the named priorities, and the schedule's own number if that is between two."""
+    """Return the named priorities, and the schedule's own number if it has no name."""
     choices = [("", "medium (default)"), *((str(step.value), step.label) for step in Priority)]
     if current is not None and current not in Priority.values:
         choices.append((str(current), f"{current} (as {Priority.nearest(current).label})"))

@@ -36,14 +36,14 @@ from scheduling.schedules.standing import plan_of, policy_of
 OCCURRENCES_SHOWN = 5
 DST = {
     "": "",
-    "shifted": "the clocks leave {missing} out: it runs right after the gap",
-    "repeated": "the second time that the clocks show this",
-    "skipped": "the clocks left {missing} out: nothing ran for it",
+    "shifted": "the clocks skip {missing}: it runs right after the gap",
+    "repeated": "the clocks show this time twice: this is the second time",
+    "skipped": "the clocks skip {missing}: no run for it",
 }
 
 
 class ScheduleList(RowsSeen):
-    """Adds what a page's rows show besides their own columns: one query for all of them."""
+    """Adds the newest run of each row, in one query."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -70,7 +70,7 @@ class ScheduleAdmin(ScheduleActions):
         filters.RuleFilter,
     )
     sortable_by = ("name",)
-    # To leave the case aside would take three times as long at a million rows.
+    # Ignoring case would take three times as long at a million rows.
     search_fields = ("name__contains", "task__contains")
     search_help_text = "A part of the name or of the task. Upper and lower case count."
     autocomplete_fields = RULES
@@ -84,7 +84,7 @@ class ScheduleAdmin(ScheduleActions):
                 "description": "Choose exactly one of the four rules.",
             },
         ),
-        ("What it is called with", {"fields": ("args", "kwargs")}),
+        ("Arguments", {"fields": ("args", "kwargs")}),
         (
             "How it is sent",
             {
@@ -102,7 +102,7 @@ class ScheduleAdmin(ScheduleActions):
         ),
     )
 
-    # --- Who may do what --------------------------------------------------------------------------
+    # --- Permissions -----------------------------------------------------------------------------
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return _may(request, "view") or _may(request, "change")
@@ -125,7 +125,7 @@ class ScheduleAdmin(ScheduleActions):
         return ScheduleList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        """Order by name; what comes next, by when it comes; what is paused, the latest first."""
+        """Order by name; filtered by next run, the soonest first; paused ones, the latest first."""
         if request.GET.get("next") in filters.WINDOWS:
             return ("plan__next_due_at", "pk")
         if request.GET.get("status") == "paused":
@@ -174,7 +174,7 @@ class ScheduleAdmin(ScheduleActions):
     def formfield_for_dbfield(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
         field: Any = super().formfield_for_dbfield(db_field, request, **kwargs)
         if db_field.name in RULES:
-            # Other schedules may share the rule: it is changed on its own page, not from here.
+            # Other schedules may share the rule, so users change it on its own page.
             field.widget.can_change_related = False
         return field
 
@@ -195,7 +195,7 @@ class ScheduleAdmin(ScheduleActions):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def _preview(self, context: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what the form's change would do, where that was asked for and the form fits."""
+        """Return the effect of the form's change, if this is a preview of a valid form."""
         form = context["adminform"].form
         inlines = [inline.formset for inline in context["inline_admin_formsets"]]
         asked = isinstance(form, ScheduleForm) and form.is_bound and form.is_preview
@@ -214,7 +214,7 @@ class ScheduleAdmin(ScheduleActions):
         except SchedulingError as error:
             return str(error)
         if not found:
-            return "The rule names no more times."
+            return "The rule has no further occurrence."
         kind, words = status_of(schedule, clock.now())
         times = [_shown(occurrence) for occurrence in found]
         context = {
@@ -241,18 +241,18 @@ class ScheduleAdmin(ScheduleActions):
         return where_it_goes(schedule)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """Write what the form changed and nothing else: beat may have written the row meanwhile."""
+        """Write only the changed fields: beat may have written the row in the meantime."""
         if not change:
             obj.save(force_insert=True)
         elif form.changed_data:
-            # Schedule, policy, plan, as an edit by command locks them, and a pause the last two.
+            # In the order of the command `schedule edit` and of a pause: schedule, policy, plan.
             list(Schedule.objects.select_for_update(no_key=True).filter(pk=obj.pk).values("pk"))
             hold(obj, policy_of(obj).calendar_id)
             list(Policy.objects.select_for_update(no_key=True).filter(pk=obj.pk).values("pk"))
             obj.save(update_fields={*form.changed_data, "one_off", "date_changed"})
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
-        """Likewise for the policy: somebody may have paused the schedule meanwhile."""
+        """Write only the changed fields: another user may have paused the schedule meanwhile."""
         formset.save(commit=False)
         for policy, changed in formset.changed_objects:
             policy.save(update_fields=changed)
@@ -268,7 +268,7 @@ class ScheduleAdmin(ScheduleActions):
 
 
 def _may(request: HttpRequest, action: str) -> bool:
-    """Whoever might do this to django-celery-beat's periodic tasks may do it to schedules."""
+    """Return whether the user has the permission for schedules or for periodic tasks."""
     own, stock_ = f"scheduling.{action}_schedule", f"django_celery_beat.{action}_periodictask"
     return request.user.has_perm(own) or request.user.has_perm(stock_)
 
@@ -282,7 +282,7 @@ def _outcome(run: Run) -> SafeString:
 
 
 def _shown(occurrence: core.NextOccurrence) -> dict[str, str]:
-    """Return one line of the next times: in the rule's zone, in ours, and what the clocks do."""
+    """Return a line of the next times: in the rule's zone, in ours, and the clock change."""
     here, there = moment(occurrence.due_at), occurrence.local.strftime("%a %Y-%m-%d %H:%M:%S %Z")
     return {
         "local": there,

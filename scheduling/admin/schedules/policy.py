@@ -17,7 +17,7 @@ DURATION = "hours:minutes:seconds, such as 00:15:00; days go before it, as in �
 
 
 class PolicyFormSet(BaseInlineFormSet[Policy, PeriodicTask, Any]):
-    """Refuses a calendar that leaves nothing of the schedule's rule."""
+    """Refuses a calendar whose days off include every occurrence of the schedule."""
 
     def clean(self) -> None:
         super().clean()
@@ -36,11 +36,11 @@ class PolicyFormSet(BaseInlineFormSet[Policy, PeriodicTask, Any]):
 
 
 class PolicyInline(admin.StackedInline[Policy, Schedule]):
-    """How the schedule is treated. Whoever may change the schedule may change this."""
+    """How the schedule is treated. Users who may change the schedule may change this."""
 
     model = Policy
     formset = PolicyFormSet
-    verbose_name = verbose_name_plural = "how it is treated (its policy)"
+    verbose_name = verbose_name_plural = "policy"
     extra = max_num = 1
     can_delete = False
     readonly_fields = ("pause", "managed_by")
@@ -64,7 +64,7 @@ class PolicyInline(admin.StackedInline[Policy, Schedule]):
             kwargs["help_text"] = HELP[db_field.name]
         field: Any = super().formfield_for_dbfield(db_field, request, **kwargs)
         if db_field.name == "calendar":
-            field.widget.can_delete_related = False  # others may follow it too
+            field.widget.can_delete_related = False  # other schedules may follow it too
         return field
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -94,20 +94,20 @@ class PolicyInline(admin.StackedInline[Policy, Schedule]):
 
 
 def _until(instant: datetime | None) -> str:
-    return f"until {moment(instant)}" if instant else "until somebody resumes it"
+    return f"until {moment(instant)}" if instant else "until it is resumed"
 
 
 HELP = {
     "overlap": "When an occurrence is due while an earlier run has not finished.",
-    "catch_up": "What becomes of times that passed while nothing was running (an outage).",
-    "catch_up_window": "“A run for each”: how far back. “Skip”: how late is still in time "
+    "catch_up": "How occurrences that passed during an outage are made up for.",
+    "catch_up_window": "“A run for each”: how far back. “Skip”: the grace time "
     f"(1 minute if empty). {DURATION}.",
     "spread": f"Start up to this much later, always by the same offset. {DURATION}.",
-    "max_attempts": "Failed attempts after which a run has failed. Empty: what the job says.",
+    "max_attempts": "Failed attempts after which a run has failed. Empty: the job's own number.",
     "deadline_after": f"A run should have started this long after it was due. {DURATION}.",
-    "calendar": "Its days off are left out; below: what becomes of what is due on one.",
-    "excluded_day": "Counts only with a calendar.",
-    "pause_after_failures": "Pause it when so many of its runs in a row have failed. Empty: never.",
-    "owner": "Who is told when its runs fail: mail addresses or https:// URLs, with commas "
-    "between. Empty: those whom ALERTS_TO names.",
+    "calendar": "It does not run on this calendar's days off; the next field has alternatives.",
+    "excluded_day": "Used only with a calendar.",
+    "pause_after_failures": "Pause it after this many failed runs in a row. Empty: never.",
+    "owner": "Notified when its runs fail: mail addresses or https:// URLs, separated by "
+    "commas. Empty: the addresses in ALERTS_TO.",
 }

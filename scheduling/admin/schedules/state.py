@@ -18,7 +18,7 @@ def is_of_code(schedule: PeriodicTask | None) -> bool:
 
 
 def status_of(schedule: PeriodicTask, now: datetime) -> tuple[str, str]:
-    """Return the status as a colour and in words; what needs somebody's hand goes first."""
+    """Return the status as a colour and in words; a quarantine is shown before a pause."""
     if not schedule.enabled:
         return "disabled", "disabled"
     if plan_of(schedule).error:
@@ -37,7 +37,7 @@ def newest_runs(schedules: Collection[PeriodicTask]) -> dict[int, Run]:
     planned = Schedule.objects.filter(pk__in=ids).values(
         newest=Subquery(of_one.order_by("-due_at").values("pk")[:1])
     )
-    # Few beside the planned ones, and kept apart so that each half has an index of its own.
+    # A subquery of its own, so that each half uses its own index; these runs are few.
     asked_for: Any = (
         Run.objects.filter(schedule_id__in=ids)
         .exclude(origin=Origin.SCHEDULE)

@@ -21,9 +21,9 @@ class Command(LedgerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
         listing = self.add_action(actions, "list", self.list, "show backfills, newest first")
-        show = self.add_action(actions, "show", self.show, "show one, and how far it is")
+        show = self.add_action(actions, "show", self.show, "show one backfill and its progress")
         cancel = self.add_action(
-            actions, "cancel", self.cancel, "cancel what waits of it, stop what runs"
+            actions, "cancel", self.cancel, "cancel its waiting runs, stop its running ones"
         )
         listing.add_argument("--limit", type=parsing.count, default=20, metavar="N")
         for parser in (show, cancel):
@@ -35,7 +35,7 @@ class Command(LedgerCommand):
         options["act"](options, clock.now())
 
     def list(self, options: dict[str, Any], now: datetime) -> None:
-        """Print the newest backfills with how far they are."""
+        """Print the newest backfills and their progress."""
         found = [
             (backfill, backfilling.progress(backfill))
             for backfill in Backfill.objects.order_by("-pk")[: options["limit"]]
@@ -87,8 +87,8 @@ class Command(LedgerCommand):
                 self.say(f"  {label:<11}{output.printable(value)}")
 
     def cancel(self, options: dict[str, Any], now: datetime) -> None:
-        """Cancel a backfill and say what that did."""
+        """Cancel a backfill and print the effect."""
         left = backfilling.cancel(options["id"], by=user_name())
         self.say(f"cancelled backfill {options['id']}: {left}")
         if running := left.states.get(State.RUNNING, 0):
-            self.note(f"{running} of its runs are at work: their workers were told to stop them.")
+            self.note(f"{running} of its runs are running: their workers were asked to stop them.")

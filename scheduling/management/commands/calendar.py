@@ -24,8 +24,12 @@ class Command(LedgerCommand):
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
         add = self.add_action(actions, "add", self.add, "make a calendar")
         listing = self.add_action(actions, "list", self.list, "show all calendars")
-        show = self.add_action(actions, "show", self.show, "show one, and its days off in a year")
-        remove = self.add_action(actions, "remove", self.remove, "delete one that nobody follows")
+        show = self.add_action(
+            actions, "show", self.show, "show one calendar, and its days off in a year"
+        )
+        remove = self.add_action(
+            actions, "remove", self.remove, "delete a calendar that no schedule follows"
+        )
         for parser in (add, show, remove):
             parser.add_argument("name", metavar="NAME")
         for parser in (listing, show):
@@ -33,8 +37,12 @@ class Command(LedgerCommand):
         add.add_argument(
             "--weekdays", type=parsing.weekdays, default=[], metavar="DAYS", help="sat,sun"
         )
-        add.add_argument("--country", default="", metavar="CODE", help="its public holidays: DE")
-        add.add_argument("--subdivision", default="", metavar="CODE", help="and a part's: BY")
+        add.add_argument(
+            "--country", default="", metavar="CODE", help="the public holidays of a country: DE"
+        )
+        add.add_argument(
+            "--subdivision", default="", metavar="CODE", help="and of a part of it: BY"
+        )
         add.add_argument(
             "--date", type=parsing.dated, action="append", default=[], dest="dates",
             metavar="ISO[=REASON]", help="a single day; can be given again",
@@ -46,7 +54,7 @@ class Command(LedgerCommand):
         options["act"](options, clock.now())
 
     def add(self, options: dict[str, Any], now: datetime) -> None:
-        """Make a calendar and say what is off."""
+        """Make a calendar and print its days off."""
         if options["subdivision"] and not options["country"]:
             self.refuse("--subdivision goes with --country only.")
         calendar = calendars.add(

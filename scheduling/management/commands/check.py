@@ -1,7 +1,7 @@
-"""`manage.py check`, Django's own, of the ledger too.
+"""`manage.py check`: Django's command, which also checks the ledger here.
 
-Django looks into no database unless `--database` names it. But a task that nobody knows is known
-from there alone.
+Django checks a database only if `--database` names it. But only the ledger shows schedules and runs
+of unknown tasks.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ class Command(check.Command):
         super().handle(*app_labels, **options)
 
     def _ledger(self) -> list[str]:
-        """Return the ledger's alias, where it can be reached."""
+        """Return the ledger's alias if the ledger can be reached."""
         try:
             connection.ensure_connection()
         except Error as error:

@@ -23,7 +23,7 @@ from scheduling.models import FINAL, Run, State
 from scheduling.runs.enqueueing import enqueue
 from scheduling.runs.outcomes import errors_of
 
-# How often the ledger is asked for the state of a run that is waited for, in seconds.
+# Seconds between two looks at the state of a run that --wait waits for.
 FIRST_LOOK = 0.05
 SLOWEST_LOOK = 0.5
 
@@ -51,20 +51,22 @@ class Command(LedgerCommand):
             "--in", dest="delay", type=parsing.duration, metavar="DURATION", help="90s 15m 2h 3d 1w"
         )
         for option, text in (
-            ("--deadline", "when it should have started"),
-            ("--expires", "after this it does not start any more"),
+            ("--deadline", "when the run should have started"),
+            ("--expires", "after this the run does not start"),
         ):
             parser.add_argument(
                 option, type=parsing.moment_or_duration, metavar="ISO|DURATION", help=text
             )
-        parser.add_argument("--unique-key", metavar="K", help="at most one unfinished run has it")
+        parser.add_argument(
+            "--unique-key", metavar="K", help="at most one unfinished run has this key"
+        )
         parser.add_argument(
             "--wait",
             nargs="?",
             type=parsing.seconds,
             const=math.inf,
             metavar="SECONDS",
-            help="wait for its end, without SECONDS for as long as it takes",
+            help="wait for the run to end; without SECONDS, for as long as it takes",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -88,17 +90,17 @@ class Command(LedgerCommand):
             expires=limits["expires"],
         )
         self.say(str(run.id))
-        # Whoever reads this through a pipe wants the id now, not when the run has ended.
+        # A reader of a pipe wants the id now, not at the end of the run.
         self.stdout.flush()
         if not run.created:
-            self.note(f"run {run.id} has this key and is {run.state}: nothing was added.")
+            self.note(f"run {run.id} has this key and is {run.state}: no run was added.")
         elif at is not None and at <= now:
             self.note(f"{full_clock(at, now)} is in the past: it runs at once.")
         if options["wait"] is not None:
             try:
                 sys.exit(self._wait(run, options["wait"]))
             except KeyboardInterrupt:
-                self.note(f"not waiting any more: run {run.id} goes on.")
+                self.note(f"stopped waiting: run {run.id} goes on.")
                 raise
 
     def _check_limits(
@@ -109,7 +111,7 @@ class Command(LedgerCommand):
             if limit is not None and limit <= start:
                 self.refuse(
                     f"--{name} {full_clock(limit, now)} is not after the start,"
-                    f" {full_clock(start, now)}: nothing could run."
+                    f" {full_clock(start, now)}: the run could never start."
                 )
 
     def _wait(self, run: Run, seconds: float) -> int:
@@ -125,7 +127,7 @@ class Command(LedgerCommand):
                     self.note(one_line(f"{database_problem(error)} (still waiting)"))
                 found, reported = run, True
             if found is None:
-                self.refuse(f"run {run.id} is not in the ledger any more.")
+                self.refuse(f"run {run.id} is no longer in the ledger.")
             if found.state in FINAL:
                 return self._ended(found)
             left = seconds - (time.monotonic() - began)

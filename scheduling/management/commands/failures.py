@@ -1,4 +1,4 @@
-"""`manage.py failures`: what keeps failing; resolve it, or open it again."""
+"""`manage.py failures`: list failure groups, resolve and reopen them."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class Command(LedgerCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-        listing = self.add_action(actions, "list", self.list, "show those that are open")
-        resolve = self.add_action(actions, "resolve", self.resolve, "say that it is mended")
-        reopen = self.add_action(actions, "reopen", self.reopen, "take that back")
+        listing = self.add_action(actions, "list", self.list, "show the open ones")
+        resolve = self.add_action(actions, "resolve", self.resolve, "mark one as resolved")
+        reopen = self.add_action(actions, "reopen", self.reopen, "mark one as open again")
         listing.add_argument("--all", action="store_true", help="the resolved ones too")
         listing.add_argument("--limit", type=parsing.count, default=50, metavar="N")
         listing.add_argument("--json", action="store_true")
@@ -52,30 +52,30 @@ class Command(LedgerCommand):
             self.say("Nothing has failed." if options["all"] else "No failure is open.")
 
     def resolve(self, options: dict[str, Any], now: datetime) -> None:
-        """Resolve one group and say what that means."""
+        """Resolve one group and print the effect."""
         group = self._group(options)
         if not failure_groups.resolve([group.pk], by=user_name()):
-            self.note("It was resolved already: nothing was changed.")
+            self.note("It is already resolved: nothing was changed.")
             return
-        self.say(f"resolved {group}: its next failure is told at once")
+        self.say(f"resolved {group}: its owners are notified of the next failure at once")
 
     def reopen(self, options: dict[str, Any], now: datetime) -> None:
         """Open one group again."""
         group = self._group(options)
         if not failure_groups.reopen([group.pk], by=user_name()):
-            self.note("It was open: nothing was changed.")
+            self.note("It is already open: nothing was changed.")
             return
         self.say(f"reopened {group}")
 
     def _group(self, options: dict[str, Any]) -> FailureGroup:
         group = FailureGroup.objects.filter(pk=options["id"]).first()
         if group is None:
-            self.refuse(f"there is no failure {options['id']}: `failures list --all` shows them.")
+            self.refuse(f"no failure has the id {options['id']}: `failures list --all` shows all.")
         return group
 
 
 def _rows(group: FailureGroup, now: datetime) -> Iterator[tuple[str, ...] | str]:
-    """Yield a group's row and, below it, its last error and where it is."""
+    """Yield a group's row, and below it the last error and its place in the code."""
     last = output.clock(group.last_seen_at, now)
     yield (str(group.pk), str(group.count), last, group.task)
     where = f"  at {group.place}" if group.place else ""

@@ -1,4 +1,4 @@
-"""`manage.py health [beat|worker] [--here]`: exit 0 where it is well; for container checks."""
+"""`manage.py health [beat|worker] [--here]`: exit 0 if all is well; for container checks."""
 
 import os
 import sys
@@ -11,13 +11,15 @@ from scheduling.health import SERVICES, check_services, what_hurts
 
 class Command(BaseCommand):
     help = (
-        "Say what works, and what makes it slow. Exit 0 where all of it, or the named service,"
-        " works; else 1."
+        "Print the state of database, beat and worker, and anything that slows them. Exit 0 if"
+        " all of them work, or the named service does; else 1."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("service", nargs="?", choices=SERVICES, help="look at this one alone")
+        parser.add_argument(
+            "service", nargs="?", choices=SERVICES, help="look at this service only"
+        )
         parser.add_argument("--here", action="store_true", help="count services of this host only")
 
     def handle(self, *args: Any, service: str | None, here: bool, **options: Any) -> None:

@@ -35,10 +35,14 @@ class Command(LedgerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
         listing = self.add_action(actions, "list", self.list, "show runs, newest first")
-        show = self.add_action(actions, "show", self.show, "show all of one run, with its errors")
-        cancel = self.add_action(actions, "cancel", self.cancel, "do not start it, or stop it")
+        show = self.add_action(
+            actions, "show", self.show, "show everything about one run, with its errors"
+        )
+        cancel = self.add_action(
+            actions, "cancel", self.cancel, "cancel a waiting run, or stop a running one"
+        )
         replay = self.add_action(
-            actions, "replay", self.replay, "run a finished one's job again, or those of many"
+            actions, "replay", self.replay, "run the job of a finished run again, or of many runs"
         )
         prune = self.add_action(actions, "prune", self.prune, "delete old finished runs")
         listing.add_argument("--state", choices=State.values)
@@ -49,22 +53,22 @@ class Command(LedgerCommand):
             parser.add_argument("--limit", type=parsing.count, default=most, metavar="N")
         replay.add_argument("id", type=parsing.run_id, nargs="?", metavar="ID")
         replay.add_argument(
-            "--again", action="store_true", help="also those that have been replayed already"
+            "--again", action="store_true", help="also runs that have already been replayed"
         )
         replay.add_argument(
             "--follow-ups",
             dest="sent_too",
             action="store_true",
-            help="also set off again what the success of a run has set off: links, its chain",
+            help="also repeat follow-ups of a run that has succeeded: links, its chain",
         )
         prune.add_argument(
             "--older-than",
             type=parsing.duration,
             metavar="DURATION",
-            help="since their end, as 30d; by default KEEP_RUNS_DAYS and KEEP_FAILED_DAYS",
+            help="time since their end, as 30d; by default KEEP_RUNS_DAYS and KEEP_FAILED_DAYS",
         )
         for parser in (replay, prune):
-            parser.add_argument("--dry-run", action="store_true", help="only say how many")
+            parser.add_argument("--dry-run", action="store_true", help="only print how many")
         for parser in (show, cancel):
             parser.add_argument("id", type=parsing.run_id, metavar="ID")
         for parser in (listing, show):
@@ -80,7 +84,7 @@ class Command(LedgerCommand):
         found = list(selection.newest(options["limit"] + 1, *unshown))
         shown = found[: options["limit"]]
         if not found and schedule is not None:
-            schedules.named(schedule)  # a name that was mistyped is an error, not an empty list
+            schedules.named(schedule)  # a mistyped name is an error, not an empty list
         if options["json"]:
             self.say_lines(output.json_array(map(shapes.run, shown)))
         elif shown:
@@ -103,7 +107,7 @@ class Command(LedgerCommand):
             self.say_lines(_error_lines(error, now))
 
     def cancel(self, options: dict[str, Any], now: datetime) -> None:
-        """Cancel a run and say what that did."""
+        """Cancel a run and print the effect."""
         run = cancel(options["id"], by=user_name())
         if run.state in FINAL:
             self.say(f"cancelled {run.id}: it had not started")
@@ -111,14 +115,16 @@ class Command(LedgerCommand):
             self.say(f"asked the worker {run.worker or '?'} to stop {run.id}, which is running")
 
     def replay(self, options: dict[str, Any], now: datetime) -> None:
-        """Enqueue a finished run's job again, or the jobs of all that are selected."""
+        """Enqueue the job of a finished run again, or of every selected run."""
         selection = self._selection(options, now)
         if (options["id"] is None) != bool(selection):
-            self.refuse("give a run's ID, or say which ones: --state, --schedule, --task, --since.")
+            self.refuse(
+                "give the ID of a run, or select runs: --state, --schedule, --task, --since."
+            )
         if options["id"] is None:
             self._replay_all(replace(selection, state=selection.state or State.FAILED), options)
         elif options["dry_run"]:
-            self.refuse("--dry-run is for many: without it, this would replay one run.")
+            self.refuse("--dry-run goes with a selection of runs, not with an ID.")
         else:
             sent_too = options["sent_too"]
             new = replaying.replay(options["id"], by=user_name(), sent_too=sent_too)
@@ -132,8 +138,8 @@ class Command(LedgerCommand):
             schedules.named(selection.schedule)  # as in `list`
         wanted = found.runs if options["again"] else found.runs - found.replayed
         if found.replayed:
-            does = "replayed once more" if options["again"] else "left out (--again replays them)"
-            self.note(f"{found.replayed:,} of them replayed already: {does}.")
+            does = "replayed once more" if options["again"] else "left out (--again includes them)"
+            self.note(f"{found.replayed:,} of them have already been replayed: {does}.")
         now_at_once = min(wanted, options["limit"])
         if options["dry_run"]:
             due = f", due {_span(found.first_due, found.last_due)}" if found.runs else ""
@@ -149,11 +155,13 @@ class Command(LedgerCommand):
             self.say(f"replayed {_runs(done.made)}: {_described(selection)}")
             if done.tried > done.made:
                 self.note(
-                    f"{_runs(done.tried - done.made)} left out: replayed by somebody else just now,"
-                    f" or an unfinished run has the same unique key."
+                    f"{_runs(done.tried - done.made)} left out: another user has just replayed"
+                    " them, or an unfinished run has the same unique key."
                 )
             if done.parts:
-                self.note(f"{_runs(done.parts)} of chords, which count no part twice.")
+                self.note(
+                    f"{_runs(done.parts)} are parts of chords: a chord counts each part once."
+                )
         if wanted > now_at_once:
             self.note(f"{_runs(wanted - now_at_once)} more: --limit N takes more at once.")
 
@@ -167,8 +175,8 @@ class Command(LedgerCommand):
             periods = {state: periods[state]} if state in periods else {}
         if not periods:
             self.refuse(
-                "KEEP_RUNS_DAYS and KEEP_FAILED_DAYS say that they are kept for ever: give"
-                " --older-than, as 30d."
+                "KEEP_RUNS_DAYS and KEEP_FAILED_DAYS keep these runs for ever: give --older-than,"
+                " as 30d."
             )
         if options["dry_run"]:
             does, counts = "would delete", pruning.count_old(now, periods)
@@ -193,7 +201,7 @@ class Command(LedgerCommand):
     def _run(self, options: dict[str, Any]) -> Run:
         run = Run.objects.filter(pk=options["id"]).first()
         if run is None:
-            self.refuse(f"there is no run {options['id']}: `run list` shows the newest.")
+            self.refuse(f"no run has the id {options['id']}: `run list` shows the newest.")
         return run
 
 
@@ -208,7 +216,7 @@ def _add_selection(parser: ArgumentParser) -> None:
 
 
 def _described(selection: Selection) -> str:
-    """Return in words which runs are meant: `failed, of schedule 'nightly'`."""
+    """Return the selected runs in words: `failed, of schedule 'nightly'`."""
     words = [selection.state.value] if selection.state else []
     if selection.schedule is not None:
         words.append(f"of schedule {selection.schedule!r}")
@@ -245,9 +253,9 @@ def _row(run: Run, now: datetime) -> tuple[str, ...]:
 
 
 def _details(run: Run, now: datetime) -> Iterator[str]:
-    """Yield the lines that say what a run is and how it went; empty ones are left out."""
+    """Yield the facts of a run, a line each; empty ones are left out."""
     allowed = attempts_allowed(run.task, run.max_attempts)
-    missed = f" (also for {run.coalesced} that were missed)" if run.coalesced else ""
+    missed = f" (stands for {run.coalesced} more that were missed)" if run.coalesced else ""
     facts = (
         ("state", f"{run.state}: {run.reason}" if run.reason else run.state),
         ("task", run.task),
@@ -255,7 +263,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
         ("schedule", run.schedule_name),
         ("origin", run.get_origin_display() + (f" of {run.replay_of}" if run.replay_of else "")),
         ("backfill", str(run.backfill_id or "")),
-        ("asked for by", run.enqueued_by),
+        ("enqueued by", run.enqueued_by),
         ("sets off", follow_ups.in_words(run.follow_ups)),
         ("queue", f"{run.queue}, priority {run.get_priority_display()}"),
         ("unique key", run.unique_key or ""),
@@ -268,7 +276,7 @@ def _details(run: Run, now: datetime) -> Iterator[str]:
         ("finished", _when(run.finished_at, now)),
         ("worker", run.worker),
         ("attempt", f"{run.attempt} (failures: {run.failures} of {allowed or 'any number'})"),
-        ("cancel", f"asked for by {run.cancel_requested_by}" if run.cancel_requested_by else ""),
+        ("cancel", f"requested by {run.cancel_requested_by}" if run.cancel_requested_by else ""),
     )
     yield f"Run {run.id}"
     for label, value in facts:
@@ -291,7 +299,7 @@ def _deadline(run: Run, now: datetime) -> str:
 
 
 def _error_lines(error: dict[str, Any], now: datetime) -> Iterator[str]:
-    """Yield a failed attempt: what it was, and the traceback as the job's process wrote it."""
+    """Yield a failed attempt: its error, and the traceback that the job's process wrote."""
     began, ended = error["started_at"], error["ended_at"]
     took = f", for {output.length(ended - began)}" if began and ended else ""
     when = f"{output.full_clock(began, now)}{took}"

@@ -30,17 +30,25 @@ class Command(LedgerCommand):
         actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
         add = self.add_action(actions, "add", self.add, "make a schedule")
         edit = self.add_action(
-            actions, "edit", self.edit, "change a schedule, or say what that does"
+            actions, "edit", self.edit, "change a schedule, or preview the change"
         )
-        show = self.add_action(actions, "show", self.show, "show all of one schedule")
+        show = self.add_action(actions, "show", self.show, "show everything about one schedule")
         listing = self.add_action(actions, "list", self.list, "show all schedules")
         following = self.add_action(actions, "next", self.next, "show the occurrences to come")
-        pause = self.add_action(actions, "pause", self.pause, "let nothing come due any more")
+        pause = self.add_action(
+            actions, "pause", self.pause, "pause: no occurrence comes due until it is resumed"
+        )
         resume = self.add_action(actions, "resume", self.resume, "end a pause")
-        remove = self.add_action(actions, "remove", self.remove, "delete; the runs it made stay")
-        audit = self.add_action(actions, "audit", self.audit, "say what an upgrade has moved")
-        sync = self.add_action(actions, "sync", self.sync, "write the schedules that code has")
-        backfill = self.add_action(actions, "backfill", self.backfill, "run what has passed")
+        remove = self.add_action(actions, "remove", self.remove, "delete a schedule; its runs stay")
+        audit = self.add_action(
+            actions, "audit", self.audit, "list the schedules whose next run an upgrade has moved"
+        )
+        sync = self.add_action(
+            actions, "sync", self.sync, "write the schedules of CELERY_BEAT_SCHEDULE"
+        )
+        backfill = self.add_action(
+            actions, "backfill", self.backfill, "run occurrences of the past"
+        )
         for parser in (add, edit, show, following, pause, resume, remove, backfill):
             parser.add_argument("name", metavar="NAME")
         for parser in (edit, show, listing, following, backfill, audit):
@@ -56,22 +64,24 @@ class Command(LedgerCommand):
         pause.add_argument("--until", type=parsing.moment_or_duration, metavar="ISO|DURATION")
         pause.add_argument("--reason", default="", metavar="TEXT")
         schedule_options.add_backfill_options(backfill)
-        sync.add_argument("--dry-run", action="store_true", help="say what would change")
+        sync.add_argument("--dry-run", action="store_true", help="only print the changes")
         sync.add_argument(
             "--take-over", nargs="+", action="extend", default=[], metavar="NAME",
-            help="let a user's schedule follow the code's of that name, whatever it says",
+            help="let code manage a user's schedule of that name, even if the two differ",
         )  # fmt: skip
         sync.add_argument(
-            "--take-over-all", action="store_true", help="so for every one that differs"
+            "--take-over-all", action="store_true", help="the same for every schedule that differs"
         )
-        audit.add_argument("--fix", action="store_true", help="have them planned anew")
-        audit.add_argument("--all", action="store_true", help="also what this version has planned")
+        audit.add_argument("--fix", action="store_true", help="plan them again")
+        audit.add_argument(
+            "--all", action="store_true", help="also plans that this version has made"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         options["act"](options, clock.now())
 
     def add(self, options: dict[str, Any], now: datetime) -> None:
-        """Make a schedule and say when it comes first."""
+        """Make a schedule and print its first occurrence."""
         policy: Any = schedule_options.policy_asked(options)
         priority = options["priority"]
         schedule = schedules.add(
@@ -93,7 +103,7 @@ class Command(LedgerCommand):
         self.say(f"added {schedule.name!r}: {where.rule}, next {words.next_due(where, now)}")
 
     def edit(self, options: dict[str, Any], now: datetime) -> None:
-        """Say what an edit changes, and make it unless this is a dry run."""
+        """Print the changes of an edit, and make them unless this is a dry run."""
         schedule = schedules.named(options["name"])
         rule, columns = self._new_rule(options, schedule, now), self._columns(options, now)
         policy = schedule_options.policy_edited(options)
@@ -105,7 +115,7 @@ class Command(LedgerCommand):
             self.say_lines(output.json_lines(shapes.edit(edit)))
             return
         if not edit:
-            self.say(f"{schedule.name!r} is so already: nothing to change.")
+            self.say(f"{schedule.name!r} already has these values: nothing to change.")
             return
         self.say_lines(map(output.printable, words.edit_lines(edit, now)))
         if edit.occurrences and (warning := words.will_not_run(standing(schedule), now)):
@@ -126,7 +136,7 @@ class Command(LedgerCommand):
             self.say_lines(map(output.printable, lines))
 
     def list(self, options: dict[str, Any], now: datetime) -> None:
-        """Print every schedule, as they are read."""
+        """Print every schedule while they are read."""
         found = standings()
         if options["json"]:
             self.say_lines(output.json_array(map(shapes.schedule, found)))
@@ -138,7 +148,7 @@ class Command(LedgerCommand):
         rows = (row for each in chain([first], found) for row in words.rows(each, now))
         head = ("NAME", "TASK", "RULE", "NEXT", "LAST")
         self.say_lines(output.table(head, rows, flexible=(0, 1, 2)))
-        self.say(f"Times are in {settings.TIME_ZONE}; a rule's own zone stands beside it.")
+        self.say(f"Times are in {settings.TIME_ZONE}; a rule with its own time zone names it.")
 
     def next(self, options: dict[str, Any], now: datetime) -> None:
         """Print the occurrences to come."""
@@ -157,26 +167,26 @@ class Command(LedgerCommand):
             self.say(f"{schedule.name!r} has no occurrence after {output.full_clock(after, now)}.")
 
     def pause(self, options: dict[str, Any], now: datetime) -> None:
-        """Pause a schedule; the last word on its end and its reason counts."""
+        """Pause a schedule; a second pause replaces the end and the reason of the first."""
         schedule, until = schedules.named(options["name"]), self.limit(options["until"], now)
         reason = options["reason"]
         began = schedules.pause(schedule, by=user_name(), until=until, reason=reason, now=now)
         end = f"until {output.full_clock(until, now)}" if until else "until it is resumed"
         if not began:
-            self.note(f"{schedule.name!r} was paused already: its end and reason were replaced.")
+            self.note(f"{schedule.name!r} is already paused: its end and reason were replaced.")
         self.say(f"paused {schedule.name!r} {end}")
 
     def resume(self, options: dict[str, Any], now: datetime) -> None:
-        """Resume a schedule and say when it comes next."""
+        """Resume a schedule and print its next occurrence."""
         schedule = schedules.named(options["name"])
         if not schedules.resume(schedule, by=user_name(), now=now):
-            self.note(f"{schedule.name!r} was not paused: nothing was changed.")
+            self.note(f"{schedule.name!r} is not paused: nothing was changed.")
             return
         where = standing(schedules.named(schedule.name))
         self.say(f"resumed {schedule.name!r}, next {words.next_due(where, now)}")
 
     def backfill(self, options: dict[str, Any], now: datetime) -> None:
-        """Say what a backfill would run, and start it unless this is a dry run."""
+        """Print the extent of a backfill, and start it unless this is a dry run."""
         schedule = schedules.named(options["name"])
         since = self.instant(options["since"]) or now
         until = self.instant(options["until"]) or now
@@ -190,24 +200,26 @@ class Command(LedgerCommand):
             return
         self.say_lines(words.extent_lines(schedule.name, found, now))
         if started is None:
-            self.say("Nothing was written. Without --dry-run they run, one after the other.")
+            self.say("Nothing was written: this was a dry run.")
         else:
             self.say(f"started backfill {started.pk}: {started.concurrency} at a time")
 
     def remove(self, options: dict[str, Any], now: datetime) -> None:
-        """Remove a schedule and say what becomes of the runs it has made."""
+        """Remove a schedule, and name its runs and backfills that go on."""
         schedule = schedules.named(options["name"])
         schedules.remove(schedule, by=user_name())
-        self.say(f"removed {schedule.name!r}; the runs it made stay in the ledger")
+        self.say(f"removed {schedule.name!r}; its runs stay in the ledger")
         own = Run.objects.filter(schedule_id=schedule.pk, backfill_id=None)
         unfinished = own.filter(state__in=UNFINISHED).count()
         if unfinished:
-            self.note(f"unfinished runs that go on: {unfinished} (`run cancel ID` ends one).")
+            self.note(
+                f"{unfinished} of its runs are unfinished and go on (`run cancel ID` ends one)."
+            )
         for backfill in backfilling.going_on(schedule):
             self.note(f"a backfill goes on (`backfill cancel {backfill.pk}` ends it).")
 
     def audit(self, options: dict[str, Any], now: datetime) -> None:
-        """Print the schedules whose next instant an upgrade has moved; have all planned anew."""
+        """Print the schedules that an upgrade has moved; with --fix, plan them again."""
         counts = {"seen": 0, "moved": 0}
 
         def moved() -> Iterator[upgrade_check.Moved]:
@@ -223,24 +235,24 @@ class Command(LedgerCommand):
         else:
             rows = (words.moved_row(one, now) for one in moved())
             head = ("NAME", "PLANNED", "NOW", "WHY")
-            for first in rows:  # where nothing moved, there is nothing to head
+            for first in rows:  # without a row, no head is printed
                 self.say_lines(output.table(head, chain([first], rows), flexible=(0, 3)))
         self.note(words.audited(counts["seen"], counts["moved"], fixed=options["fix"]))
 
     def sync(self, options: dict[str, Any], now: datetime) -> None:
-        """Write the code's schedules and print what changed, or what would."""
+        """Write the schedules of code, unless this is a dry run; print the changes."""
         act = from_code.compare if options["dry_run"] else from_code.sync
         done = act(options["take_over"], everything=options["take_over_all"])
         self.say_lines(map(output.printable, done.lines))
         for line in [*done.left, from_code.HOW_TO_TAKE_OVER] if done.left else []:
             self.note(line)
         if not done:
-            self.say("The schedules are as CELERY_BEAT_SCHEDULE says.")
+            self.say("The schedules already match CELERY_BEAT_SCHEDULE.")
         elif options["dry_run"]:
             self.say("Nothing was written: this was a dry run.")
 
     def _rule(self, options: dict[str, Any], now: datetime) -> Cron | Every | Once:
-        """Return the rule that was asked for; exactly one option names it."""
+        """Return the rule that the options name; argparse lets exactly one of them through."""
         if options["timezone"] is not None and options["cron"] is None:
             self.refuse("--timezone goes with --cron only.")
         for limit, name in (("start", "--start"), ("end", "--expires")):
@@ -258,7 +270,7 @@ class Command(LedgerCommand):
     def _new_rule(
         self, options: dict[str, Any], schedule: PeriodicTask, now: datetime
     ) -> Cron | Every | Once | None:
-        """Return the rule that an edit asks for; None where it leaves the rule alone."""
+        """Return the rule that an edit asks for; None if it keeps the rule."""
         crontab = schedule.crontab
         if options["cron"] is None and options["timezone"] is not None:
             if crontab is None or any(options[name] for name in ("every", "at", "delay")):
@@ -273,7 +285,7 @@ class Command(LedgerCommand):
         return self._rule({**options, "start": None, "end": None}, now)
 
     def _columns(self, options: dict[str, Any], now: datetime) -> dict[str, Any]:
-        """Return the columns of the schedule's own row that an edit asks for."""
+        """Return the columns of the schedule's row that an edit changes."""
         read: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "task": ("task", str),
             "task_args": ("args", encode),

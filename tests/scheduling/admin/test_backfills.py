@@ -21,7 +21,7 @@ LIST = "/admin/scheduling/backfill/"
 
 @pytest.fixture
 def backfill() -> Backfill:
-    """Five runs of 2026-11-20, of which one was let go."""
+    """Five runs of 2026-11-20, one of which was released."""
     row = schedule(crontab=crontab("0"))
     set_plan(row, datetime(2099, 1, 1, tzinfo=UTC))
     first, last = (datetime(2026, 11, 20, hour, tzinfo=UTC) for hour in (8, 12))

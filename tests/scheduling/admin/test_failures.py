@@ -106,7 +106,7 @@ class TestThePage:
         Run.objects.all().delete()
         row.delete()
         page = admin_client.get(page_of(group)).content.decode()
-        assert "the run is gone" in page
+        assert "the run was deleted" in page
         assert "nightly" in page
 
     def test_nothing_can_be_written(self, admin_client: Client) -> None:
@@ -119,7 +119,7 @@ class TestActions:
     def test_resolve_and_reopen(self, admin_client: Client) -> None:
         group = failed()
         (said,) = act(admin_client, "resolve", group)
-        assert said == "Resolved 1 failure: its next failure is told at once."
+        assert said == "Resolved 1 failure: the owners are notified of the next failure at once."
         group.refresh_from_db()
         assert group.resolved_by == "admin"
         assert LogEntry.objects.latest("pk").change_message == "Resolved"
@@ -140,7 +140,9 @@ class TestActions:
         group = failed()
         FailureGroup.objects.update(resolved_at=group.last_seen_at, resolved_by="ben")
         response = admin_client.post(f"{LIST}{group.pk}/act/resolve/", follow=True)
-        assert texts(response) == ["Nothing changed: they were already."]
+        assert texts(response) == [
+            "Nothing was changed: every selected group is already in that state."
+        ]
 
     def test_whoever_may_only_look_can_do_nothing(self, client: Client) -> None:
         group = failed()

@@ -44,7 +44,7 @@ def page_of(model: Any, page: str, *args: Any) -> str:
 
 
 def refused_or_ignored(send: Any, address: str, data: Any) -> bool:
-    """Send it, as in a transaction of its own; return whether the answer is no error of ours."""
+    """Send a request in its own transaction; return whether the answer is not a server error."""
     with transaction.atomic():
         answer = send(address, data)
         transaction.set_rollback(True)
@@ -52,7 +52,7 @@ def refused_or_ignored(send: Any, address: str, data: Any) -> bool:
 
 
 class Fields(HTMLParser):
-    """What a browser would send for the form of a page."""
+    """The data that a browser would send for the form of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -141,9 +141,7 @@ def test_odd_values_in_the_form_of_a_new_row_are_refused(admin_client: Client, m
 
 
 @each_page
-def test_odd_values_that_a_form_is_to_begin_with_are_refused(
-    admin_client: Client, model: Any
-) -> None:
+def test_odd_first_values_of_a_form_are_refused(admin_client: Client, model: Any) -> None:
     admin_client.raise_request_exception = False
     try:
         address = page_of(model, "add")
@@ -166,7 +164,7 @@ def test_a_form_may_begin_with_an_instant(admin_client: Client) -> None:
 
 
 def test_lone_surrogates_are_ignored(admin_client: Client) -> None:
-    """UTF-8 has none, but a request may come in a charset that has."""
+    """UTF-8 cannot carry them, but a request can name another charset."""
     kind = {"content-type": "text/plain; charset=utf-7"}
     answer = admin_client.get("/admin/scheduling/schedule/?q=%2B2AA-", headers=kind)
     assert (answer.status_code, answer.headers["Location"]) == (
@@ -175,7 +173,7 @@ def test_lone_surrogates_are_ignored(admin_client: Client) -> None:
     )
 
 
-def test_whoever_asks_for_an_odd_filter_is_told(admin_client: Client) -> None:
+def test_a_user_of_an_odd_filter_sees_a_warning(admin_client: Client) -> None:
     schedule("all of them")
     answer = admin_client.get("/admin/scheduling/schedule/", {"name": "\0"}, follow=True)
     assert texts(answer) == [NOT_ALL]
@@ -206,13 +204,13 @@ def test_a_crontab_with_a_number_below_zero_is_refused(admin_client: Client, fie
 def test_the_list_of_crontabs_bears_one_that_cannot_be_read(admin_client: Client) -> None:
     CrontabSchedule.objects.bulk_create([CrontabSchedule(minute="-1", day_of_week="-1")])
     page = admin_client.get(reverse("admin:django_celery_beat_crontabschedule_changelist"))
-    assert "it cannot be read" in page.content.decode()
+    assert "this crontab cannot be read" in page.content.decode()
 
 
-def test_two_who_save_the_same_name_at_once_are_told(
+def test_the_second_of_two_users_who_save_the_same_name_gets_409(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one's look for the name finds none yet; the unique index does."""
+    """The second user's validation finds no such name yet; the unique index does."""
     calendars.add("DE", by="ann", country="DE")
     monkeypatch.setattr(models.Model, "validate_unique", lambda *args, **kwargs: None)
     data = {"name": "DE", "description": "", "weekdays": ["5"], "country": "", "subdivision": "",

@@ -93,7 +93,7 @@ def test_a_rule_of_a_schedule_in_code_cannot_be_changed(
     schedule = PeriodicTask.objects.create(name="nightly", task=ADD, crontab=rules["crontab"])
     Policy.objects.create(schedule=schedule, managed_by=ManagedBy.CODE)
     page = admin_client.get(page_of(rules["crontab"])).content.decode()
-    assert "written in code" in page
+    assert "managed by code" in page
     assert admin_client.post(page_of(rules["crontab"]), {**CRONTAB, "hour": "6"}).status_code == 403
 
 

@@ -226,7 +226,7 @@ class TestThePage:
         run = planned_run(
             schedule, State.FAILED, DUE, args='["nörth", 3]', errors=[error], replay_of=old
         )
-        TaskResult.objects.create(task_id=str(run.pk), status="FAILURE", result='"no more"')
+        TaskResult.objects.create(task_id=str(run.pk), status="FAILURE", result='"out of reach"')
         page = admin_client.get(page_of(run)).content.decode()
         for shown in (
             "nörth",
@@ -234,7 +234,7 @@ class TestThePage:
             "Traceback: line 7",
             "w1@host",
             "FAILURE",
-            "no more",
+            "out of reach",
             reverse("admin:scheduling_schedule_change", args=[schedule.pk]),
             reverse("admin:scheduling_run_change", args=[old]),
         ):
@@ -287,7 +287,7 @@ class TestActions:
     ) -> None:
         run = planned_run(schedule, State.RUNNING, DUE, started_at=DUE, worker="w1@host")
         (said,) = act(admin_client, "cancel", run)
-        assert said.startswith("Asked its worker to end it")
+        assert said.startswith("Asked its worker to stop it")
         run.refresh_from_db()
         assert run.cancel_requested_by == "admin"
         assert "cancel asked for" in admin_client.get(page_of(run)).content.decode()
@@ -310,7 +310,7 @@ class TestActions:
         assert (new.replay_of, new.args, new.enqueued_by) == (old.pk, "[1, 2]", "admin")
         Run.objects.filter(pk=old.pk).update(follow_ups='{"chord": {"task": "t"}}')
         (said,) = texts(admin_client.post(url, follow=True))
-        assert "not set off again: its chord" in said
+        assert "not repeated: its chord" in said
         page = admin_client.get(reverse("admin:scheduling_run_change", args=[old.pk]))
         assert "part of the chord of t" in page.content.decode()
 

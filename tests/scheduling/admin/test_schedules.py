@@ -66,7 +66,7 @@ def page_of(schedule: PeriodicTask) -> str:
 
 
 def form(schedule: PeriodicTask | None = None, **changes: Any) -> dict[str, Any]:
-    """What a browser would send for the schedule's form, with some fields changed."""
+    """Return the data that a browser would send for the form, with some fields changed."""
     has_policy = schedule is not None and Policy.objects.filter(schedule=schedule).exists()
     data: dict[str, Any] = {
         "name": "nightly",
@@ -187,7 +187,7 @@ class TestTheList:
             ({"task": ADD}, True),
             ({"task": "no.such.task"}, False),
             ({"owner": "night shift"}, True),
-            ({"owner": "nobody"}, False),
+            ({"owner": "other"}, False),
             ({"next": "none"}, False),
             ({"next": "late"}, True),
             ({"next": "day"}, True),
@@ -252,15 +252,15 @@ class TestTheForm:
                 "30",
                 "2",
                 "3",
-                r"the clocks leave \d{4}-03-\d\d 02:30 out: it runs right after the gap",
+                r"the clocks skip \d{4}-03-\d\d 02:30: it runs right after the gap",
             ),
             (
                 "*/30",
                 "2-3",
                 "3",
-                r"the clocks left \d{4}-03-\d\d 02:00 and 1 more out: nothing ran for",
+                r"the clocks skip \d{4}-03-\d\d 02:00 and 1 more: no run for",
             ),
-            ("30", "2-3", "10", "the second time that the clocks show this"),
+            ("30", "2-3", "10", "the clocks show this time twice"),
         ],
     )
     def test_it_says_what_the_clocks_do_to_an_occurrence(
@@ -373,7 +373,7 @@ class TestTheForm:
         values = form(schedule, crontab="", interval=interval.pk, **end)
         response = admin_client.post(page_of(schedule), values)
         assert "does not fire within ten years" in str(response.context["errors"])
-        assert "The rule names no more times" in response.text
+        assert "The rule has no further occurrence" in response.text
 
     def test_it_refuses_two_rules(self, admin_client: Client, schedule: PeriodicTask) -> None:
         interval = IntervalSchedule.objects.create(every=5, period="minutes")
@@ -511,7 +511,9 @@ class TestActions:
         said = act(admin_client, "resume", schedule)
         assert said == ["Resumed 1 schedule: planned again from now."]
         assert Policy.objects.get(schedule=schedule).paused_at is None
-        assert act(admin_client, "resume", schedule) == ["Nothing resumed: no pause to end."]
+        assert act(admin_client, "resume", schedule) == [
+            "Nothing was resumed: none of the schedules is paused."
+        ]
 
     def test_the_page_of_a_schedule_pauses_it_until_an_instant(
         self, admin_client: Client, schedule: PeriodicTask
@@ -540,7 +542,7 @@ class TestActions:
             for n in range(101)
         )
         (said,) = act(admin_client, "run_now", *rows)
-        assert said.startswith("Nothing done")
+        assert said.startswith("Nothing was done")
         assert not Run.objects.exists()
 
     def test_buttons_answer_posts_only(self, admin_client: Client, schedule: PeriodicTask) -> None:
@@ -593,7 +595,7 @@ class TestCodeManaged:
         self, admin_client: Client, of_code: PeriodicTask
     ) -> None:
         page = admin_client.get(page_of(of_code)).content.decode()
-        assert "written in code" in page
+        assert "Code manages this schedule" in page
         assert 'name="args"' not in page
         assert 'name="policy-0-owner"' not in page
         assert "_save" not in page
@@ -611,7 +613,7 @@ class TestCodeManaged:
         self, admin_client: Client, of_code: PeriodicTask
     ) -> None:
         (said,) = act(admin_client, "disable", of_code)
-        assert said == "Managed by code, left as they are: nightly. Pause what must stop."
+        assert said == "Managed by code, so not changed: nightly. Pause a schedule that must stop."
         assert Schedule.objects.get(pk=of_code.pk).enabled
         assert act(admin_client, "pause", of_code) == ["Paused 1 schedule until resumed."]
         url = reverse("admin:scheduling_schedule_act", args=[of_code.pk, "resume"])
@@ -707,7 +709,7 @@ class TestThePreviewOfAChange:
         self, admin_client: Client, schedule: PeriodicTask
     ) -> None:
         page = self.preview(admin_client, schedule, description="other")
-        assert "every occurrence stays where it is" in page
+        assert "no occurrence moves" in page
 
     def test_a_calendar_that_is_chosen_takes_its_days_out(
         self, admin_client: Client, schedule: PeriodicTask
@@ -721,7 +723,7 @@ class TestThePreviewOfAChange:
         self, admin_client: Client, schedule: PeriodicTask
     ) -> None:
         page = self.preview(admin_client, schedule, enabled="")
-        # As many as days, but for the hour that a change of clocks puts in or takes out.
+        # As many as days, except for the hour that a clock change adds or removes.
         assert re.search(r"it adds 0 occurrences, removes (29|30|31) and keeps 0", page)
 
     @pytest.mark.parametrize(

@@ -221,12 +221,12 @@ class TestOwners:
             (f"{ANN}, ben@", "'ben@' is not a mail address"),
             ("http://example.org/", "begins with http://"),
             ("ftp://example.org/", "begins with ftp://"),
-            ("https://", "is no URL of a host"),
+            ("https://", "is not a URL with a host"),
             ("https://ann:pw@example.org/", "has a user or a password in it"),
             ("https://example.org:99999/", "cannot be read"),
             ("https://[::1/", "cannot be read"),
-            ("https://exämple.org/", "is no URL of a host"),
-            ("https://example.org/\x00", "is no URL of a host"),
+            ("https://exämple.org/", "is not a URL with a host"),
+            ("https://example.org/\x00", "is not a URL with a host"),
         ],
     )
     def test_these_cannot(self, text: str, words: str) -> None:

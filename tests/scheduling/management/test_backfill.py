@@ -36,7 +36,7 @@ def started(*words: str) -> Backfill:
 class TestDryRun:
     def test_it_says_how_many_and_which_and_writes_nothing(self) -> None:
         answer = backfill("--dry-run")
-        assert answer.lines[0] == "'nightly' has 9 occurrences to run in that range"
+        assert answer.lines[0] == "'nightly' has 9 occurrences to run in this range"
         shown = [line.split(" UTC")[0] for line in answer.lines[1:-1]]
         assert shown == [
             "  2026-10-01 02:30:00",
@@ -66,7 +66,7 @@ class TestDryRun:
         set_plan(nightly, datetime(2026, 10, 8, 2, 30, tzinfo=UTC))
         out = backfill("--dry-run").out
         assert "has 6 occurrences to run" in out
-        assert "left out: 1 with a run that succeeded" in out
+        assert "left out: 1 whose run has succeeded" in out
         assert "left to beat: 2 that are due" in out
         assert "has 7 occurrences to run" in backfill("--dry-run", "--again").out
 
@@ -160,7 +160,7 @@ class TestCancelling:
         Run.objects.filter(pk=first.pk).update(state=State.RUNNING, worker="w1")
         answer = called("backfill", "cancel", str(made.pk))
         assert "1 running" in answer.out
-        assert "1 of its runs are at work" in answer.err
+        assert "1 of its runs are running" in answer.err
 
     def test_removing_the_schedule_says_that_its_backfill_goes_on(self) -> None:
         made = started()

@@ -53,7 +53,7 @@ def test_durations_count_from_now() -> None:
 def test_times_without_an_offset_are_the_project_s() -> None:
     run, answer = enqueued("--at", "2086-10-27T02:30")
     assert run.due_at == datetime(2086, 10, 27, 0, 30, tzinfo=UTC)
-    assert "2086-10-27 02:30:00 comes twice in Europe/Berlin" in answer.err
+    assert "2086-10-27 02:30:00 occurs twice in Europe/Berlin" in answer.err
 
 
 def test_a_time_in_the_past_runs_at_once_and_says_so() -> None:
@@ -66,7 +66,7 @@ def test_a_unique_key_finds_the_unfinished_run() -> None:
     run, _ = enqueued("--unique-key", "sweep", "--in", "1h")
     found, answer = enqueued("--unique-key", "sweep")
     assert found == run
-    assert answer.err == f"run {run.id} has this key and is scheduled: nothing was added.\n"
+    assert answer.err == f"run {run.id} has this key and is scheduled: no run was added.\n"
     assert Run.objects.count() == 1
 
 
@@ -75,11 +75,11 @@ def test_a_unique_key_finds_the_unfinished_run() -> None:
     [
         (["notifications.tasks.swep"], "did you mean notifications.tasks.sweep"),
         ([SWEEP, "--args", "[1, 2, 3]"], "arguments do not fit"),
-        ([SWEEP, "--kwargs", '{"nobody": 1}'], "arguments do not fit"),
+        ([SWEEP, "--kwargs", '{"nonsense": 1}'], "arguments do not fit"),
         ([SWEEP, "--args", "[1"], "'[1' is not JSON"),
         ([SWEEP, "--args", "{}"], "is not a JSON array"),
         ([SWEEP, "--kwargs", "[]"], "is not a JSON object"),
-        ([SWEEP, "--kwargs", '{"on": NaN}'], "NaN is no JSON number"),
+        ([SWEEP, "--kwargs", '{"on": NaN}'], "NaN is not a JSON number"),
         ([SWEEP, "--in", "90"], "'90' is not a duration"),
         ([SWEEP, "--in", "-90s"], "'-90s' is not a duration"),
         ([SWEEP, "--in", "3000000d"], "is out of range"),

@@ -41,10 +41,10 @@ def test_what_is_resolved_is_left_out_until_it_is_reopened() -> None:
     assert called("failures", "list").lines == ["No failure is open."]
     assert len(called("failures", "list", "--all").lines) == 4
     assert called("failures", "reopen", str(group.pk)).code == 0
-    assert "was open" in called("failures", "reopen", str(group.pk)).err
+    assert "already open" in called("failures", "reopen", str(group.pk)).err
     assert len(called("failures", "list").lines) == 4
 
 
 @pytest.mark.parametrize("action", ["resolve", "reopen"])
 def test_what_is_not_there_is_refused(action: str) -> None:
-    assert "there is no failure" in refusal("failures", action, str(UUID(int=0)))
+    assert "no failure has the id" in refusal("failures", action, str(UUID(int=0)))

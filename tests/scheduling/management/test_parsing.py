@@ -80,7 +80,7 @@ class TestMoments:
     def test_a_wall_clock_that_comes_twice_is_the_first(self) -> None:
         read = parsing.moment("2026-10-25T02:30")
         assert read.at == datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
-        assert "comes twice in Europe/Berlin" in read.note
+        assert "occurs twice in Europe/Berlin" in read.note
 
     @pytest.mark.parametrize(
         "text", ["", "yesterday", "2026-13-01", "2026-11-31", "12:00", "2026-12-01T25:00", "1e9"]
@@ -146,7 +146,7 @@ class TestJson:
             (parsing.json_array, "[1, 2", "is not JSON"),
             (parsing.json_array, "", "is not JSON"),
             (parsing.json_array, '{"a": 1}', "is not a JSON array"),
-            (parsing.json_array, "[NaN]", "NaN is no JSON number"),
+            (parsing.json_array, "[NaN]", "NaN is not a JSON number"),
             (parsing.json_array, "[" * 100_000, "nested too deeply"),
             (parsing.json_array, f"[{'9' * 10_000}]", "is not JSON"),
             (parsing.json_object, "[]", "is not a JSON object"),

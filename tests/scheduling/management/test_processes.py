@@ -1,4 +1,4 @@
-"""The commands as processes: exit codes, what is on which stream, and waiting for an end."""
+"""The commands as processes: exit codes, stdout and stderr, and waiting for an end."""
 
 import subprocess
 import sys

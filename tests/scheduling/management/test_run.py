@@ -154,7 +154,7 @@ class TestShow:
 
     @pytest.mark.parametrize("action", ["show", "cancel", "replay"])
     def test_an_id_that_is_none_is_one_clear_line(self, action: str) -> None:
-        assert "there is no run" in refusal("run", action, NOBODY)
+        assert "no run" in refusal("run", action, NOBODY)
         assert "is not a run's id" in refusal("run", action, "17")
 
 
@@ -202,7 +202,7 @@ class TestReplay:
         answer = called("run", "replay", str(old.id), "--follow-ups")
         assert answer.err == "not set off again: its chord, which has counted it once.\n"
         answer = called("run", "replay", "--state", "succeeded", "--again", "--follow-ups")
-        assert "1 run of chords, which count no part twice." in answer.err
+        assert "1 run are parts of chords: a chord counts each part once." in answer.err
         links = Run.objects.filter(origin=Origin.REPLAY).order_by("id")
         assert [bool(run.follow_ups) for run in links] == [False, True, True]
 
@@ -236,7 +236,7 @@ class TestReplayOfMany:
         called("run", "replay", "--task", SWEEP, "--limit", "1")
         answer = called("run", "replay", "--task", SWEEP)
         assert answer.out == f"replayed 1 run: failed, of task '{SWEEP}'\n"
-        assert "1 of them replayed already: left out" in answer.err
+        assert "1 of them have already been replayed: left out" in answer.err
         answer = called("run", "replay", "--task", SWEEP, "--again", "--dry-run")
         assert answer.lines[0].startswith("would replay 2 runs")
         assert "2 of them replayed already: replayed once more" in answer.err
@@ -262,9 +262,9 @@ class TestReplayOfMany:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            ([], "give a run's ID, or say which ones"),
-            ([NOBODY, "--state", "failed"], "give a run's ID, or say which ones"),
-            ([NOBODY, "--dry-run"], "--dry-run is for many"),
+            ([], "give the ID of a run, or select runs"),
+            ([NOBODY, "--state", "failed"], "give the ID of a run, or select runs"),
+            ([NOBODY, "--dry-run"], "--dry-run goes with a selection"),
             (["--state", "running"], "invalid choice: 'running'"),
             (["--since", "yesterday"], "'yesterday' is neither a duration"),
             (["--state", "failed", "--limit", "0"], "whole number from 1"),
@@ -301,7 +301,7 @@ class TestPrune:
         self, settings: Settings
     ) -> None:
         settings.KEEP_FAILED = timedelta(0)
-        assert "kept for ever" in refusal("run", "prune", "--state", "failed")
+        assert "for ever" in refusal("run", "prune", "--state", "failed")
 
     @pytest.mark.parametrize(
         "words", [["--state", "queued"], ["--older-than", "0d"], ["--older-than", "30"]]

@@ -232,7 +232,7 @@ class TestEdit:
         answer = called("schedule", "edit", "nightly", *words)
         assert answer.code == 0, answer.err
         assert len(answer.lines) == len(options) + 2
-        assert "every occurrence stays" in answer.lines[-2]  # the calendar has no day off
+        assert "no occurrence moves" in answer.lines[-2]  # the calendar has no day off
         (schedule,) = listed()
         left = {name: schedule["policy"][name.replace("-", "_")] for name in options[:7]}
         assert set(left.values()) == {None, 0, ""}
@@ -248,7 +248,7 @@ class TestEdit:
     def test_what_is_so_already_is_said(self) -> None:
         added()
         answer = called("schedule", "edit", "nightly", "--cron", "0 6 * * *")
-        assert answer.lines == ["'nightly' is so already: nothing to change."]
+        assert answer.lines == ["'nightly' already has these values: nothing to change."]
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -292,10 +292,10 @@ class TestShow:
             'arguments            {"on": "2026-11-20"}',
             "rule                 every hour",
             "next                 paused",
-            f"why not              paused by {user_name()} until it is resumed: deploy freeze",
+            f"will not run         paused by {user_name()} until it is resumed: deploy freeze",
             "spread               1m 30s",
             "pause_after_failures none",
-            "catch_up             latest",
+            "catch_up             latest (one run for all that was missed)",
         ):
             assert f"  {line}\n" in out
 
@@ -391,7 +391,7 @@ class TestNext:
     def test_it_counts_the_times_that_the_clocks_leave_out(self) -> None:
         added("--cron", "*/15 2,3 * * *", "--timezone", "Europe/Berlin")
         words = ("schedule", "next", "nightly", "-n", "1", "--from", "2027-03-27T12:00Z")
-        assert "the clocks jump over 2027-03-28 02:00 and 3 more: this is" in called(*words).out
+        assert "the clocks skip 2027-03-28 02:00 and 3 more: this is" in called(*words).out
         (occurrence,) = json.loads(called(*words, "--json").out)
         assert (occurrence["missing"], occurrence["missing_more"]) == ("2027-03-28T02:00:00", 3)
 
@@ -423,13 +423,13 @@ class TestNext:
     @pytest.mark.parametrize(
         ("rule", "start", "note"),
         [
-            ("30 2 * * *", "2027-03-27T12:00Z", "the clocks jump over 2027-03-28 02:30: this is"),
+            ("30 2 * * *", "2027-03-27T12:00Z", "the clocks skip 2027-03-28 02:30: this is"),
             (
                 "*/30 2 * * *",
                 "2027-03-27T12:00Z",
-                "the clocks jump over 2027-03-28 02:00 and 1 more: this is",
+                "the clocks skip 2027-03-28 02:00 and 1 more: this is",
             ),
-            ("*/30 2-3 * * *", "2027-03-28T00:45Z", "nothing runs for 2027-03-28 02:00"),
+            ("*/30 2-3 * * *", "2027-03-28T00:45Z", "the clocks skip 2027-03-28 02:00"),
             ("30 * * * *", "2027-10-31T00:45Z", "second pass"),
         ],
     )
@@ -480,7 +480,7 @@ class TestPauseAndResume:
         assert answer.out.endswith("(in 2h)\n")
         answer = called("schedule", "pause", "nightly")
         assert (answer.code, answer.out) == (0, "paused 'nightly' until it is resumed\n")
-        assert "was paused already" in answer.err
+        assert "is already paused" in answer.err
 
     def test_resume_says_when_it_comes_next(self) -> None:
         added("--every", "1h")
@@ -492,7 +492,7 @@ class TestPauseAndResume:
         added()
         answer = called("schedule", "resume", "nightly")
         assert (answer.code, answer.out) == (0, "")
-        assert "was not paused" in answer.err
+        assert "is not paused" in answer.err
 
     @pytest.mark.parametrize("until", ["2020-01-01", "-2h", "soon"])
     def test_an_end_that_is_none_is_refused(self, until: str) -> None:
@@ -515,7 +515,7 @@ class TestRemove:
             due_at=due, run_at=due,
         )  # fmt: skip
         answer = called("schedule", "remove", "nightly")
-        assert answer.out == "removed 'nightly'; the runs it made stay in the ledger\n"
+        assert answer.out == "removed 'nightly'; its runs stay in the ledger\n"
         assert "unfinished runs that go on: 1" in answer.err
         assert Run.objects.exists()
         assert not PeriodicTask.objects.exists()
@@ -532,7 +532,7 @@ class TestSync:
         with override_settings(CELERY_BEAT_SCHEDULE={"swept": entry}):
             assert "+ swept: every hour" in called("schedule", "sync").lines
             assert called("schedule", "sync").lines == [
-                "The schedules are as CELERY_BEAT_SCHEDULE says."
+                "The schedules already match CELERY_BEAT_SCHEDULE."
             ]
 
     def test_a_users_schedule_that_differs_stays_until_it_is_taken_over(self) -> None:

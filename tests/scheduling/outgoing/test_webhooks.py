@@ -18,7 +18,7 @@ from scheduling.outgoing.webhooks import post
 
 
 class Hook:
-    """A server that keeps what it was sent. `answer` is called to write to the socket."""
+    """A server that keeps the requests. `answer` is called to write to the socket."""
 
     def __init__(self) -> None:
         self.status = 204
@@ -150,7 +150,7 @@ class TestWhereItMayGo:
 
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
         monkeypatch.setattr(webhooks, "LIMITS", Limits(connect=0.2))
-        with pytest.raises(OSError):  # noqa: PT011 (there is no way out of here)
+        with pytest.raises(OSError):  # noqa: PT011 (no network here)
             post(hook.url.replace("127.0.0.1", "rebinding.example"), b"{}", {})
         assert hook.calls == []
 
