@@ -31,7 +31,7 @@ class TestTasksThatAreUnknown:
     def test_a_schedules_task_is_named_with_what_to_do(self) -> None:
         schedule(task="gone.away")
         assert "There are schedules of task 'gone.away', which is unknown here." in said()
-        assert "give the renamed one `aliases`" in said()
+        assert "give a renamed task `aliases`" in said()
 
     @pytest.mark.parametrize("state", UNFINISHED)
     def test_a_waiting_runs_task_is_named(self, state: State) -> None:

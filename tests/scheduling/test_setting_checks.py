@@ -119,7 +119,7 @@ def test_a_router_that_leaves_the_ledger_alone_is_taken(settings: Settings) -> N
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("AUTOCOMMIT", False, "AUTOCOMMIT off. Remove that"),
+        ("AUTOCOMMIT", False, "AUTOCOMMIT off. Remove this"),
     ],
 )
 def test_a_database_that_keeps_no_word_is_refused(

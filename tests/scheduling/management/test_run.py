@@ -239,7 +239,7 @@ class TestReplayOfMany:
         assert "1 of them have already been replayed: left out" in answer.err
         answer = called("run", "replay", "--task", SWEEP, "--again", "--dry-run")
         assert answer.lines[0].startswith("would replay 2 runs")
-        assert "2 of them replayed already: replayed once more" in answer.err
+        assert "2 of them have already been replayed: replayed once more" in answer.err
 
     def test_it_says_what_the_limit_left(self) -> None:
         for _ in range(3):

@@ -516,7 +516,7 @@ class TestRemove:
         )  # fmt: skip
         answer = called("schedule", "remove", "nightly")
         assert answer.out == "removed 'nightly'; its runs stay in the ledger\n"
-        assert "unfinished runs that go on: 1" in answer.err
+        assert "1 of its runs are unfinished and go on" in answer.err
         assert Run.objects.exists()
         assert not PeriodicTask.objects.exists()
 
