@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.conf import settings
+
+from scheduling.models import Priority
 from scheduling.postgres.prepared import run_prepared
 from scheduling.postgres.sql import arrays
 from scheduling.runs.hints import Lane
@@ -12,6 +15,7 @@ from scheduling.runs.hints import Lane
 OVERLAP = timedelta(seconds=0.5)  # a commit may take this long, and still be seen by the next look
 BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)  # earlier instants count as this one
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+FRONT_AT_LEAST = 1000  # hints that a lane of priority front takes, also with a small window
 
 # A loose scan of the index run_scheduled: one probe for each queue and priority that has work.
 WAITING_LANES = """
@@ -58,6 +62,13 @@ SELECT NULL, NULL, extract(epoch FROM min(run_at) - clock_timestamp())::float, N
  WHERE state = 'scheduled' AND attempt > 0 AND run_at > statement_timestamp()
    AND run_at <= LEAST(%(until)s::timestamptz, statement_timestamp() + interval '2 seconds')
 """
+
+
+def window(lane: Lane) -> int:
+    """Return the number of messages in a lane at which beat stops pushing hints."""
+    size = int(settings.QUEUE_WINDOW)
+    # Front runs do not wait behind a full window, but their list is bounded, too.
+    return max(2 * size, FRONT_AT_LEAST) if lane.priority == Priority.FRONT else size
 
 
 class Waiting(NamedTuple):

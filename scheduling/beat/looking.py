@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.db import OperationalError, connection
 
-from scheduling.beat.dispatch import LOST_AFTER
 from scheduling.beat.lanes import BEFORE_ALL, FOREVER, OVERLAP, WAITING_LANES, Lanes
+from scheduling.beat.lost_hints import LOST_AFTER
 from scheduling.beat.slices import RARELY, SLICE, SLOW, SLOW_ONES, Slices
 from scheduling.failures import alerts
 from scheduling.logs import event

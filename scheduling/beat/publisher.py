@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from scheduling import heartbeats
-from scheduling.beat import dispatch
+from scheduling.beat import dispatch, lost_hints
 from scheduling.beat.lanes import Lanes
 from scheduling.beat.lost_leases import SilenceWatch
 from scheduling.beat.patient import PAUSE_MAX, REDIS_AWAY, PatientBroker
@@ -103,7 +103,7 @@ class Publisher:
             self.resend_by.again_in(RESEND_WITHIN)
         elif self.can_ask() and (self.resend_by if busy else self._resend).is_due():
             begun = time.monotonic()
-            self._ask(partial(dispatch.resend, self.broker, low=low))
+            self._ask(partial(lost_hints.resend, self.broker, low=low))
             took = time.monotonic() - begun
             self._resend.again_in(max(RESEND_EVERY - took, (RESEND_SHARE - 1) * took))
             self.resend_by.at = self._resend.at + RESEND_WITHIN

@@ -15,8 +15,9 @@ from pytest_django import Settings
 from chaos.network import REFUSED, Proxy
 from config.embedded import RedisServer
 from scheduling import clock
-from scheduling.beat import dispatch, lanes
-from scheduling.beat.dispatch import LOST_AFTER, LOST_BY_AGE, publish, resend
+from scheduling.beat import dispatch, lanes, lost_hints
+from scheduling.beat.dispatch import publish
+from scheduling.beat.lost_hints import LOST_AFTER, LOST_BY_AGE, resend
 from scheduling.models import Priority, Run, State
 from scheduling.runs import hints
 from scheduling.runs.hints import Broker, Lane, list_key
@@ -150,7 +151,7 @@ class TestPublish:
         self, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.QUEUE_WINDOW = 2
-        monkeypatch.setattr(dispatch, "FRONT_AT_LEAST", 3)
+        monkeypatch.setattr(lanes, "FRONT_AT_LEAST", 3)
         for _ in range(6):
             run(priority=Priority.FRONT)
         assert [publish(broker).hints for _ in range(2)] == [4, 0]
@@ -342,8 +343,8 @@ class TestResend:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         monkeypatch.setattr(hints, "PIECE", 2)
-        monkeypatch.setattr(dispatch, "PIECE", 2)
-        monkeypatch.setattr(dispatch, "SEARCH_PIECES", 3)
+        monkeypatch.setattr(lost_hints, "PIECE", 2)
+        monkeypatch.setattr(lost_hints, "SEARCH_PIECES", 3)
         settings.QUEUE_WINDOW, settings.UNTRACKED_TASKS = 4, [add.name]
         for _ in range(4):
             run()
@@ -376,7 +377,7 @@ class TestResend:
     ) -> None:
         settings.QUEUE_WINDOW = 2
         front = Lane("celery", Priority.FRONT)
-        for _ in range(dispatch.FRONT_AT_LEAST):
+        for _ in range(lanes.FRONT_AT_LEAST):
             run(priority=Priority.FRONT)
         publish(broker)
         lost = hints_in(redis_client, front)[0]

@@ -12,8 +12,9 @@ from pytest_django import Settings
 
 from scheduling import clock
 from scheduling.beat import dispatch
-from scheduling.beat.dispatch import LOST_AFTER, publish, resend
+from scheduling.beat.dispatch import publish
 from scheduling.beat.escalation import age_every, escalate_for_age, escalate_for_deadlines
+from scheduling.beat.lost_hints import LOST_AFTER, resend
 from scheduling.execution.claiming import claim
 from scheduling.execution.finishing import finish
 from scheduling.models import FINAL, WAITING, Priority, Run, State
