@@ -23,7 +23,7 @@ from bench import (
     stored,
     throughput,
 )  # fmt: skip
-from bench.ground import BenchError, Ground, prepared
+from bench.testbed import BenchError, Testbed, prepared
 
 BENCHES: dict[str, ModuleType] = {
     "herd": herd,
@@ -49,10 +49,10 @@ def main() -> int:
     # A bench that is told to stop ends its processes and drops its database.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with prepared(options) as ground:
-            os.environ.update(ground.env)
+        with prepared(options) as testbed:
+            os.environ.update(testbed.env)
             django.setup()
-            print(_report(ground))
+            print(_report(testbed))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -81,13 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(ground: Ground) -> str:
+def _report(testbed: Testbed) -> str:
     """Run the chosen benches; progress goes to stdout as they run."""
-    print(report.heading(ground), flush=True)
+    print(report.heading(testbed), flush=True)
     tables = []
-    for name in ground.options.benches or BENCHES:
+    for name in testbed.options.benches or BENCHES:
         print(f"{name} ... ({report.load()})", flush=True)
-        tables.append(str(BENCHES[name].measure(ground)))
+        tables.append(str(BENCHES[name].measure(testbed)))
     return "\n" + "\n".join(tables)
 
 

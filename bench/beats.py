@@ -3,10 +3,10 @@
 import argparse
 import os
 
-from bench.ground import Ground
 from bench.herd import note, once
 from bench.peers import TRUEBEAT
 from bench.report import Row, Table, Target, row
+from bench.testbed import Testbed
 
 MANY = 3
 ENOUGH_CORES = 4
@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="schedules due at once, for one beat and for three")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
-    rows = [row for size in ground.options.shared_herd for row in _rows(ground, size)]
+def measure(testbed: Testbed) -> Table:
+    rows = [row for size in testbed.options.shared_herd for row in _rows(testbed, size)]
     cores = os.cpu_count() or 1
     title = f"One herd, one beat and {MANY} beats, on {cores} cores"
     return Table(title, [f"{MANY} beats", "one beat"], rows)
 
 
-def _rows(ground: Ground, size: int) -> list[Row]:
+def _rows(testbed: Testbed, size: int) -> list[Row]:
     what = f"{size:,} due at once: "
     rows = [
         row(what + "all in Redis", 2),
@@ -35,8 +35,8 @@ def _rows(ground: Ground, size: int) -> list[Row]:
     ]
     if (os.cpu_count() or 1) >= ENOUGH_CORES:
         rows[0].targets = (Target(faster=2),)
-    for _ in range(ground.options.runs):
+    for _ in range(testbed.options.runs):
         for column, beats in enumerate((MANY, 1)):
-            herd = once(ground, TRUEBEAT, size, beats)
-            note([row.samples[column] for row in rows], herd, ground, TRUEBEAT)
+            herd = once(testbed, TRUEBEAT, size, beats)
+            note([row.samples[column] for row in rows], herd, testbed, TRUEBEAT)
     return rows

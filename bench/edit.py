@@ -8,12 +8,12 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from bench.ground import Ground
 from bench.peers import DATABASE_SCHEDULER, TRUEBEAT, Peer
 from bench.report import Sample, Table, load, row
 from bench.schedules import TASK
 from bench.steady import GRACE
 from bench.streams import Arrival, Lateness, expected, lateness, streaming, told, watch
+from bench.testbed import Testbed
 
 SIZE = 200_000
 AHEAD = 2.0  # seconds from the edit to its instant
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its options are those of the steady stream."""
 
 
-def measure(ground: Ground) -> Table:
-    options = ground.options
+def measure(testbed: Testbed) -> Table:
+    options = testbed.options
     cases = [(TRUEBEAT, max(options.stored or [SIZE]), options.rate)]
-    if DATABASE_SCHEDULER.runs(ground):
+    if DATABASE_SCHEDULER.runs(testbed):
         cases.append((DATABASE_SCHEDULER, options.peer_stored, options.peer_rate))
     rows = [
         row("a schedule created due in 2 s: lateness, p50", len(cases), "ms", most=50),
@@ -40,17 +40,17 @@ def measure(ground: Ground) -> Table:
         row("the stream with edits: p99", len(cases), "ms", most=150),
     ]
     for column, (peer, size, rate) in enumerate(cases):
-        _once(ground, peer, size, rate, [row.samples[column] for row in rows])
+        _once(testbed, peer, size, rate, [row.samples[column] for row in rows])
     names = [f"{peer.name}, {size:,} stored, {rate:,}/s" for peer, size, rate in cases]
     return Table("Edits beside a stream", names, rows)
 
 
-def _once(ground: Ground, peer: Peer, size: int, rate: int, samples: list[Sample]) -> None:
-    seconds = ground.options.seconds / 2
-    with streaming(ground, peer, size, rate) as stream:
-        quiet = watch(ground, stream, seconds)
-        edited = _edit_for(ground, seconds)
-        busy = quiet._replace(since=quiet.until, until=ground.now())
+def _once(testbed: Testbed, peer: Peer, size: int, rate: int, samples: list[Sample]) -> None:
+    seconds = testbed.options.seconds / 2
+    with streaming(testbed, peer, size, rate) as stream:
+        quiet = watch(testbed, stream, seconds)
+        edited = _edit_for(testbed, seconds)
+        busy = quiet._replace(since=quiet.until, until=testbed.now())
         time.sleep(AHEAD + GRACE)
         arrivals = stream.taker.arrivals(stream.stock)
     of_stream = [arrival for arrival in arrivals if arrival.number < FIRST_NUMBER]
@@ -73,14 +73,14 @@ def _once(ground: Ground, peer: Peer, size: int, rate: int, samples: list[Sample
           f"with {told(halves[1])}, {load()}", flush=True)  # fmt: skip
 
 
-def _edit_for(ground: Ground, seconds: float) -> dict[int, float]:
+def _edit_for(testbed: Testbed, seconds: float) -> dict[int, float]:
     """Create schedules for so long; return the numbers and instants of those."""
     from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
     edited: dict[int, float] = {}
-    until = ground.now() + seconds
-    while ground.now() < until:
-        number, due = FIRST_NUMBER + len(edited), ground.now() + AHEAD
+    until = testbed.now() + seconds
+    while testbed.now() < until:
+        number, due = FIRST_NUMBER + len(edited), testbed.now() + AHEAD
         rule = ClockedSchedule.objects.create(clocked_time=datetime.fromtimestamp(due, UTC))
         PeriodicTask.objects.create(
             name=f"edited {number}", task=TASK, args=f"[{number}]", clocked=rule, one_off=True

@@ -7,9 +7,9 @@ triggers on and off; off is what django-celery-beat alone would cost.
 import argparse
 import time
 
-from bench.ground import Ground
 from bench.report import Table, row
 from bench.schedules import TASK
+from bench.testbed import Testbed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,27 +17,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="schedules inserted through the ORM")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
-    size = ground.options.insert
+def measure(testbed: Testbed) -> Table:
+    size = testbed.options.insert
     found = row(f"{size:,} by bulk_create (target: the other is not below 0.5x)", 2)
     ours, theirs = found.samples
-    for _ in range(ground.options.runs):
-        theirs.values.append(_insert(ground, size, triggers=False))
-        ours.values.append(_insert(ground, size, triggers=True))
+    for _ in range(testbed.options.runs):
+        theirs.values.append(_insert(testbed, size, triggers=False))
+        ours.values.append(_insert(testbed, size, triggers=True))
         print(f"  with triggers {ours}, without {theirs}", flush=True)
     return Table("Inserting schedules in bulk", ("with triggers", "without"), [found])
 
 
-def _insert(ground: Ground, size: int, *, triggers: bool) -> float:
+def _insert(testbed: Testbed, size: int, *, triggers: bool) -> float:
     from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-    ground.clear()
+    testbed.clear()
     rule = IntervalSchedule.objects.create(every=1, period="hours")
     schedules = [
         PeriodicTask(name=f"inserted {number}", task=TASK, interval=rule) for number in range(size)
     ]
-    ground.settle()
-    with ground.without_triggers(off=not triggers):
+    testbed.settle()
+    with testbed.without_triggers(off=not triggers):
         started = time.perf_counter()
         PeriodicTask.objects.bulk_create(schedules, batch_size=1000)
         return time.perf_counter() - started

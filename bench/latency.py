@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from bench.evidence import JOB, Evidence, figures
-from bench.ground import BenchError, Ground
 from bench.peers import OWN_APP, PLAIN_APP, TRUEBEAT, beat, worker
 from bench.report import Table, load, row
+from bench.testbed import BenchError, Testbed
 
 WARM_UP = 20
 
@@ -21,49 +21,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="calls on an idle system, one after the other")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
+def measure(testbed: Testbed) -> Table:
     rows = [
         row("p50", 2, "ms", most=20),
         row("p99", 2, "ms"),
         row("worst", 2, "ms"),
     ]
     for column, once in enumerate((_ours, _theirs)):
-        late = once(ground)
+        late = once(testbed)
         for line, value in zip(rows, figures(late), strict=True):
             line.samples[column].values.append(value)
         p50, p99, worst = figures(late)
         print(f"  column {column + 1}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, worst {worst:.1f} ms, "
               f"{load()}", flush=True)  # fmt: skip
-    title = f"From one call to its start, idle ({ground.options.calls} calls)"
+    title = f"From one call to its start, idle ({testbed.options.calls} calls)"
     return Table(title, ("Truebeat, enqueue", "plain Celery, send_task"), rows)
 
 
-def _ours(ground: Ground) -> list[float]:
+def _ours(testbed: Testbed) -> list[float]:
     from scheduling.jobs import enqueue
 
-    ground.clear()
+    testbed.clear()
     with (
         Evidence() as evidence,
-        beat(TRUEBEAT, ground),
-        worker(OWN_APP, ground, BENCH_EVIDENCE=evidence.path),
+        beat(TRUEBEAT, testbed),
+        worker(OWN_APP, testbed, BENCH_EVIDENCE=evidence.path),
     ):
-        return _call(ground, evidence, lambda now: enqueue(JOB, (now,)))
+        return _call(testbed, evidence, lambda now: enqueue(JOB, (now,)))
 
 
-def _theirs(ground: Ground) -> list[float]:
+def _theirs(testbed: Testbed) -> list[float]:
     from bench.plain.app import app
 
-    ground.clear()
-    with Evidence() as evidence, worker(PLAIN_APP, ground, BENCH_EVIDENCE=evidence.path):
-        return _call(ground, evidence, lambda now: app.send_task(JOB, (now,)))
+    testbed.clear()
+    with Evidence() as evidence, worker(PLAIN_APP, testbed, BENCH_EVIDENCE=evidence.path):
+        return _call(testbed, evidence, lambda now: app.send_task(JOB, (now,)))
 
 
-def _call(ground: Ground, evidence: Evidence, send: Callable[[float], object]) -> list[float]:
+def _call(testbed: Testbed, evidence: Evidence, send: Callable[[float], object]) -> list[float]:
     for sent in range(WARM_UP):
         send(time.time())
         _until(evidence, sent + 1)
     since = time.time()
-    for sent in range(ground.options.calls):
+    for sent in range(testbed.options.calls):
         time.sleep(random.uniform(0.05, 0.15))  # not in step with anything
         send(time.time())
         _until(evidence, WARM_UP + sent + 1)

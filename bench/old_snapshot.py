@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from bench.ground import Ground
 from bench.report import Row, Table, load, percentile, row
+from bench.testbed import Testbed
 
 if TYPE_CHECKING:
     from scheduling.beat.scheduler import Scheduler
@@ -59,55 +59,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="ticks of a beat that are measured afterwards")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
+def measure(testbed: Testbed) -> Table:
     rows: list[Row] = []
-    ground.clear()
-    with old_snapshot(ground):
+    testbed.clear()
+    with old_snapshot(testbed):
         done = 0
-        for size in sorted({0, *ground.options.passed}):
-            let_pass(ground, size - done)
+        for size in sorted({0, *testbed.options.passed}):
+            let_pass(testbed, size - done)
             done = size
-            rows += _rows(ground, size)
+            rows += _rows(testbed, size)
     return Table("Runs that have passed under an old snapshot", ["Truebeat"], rows)
 
 
 @contextmanager
-def old_snapshot(ground: Ground) -> Iterator[None]:
+def old_snapshot(testbed: Testbed) -> Iterator[None]:
     """Keep a snapshot as a dump does, and read nothing."""
-    with psycopg.connect(ground.env["DATABASE_URL"], application_name="bench, a dump") as dump:
+    with psycopg.connect(testbed.env["DATABASE_URL"], application_name="bench, a dump") as dump:
         dump.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         dump.execute("SELECT 1")
         yield
 
 
-def let_pass(ground: Ground, count: int) -> None:
+def let_pass(testbed: Testbed, count: int) -> None:
     """Let runs pass through all states, as many at a time as the engine's slowest minute has."""
     for start in range(0, count, BATCH):
         size = min(BATCH, count - start)
-        ground.run_named(NEW, {"count": size, "schedules": SCHEDULES})
+        testbed.run_named(NEW, {"count": size, "schedules": SCHEDULES})
         for move in MOVES:
-            ground.run(move)
-        ground.run(FAIL, size // 100)
-        ground.run("DELETE FROM scheduling_failure")
+            testbed.run(move)
+        testbed.run(FAIL, size // 100)
+        testbed.run("DELETE FROM scheduling_failure")
         if start % (10 * BATCH) == 0:
             print(f"  {start + size:,} have passed, {load()}", flush=True)
 
 
-def _rows(ground: Ground, size: int) -> list[Row]:
+def _rows(testbed: Testbed, size: int) -> list[Row]:
     tick = row(f"{size:,} passed: a tick with nothing due", 1, "ms", most=LIMIT)
     worst = row(f"{size:,} passed: p99 of them", 1, "ms")
     time.sleep(ON_THE_WAY)
-    values = _ticks(ground)
+    values = _ticks(testbed)
     tick.samples[0].values += values
     worst.samples[0].values.append(percentile(values, 0.99))
     print(f"  {size:,} passed: {tick.samples[0]}, p99 {worst.samples[0]}, {load()}", flush=True)
     return [tick, worst]
 
 
-def _ticks(ground: Ground) -> list[float]:
+def _ticks(testbed: Testbed) -> list[float]:
     """Return the milliseconds of ticks of a beat in this process, its first ones left out."""
     beat = _beat()
-    values = [_timed(beat) for _ in range(ground.options.looks + 20)]
+    values = [_timed(beat) for _ in range(testbed.options.looks + 20)]
     return values[20:]
 
 

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from bench.evidence import JOB, Evidence, figures
-from bench.ground import Ground
 from bench.peers import OWN_APP, PLAIN_APP, TRUEBEAT, beat, worker
 from bench.processes import Process
 from bench.report import Row, Table, load, row
+from bench.testbed import Testbed
 
 STEP = 0.01  # seconds: those due within it are enqueued for one instant, in one call
 LOOK_EVERY = 5  # seconds; to sum up the memory of a process takes milliseconds of its time
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="how many of the peer, at the same rate")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
-    options = ground.options
+def measure(testbed: Testbed) -> Table:
+    options = testbed.options
     rate = options.one_offs / options.one_offs_for
     theirs = min(options.peer_one_offs, options.one_offs)
     rows = [
@@ -70,87 +70,87 @@ def measure(ground: Ground) -> Table:
         row("memory of beat when the first is due", 2, "MB"),
         row("memory of beat at its highest", 2, "MB"),
     ]
-    _ours(ground, rows, options.one_offs, rate)
+    _ours(testbed, rows, options.one_offs, rate)
     if options.peer_runs:
-        _theirs(ground, rows, theirs, rate)
+        _theirs(testbed, rows, theirs, rate)
     title = (
         f"One-off runs, {rate:,.0f} due each second, {options.workers} workers with "
-        f"pool {options.pool}, {_children(ground)} jobs at once each"
+        f"pool {options.pool}, {_children(testbed)} jobs at once each"
     )
     columns = (f"Truebeat, {options.one_offs:,}", f"Celery with an ETA, {theirs:,}")
     return Table(title, columns, rows)
 
 
-def _ours(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
+def _ours(testbed: Testbed, rows: list[Row], count: int, rate: float) -> None:
     from scheduling.jobs import Call, enqueue_many
 
-    ground.clear()
+    testbed.clear()
     with (
         Evidence() as evidence,
-        beat(TRUEBEAT, ground) as beating,
-        _workers(OWN_APP, ground, evidence) as working,
+        beat(TRUEBEAT, testbed) as beating,
+        _workers(OWN_APP, testbed, evidence) as working,
     ):
         enqueue_many(JOB, [Call((0.0,)) for _ in range(100)])
-        working[0].wait(lambda: evidence.count() >= 100, 30)
-        since = ground.now() + 2 + count / ENQUEUED
+        working[0].wait_until(lambda: evidence.count() >= 100, 30)
+        since = testbed.now() + 2 + count / ENQUEUED
         steps = int(count / rate / STEP)
         for step in range(steps):
             due = since + step * STEP
             share = count * (step + 1) // steps - count * step // steps
             enqueue_many(JOB, [Call((due,))] * share, at=datetime.fromtimestamp(due, UTC))
-        _warn_if_late(ground, since)
-        watched = _watch(ground, since, count / rate, working, beating)
-        _finish(ground, rows, 0, evidence, since, count, working, watched)
+        _warn_if_late(testbed, since)
+        watched = _watch(testbed, since, count / rate, working, beating)
+        _finish(testbed, rows, 0, evidence, since, count, working, watched)
 
 
-def _theirs(ground: Ground, rows: list[Row], count: int, rate: float) -> None:
+def _theirs(testbed: Testbed, rows: list[Row], count: int, rate: float) -> None:
     from bench.plain.app import app
 
-    ground.clear()
+    testbed.clear()
     with (
         Evidence() as evidence,
-        _workers(PLAIN_APP, ground, evidence) as working,
+        _workers(PLAIN_APP, testbed, evidence) as working,
         app.producer_or_acquire() as producer,
     ):
         app.send_task(JOB, (0.0,), producer=producer)
-        working[0].wait(lambda: evidence.count() >= 1, 30)
-        since = ground.now() + 2 + count / SENT
+        working[0].wait_until(lambda: evidence.count() >= 1, 30)
+        since = testbed.now() + 2 + count / SENT
         for number in range(count):
             due = since + number / rate
             app.send_task(JOB, (due,), producer=producer, eta=datetime.fromtimestamp(due, UTC))
-        _warn_if_late(ground, since)
-        watched = _watch(ground, since, count / rate, working, None)
-        _finish(ground, rows, 1, evidence, since, count, working, watched)
+        _warn_if_late(testbed, since)
+        watched = _watch(testbed, since, count / rate, working, None)
+        _finish(testbed, rows, 1, evidence, since, count, working, watched)
 
 
-def _children(ground: Ground) -> int:
-    return 1 if ground.options.pool == "solo" else int(ground.options.concurrency)
+def _children(testbed: Testbed) -> int:
+    return 1 if testbed.options.pool == "solo" else int(testbed.options.concurrency)
 
 
 @contextmanager
-def _workers(app: str, ground: Ground, evidence: Evidence) -> Iterator[list[Process]]:
+def _workers(app: str, testbed: Testbed, evidence: Evidence) -> Iterator[list[Process]]:
     with ExitStack() as stack:
         yield [
             stack.enter_context(
-                worker(app, ground, "--hostname", f"w{number}@%h", "--pool", ground.options.pool,
-                       concurrency=_children(ground), BENCH_EVIDENCE=evidence.path)
+                worker(app, testbed, "--hostname", f"w{number}@%h", "--pool", testbed.options.pool,
+                       concurrency=_children(testbed), BENCH_EVIDENCE=evidence.path)
             )
-            for number in range(ground.options.workers)
+            for number in range(testbed.options.workers)
         ]  # fmt: skip
 
 
-def _warn_if_late(ground: Ground, since: float) -> None:
-    if ground.now() > since:
-        late = timedelta(seconds=round(ground.now() - since))
+def _warn_if_late(testbed: Testbed, since: float) -> None:
+    if testbed.now() > since:
+        late = timedelta(seconds=round(testbed.now() - since))
         print(f"  (it took {late} too long to ask for all of them)")
 
 
 def _watch(
-    ground: Ground, since: float, seconds: float, working: list[Process], beating: Process | None
+    testbed: Testbed, since: float, seconds: float, working: list[Process], beating: Process | None
 ) -> Watched:
-    time.sleep(max(since - ground.now(), 0))
+    time.sleep(max(since - testbed.now(), 0))
     seen = []
-    while ground.now() < since + seconds:
+    while testbed.now() < since + seconds:
         of_workers = sum(process.memory() for process in working)
         seen.append((of_workers, beating.memory() if beating else 0.0))
         for process in working:
@@ -161,14 +161,14 @@ def _watch(
 
 
 def _finish(
-    ground: Ground, rows: list[Row], column: int, evidence: Evidence, since: float, count: int,
+    testbed: Testbed, rows: list[Row], column: int, evidence: Evidence, since: float, count: int,
     working: list[Process], watched: Watched,
 ) -> None:  # fmt: skip
-    limit = ground.options.limit if column == 0 else ground.options.peer_limit
-    working[0].wait(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
+    limit = testbed.options.limit if column == 0 else testbed.options.peer_limit
+    working[0].wait_until(lambda: len(evidence.lateness(since - 1)) >= count, limit, step=0.5)
     late = evidence.lateness(since - 1)
     memory = list(watched) if column == 0 else list(watched)[:2]
-    sent = ground.ledger.execute(SENT_AFTER, [since]).fetchone() if column == 0 else (None, None)
+    sent = testbed.ledger.execute(SENT_AFTER, [since]).fetchone() if column == 0 else (None, None)
     values = [*figures(late), *(sent or ()), float(count - len(late)), *memory] if late else []
     for line, value in zip(rows, values, strict=False):
         line.samples[column].values += [] if value is None else [value]

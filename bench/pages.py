@@ -11,11 +11,11 @@ import socket
 import time
 from typing import NamedTuple
 
-from bench.ground import BenchError, Ground
 from bench.peers import DATABASE_SCHEDULER, TRUEBEAT, Peer
 from bench.processes import Process
 from bench.report import Sample, Table, load, row
 from bench.schedules import TASK, Stock, store
+from bench.testbed import BenchError, Testbed
 
 SIZE = 200_000
 CRONTABS = 20_000
@@ -74,38 +74,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="requests of each page")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
-    size = max(ground.options.stored or [SIZE])
-    _fill(ground, size)
+def measure(testbed: Testbed) -> Table:
+    size = max(testbed.options.stored or [SIZE])
+    _fill(testbed, size)
     cookie = _sign_in()
     cold = [row(f"{page.name}, cold", 2, most=LIMIT) for page in COLD]
     warm = [row(page.name, 2, most=LIMIT) for page in PAGES]
-    peers = (TRUEBEAT, DATABASE_SCHEDULER)[: 1 + bool(ground.options.peer_runs)]
+    peers = (TRUEBEAT, DATABASE_SCHEDULER)[: 1 + bool(testbed.options.peer_runs)]
     for column, peer in enumerate(peers):
         for page, line in zip(COLD, cold, strict=True):
-            for _ in range(peer.runs(ground)):
-                with Web(ground, peer, cookie, size) as web:
+            for _ in range(peer.runs(testbed)):
+                with Web(testbed, peer, cookie, size) as web:
                     web.visit(page, line.samples[column])
             print(f"  {peer.name}, {page.name}, cold: {line.samples[column]}, {load()}", flush=True)
         for page, line in zip(PAGES, warm, strict=True):
-            with Web(ground, peer, cookie, size) as web:
+            with Web(testbed, peer, cookie, size) as web:
                 web.visit(page, Sample())
-                for _ in range(ground.options.requests):
+                for _ in range(testbed.options.requests):
                     web.visit(page, line.samples[column])
             print(f"  {peer.name}, {page.name}: {line.samples[column]}, {load()}", flush=True)
     title = f"The admin over {size:,} schedules, {CRONTABS:,} crontabs"
     return Table(title, ("Truebeat", "django-celery-beat"), [*cold, *warm])
 
 
-def _fill(ground: Ground, size: int) -> None:
+def _fill(testbed: Testbed, size: int) -> None:
     """Store schedules that are due over the next two hours; half of them by crontab."""
-    spread = Stock(size, every=7200, due=ground.now() + 60, step=7200 / size)
-    store(ground, TRUEBEAT, spread)
-    with ground.without_triggers():
-        ground.run(CRONTABS_OF_MANY, CRONTABS)
-        ground.run(SHARE_CRONTABS, CRONTABS)
-        ground.run(SOME_POLICIES)
-    ground.settle()
+    spread = Stock(size, every=7200, due=testbed.now() + 60, step=7200 / size)
+    store(testbed, TRUEBEAT, spread)
+    with testbed.without_triggers():
+        testbed.run(CRONTABS_OF_MANY, CRONTABS)
+        testbed.run(SHARE_CRONTABS, CRONTABS)
+        testbed.run(SOME_POLICIES)
+    testbed.settle()
 
 
 def _sign_in() -> str:
@@ -123,17 +123,17 @@ def _sign_in() -> str:
 class Web(Process):
     """A gunicorn that has just begun, and how long its pages take."""
 
-    def __init__(self, ground: Ground, peer: Peer, cookie: str, size: int) -> None:
+    def __init__(self, testbed: Testbed, peer: Peer, cookie: str, size: int) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
         self._peer, self._cookie, self._size = peer, cookie, size
-        self._limit = peer.limit(ground)
+        self._limit = peer.limit(testbed)
         wsgi = "config.wsgi" if peer.own else "bench.plain.wsgi"
         command = ["gunicorn", wsgi, "--bind", f"127.0.0.1:{self._port}", "--timeout", "300"]
-        super().__init__(f"{peer.name}'s web", ground, command,
+        super().__init__(f"{peer.name}'s web", testbed, command,
                          DJANGO_SETTINGS_MODULE=peer.settings)  # fmt: skip
-        if not self.wait(self._listens, 30, step=0.05):
+        if not self.wait_until(self._listens, 30, step=0.05):
             raise BenchError(f"{self.name} did not begin to listen.")
         time.sleep(1)  # its worker is forked, and loads the application
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from bench.ground import Ground
 from bench.processes import Process
+from bench.testbed import Testbed
 
 
 class Peer(NamedTuple):
@@ -22,12 +22,12 @@ class Peer(NamedTuple):
     def settings(self) -> str:
         return "bench.settings" if self.app == OWN_APP else "bench.plain.settings"
 
-    def limit(self, ground: Ground) -> float:
+    def limit(self, testbed: Testbed) -> float:
         """Return the seconds after which this peer is not waited for."""
-        return float(ground.options.limit if self.own else ground.options.peer_limit)
+        return float(testbed.options.limit if self.own else testbed.options.peer_limit)
 
-    def runs(self, ground: Ground) -> int:
-        return int(ground.options.runs if self.own else ground.options.peer_runs)
+    def runs(self, testbed: Testbed) -> int:
+        return int(testbed.options.runs if self.own else testbed.options.peer_runs)
 
 
 OWN_APP, PLAIN_APP = "config", "bench.plain.app"
@@ -39,22 +39,22 @@ REDBEAT = Peer("celery-redbeat", PLAIN_APP, "redbeat.RedBeatScheduler")
 
 
 def beat(
-    peer: Peer, ground: Ground, *options: str, timed: bool = False, **env: str | int
+    peer: Peer, testbed: Testbed, *options: str, timed: bool = False, **env: str | int
 ) -> Process:
     """Start `celery beat`."""
     scheduler = peer.timed if timed else peer.scheduler
     command = ["celery", "-A", peer.app, "beat", "--scheduler", scheduler, *options]
-    return Process(f"{peer.name}'s beat", ground, command, **_environment(peer.settings, env))
+    return Process(f"{peer.name}'s beat", testbed, command, **_environment(peer.settings, env))
 
 
 def worker(
-    app: str, ground: Ground, *options: str, concurrency: int = 4, **env: str | int
+    app: str, testbed: Testbed, *options: str, concurrency: int = 4, **env: str | int
 ) -> Process:
     """Start `celery worker`."""
     settings = "bench.settings" if app == OWN_APP else "bench.plain.settings"
     command = ["celery", "-A", app, "worker", "-c", str(concurrency), "--loglevel", "WARNING",
                "--without-mingle", "--without-gossip", *options]  # fmt: skip
-    return Process(f"{app}'s worker", ground, command, **_environment(settings, env))
+    return Process(f"{app}'s worker", testbed, command, **_environment(settings, env))
 
 
 def _environment(settings: str, env: dict[str, str | int]) -> dict[str, str]:

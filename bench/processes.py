@@ -1,19 +1,16 @@
 """The measured processes, seen from outside: CPU time, memory, and their end."""
 
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+from uuid import uuid4
 
 import psutil
 
-from bench.ground import ROOT, BenchError, Ground
+from bench.testbed import BenchError, Testbed
+from config.embedded.processes import ModuleProcess
 
 
 class Cpu(NamedTuple):
@@ -26,21 +23,15 @@ class Cpu(NamedTuple):
         return Cpu(self.own - earlier.own, self.postgres - earlier.postgres)
 
 
-class Process:
-    """A running `python -m ...`; it and its children are killed at the end of the block."""
+class Process(ModuleProcess):
+    """A measured process; it and its children are killed at the end of the block."""
 
-    def __init__(self, name: str, ground: Ground, command: Sequence[str], **env: str) -> None:
-        self.name, self.ground = name, ground
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+    def __init__(self, name: str, testbed: Testbed, command: Sequence[str], **env: str) -> None:
+        log = Path(testbed.env["TMPDIR"]) / f"{uuid4()}.log"
+        super().__init__(name, command, testbed.env | env, log)
+        self.testbed = testbed
         self.started_at = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=ground.env | env,
-            cwd=ROOT,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self.start()
 
     def __enter__(self) -> Self:
         return self
@@ -49,12 +40,9 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._log.close()
+        self.kill()
 
-    def wait(self, until: Callable[[], bool], limit: float, step: float = 0.002) -> bool:
+    def wait_until(self, until: Callable[[], bool], limit: float, step: float = 0.002) -> bool:
         """Poll `until` for at most `limit` seconds; return whether it came true."""
         deadline = time.monotonic() + limit
         while not until():
@@ -65,20 +53,16 @@ class Process:
         return True
 
     def check(self) -> None:
-        """Raise BenchError where the process has ended."""
-        if self._process.poll() is not None:
-            raise BenchError(f"{self.name} ended:\n{self._tail()}")
-
-    def _tail(self) -> str:
-        # Not by seeking: the process writes at the same place.
-        text = os.pread(self._log.fileno(), 1_000_000, 0).decode(errors="replace")
-        return "\n".join(text.splitlines()[-12:])
+        """Raise BenchError if the process has ended."""
+        if self.ended():
+            tail = "\n".join(self.output().splitlines()[-12:])
+            raise BenchError(f"{self.name} ended:\n{tail}")
 
     def cpu(self) -> Cpu:
         """Return the CPU time so far."""
         return Cpu(
             sum(map(_cpu_of, self._family())),
-            cpu_of_all(self.ground.postmaster) if self.ground.postmaster else 0.0,
+            cpu_of_all(self.testbed.postmaster) if self.testbed.postmaster else 0.0,
         )
 
     def memory(self) -> float:
@@ -90,7 +74,7 @@ class Process:
         return float(sum(getattr(info, "pss", info.uss) for info in infos)) / 1e6
 
     def _family(self) -> list[psutil.Process]:
-        parent = psutil.Process(self._process.pid)
+        parent = psutil.Process(self.pid)
         return [parent, *parent.children(recursive=True)]
 
 

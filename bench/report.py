@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.ground import Ground
+from bench.testbed import Testbed
 
 PACKAGES = (
     "celery", "kombu", "Django", "django-celery-beat", "django-celery-results", "celery-redbeat",
@@ -144,21 +144,23 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f}"
 
 
-def heading(ground: Ground) -> str:
+def heading(testbed: Testbed) -> str:
     """Return where and on what this is measured."""
-    return "\n".join(f"- {line}" for line in _about(ground)) + "\n"
+    return "\n".join(f"- {line}" for line in _about(testbed)) + "\n"
 
 
-def _about(ground: Ground) -> Iterator[str]:
-    options = vars(ground.options)
+def _about(testbed: Testbed) -> Iterator[str]:
+    options = vars(testbed.options)
     yield f"date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     loads = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     yield f"machine: {os.cpu_count()} cores, {_cpu_model()}; load average at start: {loads}"
     yield f"Python {platform.python_version()}, " + ", ".join(
         f"{package} {importlib.metadata.version(package)}" for package in PACKAGES
     )
-    settings = {n: ground.value(f"SHOW {n}") for n in ("server_version", "fsync", "shared_buffers")}
-    server = ground.redis.info("server")
+    settings = {
+        n: testbed.value(f"SHOW {n}") for n in ("server_version", "fsync", "shared_buffers")
+    }
+    server = testbed.redis.info("server")
     yield (
         f"PostgreSQL {settings['server_version']} (fsync {settings['fsync']}, shared_buffers "
         f"{settings['shared_buffers']}), Redis {server['redis_version']}"

@@ -4,8 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from bench.ground import Ground
 from bench.peers import REDBEAT, Peer
+from bench.testbed import Testbed
 
 TASK = "bench.tasks.nothing"
 
@@ -47,27 +47,27 @@ class Stock(NamedTuple):
         return self.due + number * self.step
 
 
-def store(ground: Ground, peer: Peer, stock: Stock) -> None:
+def store(testbed: Testbed, peer: Peer, stock: Stock) -> None:
     """Empty everything; store these schedules, and no others, where the peer keeps them."""
-    ground.clear()
+    testbed.clear()
     if peer is REDBEAT:
-        _store_in_redis(ground, stock)
+        _store_in_redis(testbed, stock)
         return
-    with ground.without_triggers():
-        ground.run_named(LOAD, {**stock._asdict(), "task": TASK})
+    with testbed.without_triggers():
+        testbed.run_named(LOAD, {**stock._asdict(), "task": TASK})
     if peer.own:
-        ground.run_named(PLAN, stock._asdict())
-    ground.settle()
+        testbed.run_named(PLAN, stock._asdict())
+    testbed.settle()
 
 
-def _store_in_redis(ground: Ground, stock: Stock) -> None:
+def _store_in_redis(testbed: Testbed, stock: Stock) -> None:
     """Write redbeat's entries as its own `save` would, many at a time."""
     from celery.schedules import schedule
     from redbeat.decoder import RedBeatJSONEncoder, to_timestamp
 
     rule = schedule(run_every=timedelta(seconds=stock.every))
     for first in range(0, stock.size, 1000):
-        pipeline = ground.redis.pipeline(transaction=False)
+        pipeline = testbed.redis.pipeline(transaction=False)
         for number in range(first, min(first + 1000, stock.size)):
             due = datetime.fromtimestamp(stock.due_of(number), UTC)
             name = f"schedule {number}"

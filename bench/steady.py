@@ -7,10 +7,10 @@ of it, as they cannot do more.
 import argparse
 import time
 
-from bench.ground import Ground
 from bench.peers import DATABASE_SCHEDULER, REDBEAT, TRUEBEAT, Peer
 from bench.report import Sample, Table, load, row
 from bench.streams import Lateness, Watched, expected, lateness, streaming, told, watch
+from bench.testbed import Testbed
 
 SIZES = [200_000, 10_000]
 GRACE = 5  # seconds after the stream's end at which what has not come counts as missed
@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="schedules due each second, for its peers")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
-    options = ground.options
+def measure(testbed: Testbed) -> Table:
+    options = testbed.options
     cases = [(TRUEBEAT, size, options.rate) for size in options.stored or SIZES]
     cases += [(peer, options.peer_stored, options.peer_rate)
-              for peer in (DATABASE_SCHEDULER, REDBEAT) if peer.runs(ground)]  # fmt: skip
+              for peer in (DATABASE_SCHEDULER, REDBEAT) if peer.runs(testbed)]  # fmt: skip
     rows = [
         row("lateness, p50", len(cases), "ms", most=50),
         row("lateness, p99", len(cases), "ms", most=150),
@@ -43,7 +43,7 @@ def measure(ground: Ground) -> Table:
         row("memory of beat, at its highest", len(cases), "MB", most=150),
     ]
     for column, (peer, size, rate) in enumerate(cases):
-        late, watched = _once(ground, peer, size, rate)
+        late, watched = _once(testbed, peer, size, rate)
         _note([row.samples[column] for row in rows], late, watched)
     title = f"A steady stream, for {options.seconds:g} s: from due to in Redis"
     names = [f"{peer.name}, {size:,} stored, {rate:,}/s" for peer, size, rate in cases]
@@ -57,9 +57,9 @@ def _note(samples: list[Sample], late: Lateness, watched: Watched) -> None:
         sample.values += [] if value is None else [value]
 
 
-def _once(ground: Ground, peer: Peer, size: int, rate: int) -> tuple[Lateness, Watched]:
-    with streaming(ground, peer, size, rate) as stream:
-        watched = watch(ground, stream, ground.options.seconds)
+def _once(testbed: Testbed, peer: Peer, size: int, rate: int) -> tuple[Lateness, Watched]:
+    with streaming(testbed, peer, size, rate) as stream:
+        watched = watch(testbed, stream, testbed.options.seconds)
         time.sleep(GRACE)
         arrivals = stream.taker.arrivals(stream.stock)
     due = expected(stream.stock, rate, watched)

@@ -21,11 +21,11 @@ from uuid import UUID
 import psycopg
 import redis
 
-from bench.ground import LANES, BenchError, Ground
 from bench.peers import Peer, beat
 from bench.processes import Cpu, Process
 from bench.report import percentile
 from bench.schedules import Stock, store
+from bench.testbed import LANES, BenchError, Testbed
 
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
@@ -43,9 +43,9 @@ SELECT id, extract(epoch FROM due_at)::float, COALESCE((args::jsonb ->> 0)::inte
 class Taker:
     """The stand-in for workers: takes messages as they come, and notes when."""
 
-    def __init__(self, ground: Ground, peer: Peer) -> None:
+    def __init__(self, testbed: Testbed, peer: Peer) -> None:
         self.taken: list[tuple[float, bytes]] = []
-        self._ground, self._peer = ground, peer
+        self._testbed, self._peer = testbed, peer
         self._ended = threading.Event()
         self._to_end: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._take, daemon=True)]
@@ -63,7 +63,7 @@ class Taker:
             thread.join()
 
     def _take(self) -> None:
-        with redis.Redis.from_url(self._ground.env["REDIS_URL"]) as client:
+        with redis.Redis.from_url(self._testbed.env["REDIS_URL"]) as client:
             while not self._ended.is_set():
                 first: Any = client.brpop(LANES, timeout=1)
                 if first is None:
@@ -71,14 +71,14 @@ class Taker:
                 pipeline = client.pipeline(transaction=False)
                 for lane in LANES:
                     pipeline.rpop(lane, 1000)
-                at, more = self._ground.now(), pipeline.execute()
+                at, more = self._testbed.now(), pipeline.execute()
                 for message in [first[1], *(m for lane in more if lane for m in lane)]:
                     self.taken.append((at, message))
                     self._to_end.put(message)
         self._to_end.put(None)
 
     def _end(self) -> None:
-        with psycopg.connect(self._ground.env["DATABASE_URL"], autocommit=True) as ledger:
+        with psycopg.connect(self._testbed.env["DATABASE_URL"], autocommit=True) as ledger:
             message = self._to_end.get()
             while message is not None:
                 ids = [_run_id(message)]
@@ -95,7 +95,7 @@ class Taker:
         if not self._peer.own:
             numbered = ((at, _number(message)) for at, message in taken)
             return [Arrival(number, stock.due_of(number), at) for at, number in numbered]
-        due = {row[0]: row[1:] for row in self._ground.ledger.execute(DUE.encode()).fetchall()}
+        due = {row[0]: row[1:] for row in self._testbed.ledger.execute(DUE.encode()).fetchall()}
         known = ((at, due[_run_id(message)]) for at, message in taken)
         return [Arrival(number, instant, at) for at, (instant, number) in known]
 
@@ -145,19 +145,19 @@ class Stream(NamedTuple):
 
 
 @contextmanager
-def streaming(ground: Ground, peer: Peer, size: int, rate: int) -> Iterator[Stream]:
+def streaming(testbed: Testbed, peer: Peer, size: int, rate: int) -> Iterator[Stream]:
     """Store `size` schedules of which `rate` are due each second; yield when they have begun to."""
-    lead = ground.options.lead + (0 if peer.own else size / 1000)
+    lead = testbed.options.lead + (0 if peer.own else size / 1000)
     loading = 2 + size / 10_000
-    due = ground.now() + loading + lead
+    due = testbed.now() + loading + lead
     stock = Stock(size, every=max(size // rate, 1), due=due, step=1 / rate)
-    store(ground, peer, stock)
-    if ground.now() > due - lead:
+    store(testbed, peer, stock)
+    if testbed.now() > due - lead:
         raise BenchError(f"loading {size:,} schedules took too long here: measure fewer, or later.")
-    with ground.without_triggers(off=not peer.own), Taker(ground, peer) as taker:
-        time.sleep(max(due - lead - ground.now(), 0))
-        with beat(peer, ground) as process:
-            time.sleep(max(due + 3 - ground.now(), 0))  # its first batches are not the stream's
+    with testbed.without_triggers(off=not peer.own), Taker(testbed, peer) as taker:
+        time.sleep(max(due - lead - testbed.now(), 0))
+        with beat(peer, testbed) as process:
+            time.sleep(max(due + 3 - testbed.now(), 0))  # its first batches are not the stream's
             yield Stream(stock, taker, process)
 
 
@@ -170,14 +170,14 @@ class Watched(NamedTuple):
     memory: float
 
 
-def watch(ground: Ground, stream: Stream, seconds: float) -> Watched:
+def watch(testbed: Testbed, stream: Stream, seconds: float) -> Watched:
     """Look on for so many seconds."""
-    since, before, memory = ground.now(), stream.beat.cpu(), 0.0
-    while ground.now() < since + seconds:
-        time.sleep(min(1.0, max(since + seconds - ground.now(), 0)))
+    since, before, memory = testbed.now(), stream.beat.cpu(), 0.0
+    while testbed.now() < since + seconds:
+        time.sleep(min(1.0, max(since + seconds - testbed.now(), 0)))
         stream.beat.check()
         memory = max(memory, stream.beat.memory())
-    until = ground.now()
+    until = testbed.now()
     spent = stream.beat.cpu().since(before)
     return Watched(since, until, Cpu(*(used / (until - since) for used in spent)), memory)
 

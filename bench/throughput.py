@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from bench.evidence import JOB, Evidence
-from bench.ground import BenchError, Ground
 from bench.peers import OWN_APP, PLAIN_APP, TRUEBEAT, beat, worker
 from bench.processes import Process
 from bench.report import Row, Table, Target, load, row
+from bench.testbed import BenchError, Testbed
 
 
 class Case(NamedTuple):
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="children of each worker")  # fmt: skip
 
 
-def measure(ground: Ground) -> Table:
+def measure(testbed: Testbed) -> Table:
     columns = len(CASES)
     rows = [
         row("runs per second", columns, ""),
@@ -65,10 +65,10 @@ def measure(ground: Ground) -> Table:
     ]
     rows[0].targets = (Target(times=3, column=1), Target(times=1, column=2))
     for column, case in enumerate(CASES):
-        for _ in range(ground.options.runs if column == 0 else ground.options.peer_runs):
-            _note(rows, column, _once(ground, case))
+        for _ in range(testbed.options.runs if column == 0 else testbed.options.peer_runs):
+            _note(rows, column, _once(testbed, case))
     title = (
-        f"{ground.options.noops:,} no-op runs, one worker with {ground.options.concurrency} "
+        f"{testbed.options.noops:,} no-op runs, one worker with {testbed.options.concurrency} "
         "children"
     )
     return Table(title, [case.name for case in CASES], rows)
@@ -79,23 +79,23 @@ def _note(rows: list[Row], column: int, done: Done) -> None:
         line.samples[column].values.append(value)
 
 
-def _once(ground: Ground, case: Case) -> Done:
-    count = ground.options.noops
-    ground.clear()
+def _once(testbed: Testbed, case: Case) -> Done:
+    count = testbed.options.noops
+    testbed.clear()
     with Evidence() as evidence, ExitStack() as stack:
         env = {"BENCH_EVIDENCE": evidence.path}
         if case.results:
             _send(count)
-            env["BENCH_RESULTS"] = case.results.replace("redis", ground.env["REDIS_URL"])
+            env["BENCH_RESULTS"] = case.results.replace("redis", testbed.env["REDIS_URL"])
         else:
             _enqueue(count)
-        ground.settle()
+        testbed.settle()
         working = stack.enter_context(
-            worker(case.app, ground, concurrency=ground.options.concurrency, **env)
+            worker(case.app, testbed, concurrency=testbed.options.concurrency, **env)
         )
-        beating = None if case.results else stack.enter_context(beat(TRUEBEAT, ground))
-        done = _watch(ground, evidence, working, beating, count)
-        _check_results(ground, case, count)
+        beating = None if case.results else stack.enter_context(beat(TRUEBEAT, testbed))
+        done = _watch(testbed, evidence, working, beating, count)
+        _check_results(testbed, case, count)
     print(f"  {case.name}: {done.per_second:,.0f}/s, {done.transactions:.2f} transactions, "
           f"worker {done.worker:.2f} ms, Postgres {done.postgres:.2f} ms each, {load()}",
           flush=True)  # fmt: skip
@@ -117,12 +117,12 @@ def _send(count: int) -> None:
 
 
 def _watch(
-    ground: Ground, evidence: Evidence, working: Process, beating: Process | None, count: int
+    testbed: Testbed, evidence: Evidence, working: Process, beating: Process | None, count: int
 ) -> Done:
     limit = 30 + count / 50
     _until(working, lambda: evidence.count() >= count / 100, limit)
     first, began = evidence.count(), time.monotonic()
-    before, transactions = working.cpu(), int(ground.value(TRANSACTIONS))
+    before, transactions = working.cpu(), int(testbed.value(TRANSACTIONS))
     of_beat = beating.cpu().own if beating else 0.0
     _until(working, lambda: evidence.count() >= count, limit)
     runs, seconds = count - first, time.monotonic() - began
@@ -130,20 +130,20 @@ def _watch(
     of_beat = (beating.cpu().own if beating else 0.0) - of_beat
     memory = working.memory()
     time.sleep(1.5)  # sessions tell the statistics once a second
-    transactions = int(ground.value(TRANSACTIONS)) - transactions
+    transactions = int(testbed.value(TRANSACTIONS)) - transactions
     worker, beat, postgres = (each * 1000 / runs for each in (cpu.own, of_beat, cpu.postgres))
     return Done(runs / seconds, transactions / runs, worker, beat, postgres, memory)
 
 
 def _until(process: Process, true: Callable[[], bool], limit: float) -> None:
-    if not process.wait(true, limit, step=0.02):
+    if not process.wait_until(true, limit, step=0.02):
         raise BenchError(f"{process.name} was not done after {limit:.0f} s.")
 
 
-def _check_results(ground: Ground, case: Case, count: int) -> None:
+def _check_results(testbed: Testbed, case: Case, count: int) -> None:
     if case.results == "redis":
-        found = sum(1 for _ in ground.redis.scan_iter("celery-task-meta-*", count=1000))
+        found = sum(1 for _ in testbed.redis.scan_iter("celery-task-meta-*", count=1000))
     else:
-        found = int(ground.value("SELECT count(*) FROM django_celery_results_taskresult"))
+        found = int(testbed.value("SELECT count(*) FROM django_celery_results_taskresult"))
     if found != count:
         raise BenchError(f"{case.name} kept {found:,} results of {count:,} runs.")

@@ -14,8 +14,9 @@ import django
 
 from chaos import plan, story
 from chaos.checker import check
-from chaos.ground import ROOT, environment, prepared
 from chaos.report import report
+from chaos.testbed import prepared, variables
+from config.embedded.processes import ROOT
 
 
 def main() -> int:
@@ -67,13 +68,13 @@ def _play(options: argparse.Namespace, place: Path) -> None:
     services = Path(tempfile.mkdtemp(prefix="truebeat-chaos-"))
     try:
         stepped = any(fault.kind == "step_clock" for fault in planned.faults)
-        with prepared(place, services, options.lease, stepped=stepped) as ground:
-            os.environ.update(environment(ground, options.lease))
+        with prepared(place, services, options.lease, stepped=stepped) as testbed:
+            os.environ.update(variables(testbed, options.lease))
             django.setup()
-            from chaos.stage import Stage
+            from chaos.player import Player
 
-            stage = Stage(ground, planned)
-            kept = stage.play(options.settle)
+            player = Player(testbed, planned)
+            kept = player.play(options.settle)
     finally:
         shutil.rmtree(services, ignore_errors=True)
     story.save(kept, place)

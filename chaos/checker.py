@@ -9,9 +9,9 @@ from collections import defaultdict
 
 from chaos.clock import Clock
 from chaos.evidence import Line
-from chaos.laws import Breach, calls, wishes
+from chaos.laws import Breach, calls, requests
 from chaos.laws.alone import alone
-from chaos.laws.ends import Wishes, end
+from chaos.laws.ends import Requests, end
 from chaos.laws.starts import Stops, early, starts
 from chaos.laws.windows import windows
 from chaos.story import Story
@@ -29,14 +29,14 @@ def check(story: Story) -> list[Breach]:
         *calls.calls(story),
         *calls.found(story, clock),
         *calls.follow_ups(story, evidence, clock),
-        *wishes.cancels(story, evidence),
-        *wishes.replays(story),
-        *wishes.backfills(story, evidence, clock),
+        *requests.cancels(story, evidence),
+        *requests.replays(story),
+        *requests.backfills(story, evidence, clock),
         *alone(story, evidence, clock),
         *(Breach("phantom", f"run {run} has no row") for run in evidence.keys() - rows.keys()),
         *(Breach("beat ended", at) for at in story.ended_by_themselves if at.startswith("beat")),
     ]
-    wanted, stops = Wishes.of(story), Stops(story)
+    wanted, stops = Requests.of(story), Stops(story)
     for row in story.rows:
         lines = evidence[row.id]
         breaches += end(row, wanted, lines, clock)

@@ -14,17 +14,17 @@ import psycopg
 import redis
 
 from chaos.garbage import Garbage
-from chaos.ground import LANES, Ground, Service, faketime
 from chaos.network import MANNERS
 from chaos.plan import KINDS, SKEWS, Fault
 from chaos.story import Done
+from chaos.testbed import LANES, SupervisedProcess, Testbed, faketime
 
 
-def commit(ground: Ground, fault: Fault) -> Done:
+def commit(testbed: Testbed, fault: Fault) -> Done:
     """Do a fault, to its end."""
     began = time.time()
     try:
-        what = ACTS[fault.kind](ground, fault, Random(fault.draw))
+        what = ACTS[fault.kind](testbed, fault, Random(fault.draw))
     except (psycopg.OperationalError, redis.RedisError):
         what = ""  # the service is down already
     return Done(fault.kind, str(fault.target), began, time.time(), what)
@@ -40,7 +40,7 @@ MOST_OFF = 60.0  # seconds, of the ledger's clock
 
 
 @contextmanager
-def _alone_with(service: Service) -> Iterator[Service]:
+def _alone_with(service: SupervisedProcess) -> Iterator[SupervisedProcess]:
     with service.lock:
         yield service
 
@@ -48,7 +48,7 @@ def _alone_with(service: Service) -> Iterator[Service]:
 # --- Processes -----------------------------------------------------------------------------------
 
 
-def _kill(service: Service, fault: Fault, *, group: bool) -> str:
+def _kill(service: SupervisedProcess, fault: Fault, *, group: bool) -> str:
     with _alone_with(service):
         if service.ended():
             return ""
@@ -57,35 +57,35 @@ def _kill(service: Service, fault: Fault, *, group: bool) -> str:
         return f"{service.name} {service.pid}"
 
 
-def kill_beat(ground: Ground, fault: Fault, random: Random) -> str:
-    return _kill(ground.beats[fault.target], fault, group=True)
+def kill_beat(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _kill(testbed.beats[fault.target], fault, group=True)
 
 
-def kill_beats(ground: Ground, fault: Fault, random: Random) -> str:
+def kill_beats(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Kill all beats: what comes due meanwhile is for catch-up to decide."""
-    return ", ".join(filter(None, (_kill(beat, fault, group=True) for beat in ground.beats)))
+    return ", ".join(filter(None, (_kill(beat, fault, group=True) for beat in testbed.beats)))
 
 
-def kill_worker(ground: Ground, fault: Fault, random: Random) -> str:
-    return _kill(ground.workers[fault.target], fault, group=False)
+def kill_worker(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _kill(testbed.workers[fault.target], fault, group=False)
 
 
-def kill_machine(ground: Ground, fault: Fault, random: Random) -> str:
-    return _kill(ground.workers[fault.target], fault, group=True)
+def kill_machine(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _kill(testbed.workers[fault.target], fault, group=True)
 
 
-def kill_child(ground: Ground, fault: Fault, random: Random) -> str:
-    children = ground.workers[fault.target].children()
+def kill_child(testbed: Testbed, fault: Fault, random: Random) -> str:
+    children = testbed.workers[fault.target].children()
     if not children:
         return ""
     pid = random.choice(children)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    return f"{ground.workers[fault.target].name} {pid}"
+    return f"{testbed.workers[fault.target].name} {pid}"
 
 
-def stop_worker(ground: Ground, fault: Fault, random: Random) -> str:
-    service = ground.workers[fault.target]
+def stop_worker(testbed: Testbed, fault: Fault, random: Random) -> str:
+    service = testbed.workers[fault.target]
     with _alone_with(service):
         if service.ended():
             return ""
@@ -100,7 +100,7 @@ def _freeze(pid_of: Callable[[int], None], seconds: float) -> None:
     pid_of(signal.SIGCONT)
 
 
-def _freeze_service(service: Service, fault: Fault) -> str:
+def _freeze_service(service: SupervisedProcess, fault: Fault) -> str:
     with _alone_with(service):
         if service.ended():
             return ""
@@ -108,16 +108,16 @@ def _freeze_service(service: Service, fault: Fault) -> str:
         return f"{service.name} {service.pid}"
 
 
-def freeze_beat(ground: Ground, fault: Fault, random: Random) -> str:
-    return _freeze_service(ground.beats[fault.target], fault)
+def freeze_beat(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _freeze_service(testbed.beats[fault.target], fault)
 
 
-def freeze_worker(ground: Ground, fault: Fault, random: Random) -> str:
-    return _freeze_service(ground.workers[fault.target], fault)
+def freeze_worker(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _freeze_service(testbed.workers[fault.target], fault)
 
 
-def freeze_child(ground: Ground, fault: Fault, random: Random) -> str:
-    children = ground.workers[fault.target].children()
+def freeze_child(testbed: Testbed, fault: Fault, random: Random) -> str:
+    children = testbed.workers[fault.target].children()
     if not children:
         return ""
     pid = random.choice(children)
@@ -127,14 +127,14 @@ def freeze_child(ground: Ground, fault: Fault, random: Random) -> str:
             os.kill(pid, number)
 
     _freeze(tell, fault.lasts)
-    return f"{ground.workers[fault.target].name} {pid}"
+    return f"{testbed.workers[fault.target].name} {pid}"
 
 
-def skew_beat(ground: Ground, fault: Fault, random: Random) -> str:
+def skew_beat(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Start a beat anew with a clock that is off, or that is right again."""
     if faketime() is None:
         return ""
-    service = ground.beats[fault.target]
+    service = testbed.beats[fault.target]
     service.skew = random.choice(SKEWS)
     return _kill(service, fault, group=True) and f"{service.name} by {service.skew} s"
 
@@ -142,7 +142,7 @@ def skew_beat(ground: Ground, fault: Fault, random: Random) -> str:
 # --- Networks ------------------------------------------------------------------------------------
 
 
-def _cut(service: Service, fault: Fault, random: Random, *servers: str) -> str:
+def _cut(service: SupervisedProcess, fault: Fault, random: Random, *servers: str) -> str:
     """Cut a service off, in some manner, however it fares meanwhile: it may be killed, too."""
     ways = [service.ways[server] for server in servers]
     if any(way.cut for way in ways):
@@ -158,83 +158,83 @@ def _cut(service: Service, fault: Fault, random: Random, *servers: str) -> str:
     return f"{service.name}, {manner}"
 
 
-def beat_without_postgres(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.beats[fault.target], fault, random, "postgres")
+def beat_without_postgres(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.beats[fault.target], fault, random, "postgres")
 
 
-def beat_without_redis(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.beats[fault.target], fault, random, "redis")
+def beat_without_redis(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.beats[fault.target], fault, random, "redis")
 
 
-def beat_without_both(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.beats[fault.target], fault, random, "postgres", "redis")
+def beat_without_both(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.beats[fault.target], fault, random, "postgres", "redis")
 
 
-def worker_without_postgres(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.workers[fault.target], fault, random, "postgres")
+def worker_without_postgres(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.workers[fault.target], fault, random, "postgres")
 
 
-def worker_without_redis(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.workers[fault.target], fault, random, "redis")
+def worker_without_redis(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.workers[fault.target], fault, random, "redis")
 
 
-def worker_without_both(ground: Ground, fault: Fault, random: Random) -> str:
-    return _cut(ground.workers[fault.target], fault, random, "postgres", "redis")
+def worker_without_both(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _cut(testbed.workers[fault.target], fault, random, "postgres", "redis")
 
 
-def _forget(service: Service, random: Random) -> str:
+def _forget(service: SupervisedProcess, random: Random) -> str:
     """Let a service's connections be dead for good, as where a router has forgotten them."""
     server = random.choice(["postgres", "redis"])
     service.ways[server].swallow()
     return f"{service.name}, {server}"
 
 
-def beat_forgotten(ground: Ground, fault: Fault, random: Random) -> str:
-    return _forget(ground.beats[fault.target], random)
+def beat_forgotten(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _forget(testbed.beats[fault.target], random)
 
 
-def worker_forgotten(ground: Ground, fault: Fault, random: Random) -> str:
-    return _forget(ground.workers[fault.target], random)
+def worker_forgotten(testbed: Testbed, fault: Fault, random: Random) -> str:
+    return _forget(testbed.workers[fault.target], random)
 
 
 # --- Servers -------------------------------------------------------------------------------------
 
 
-def restart_redis(ground: Ground, fault: Fault, random: Random) -> str:
+def restart_redis(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Kill it; it comes back empty."""
-    with ground.servers["redis"]:
-        ground.redis_server.kill()
+    with testbed.servers["redis"]:
+        testbed.redis_server.kill()
         time.sleep(fault.lasts)
-        ground.redis_server.start()
+        testbed.redis_server.start()
     return "killed"
 
 
-def freeze_redis(ground: Ground, fault: Fault, random: Random) -> str:
-    with ground.servers["redis"]:
-        _freeze(lambda number: os.kill(ground.redis_server.pid, number), fault.lasts)
+def freeze_redis(testbed: Testbed, fault: Fault, random: Random) -> str:
+    with testbed.servers["redis"]:
+        _freeze(lambda number: os.kill(testbed.redis_server.pid, number), fault.lasts)
     return "frozen"
 
 
-def flush_redis(ground: Ground, fault: Fault, random: Random) -> str:
-    ground.redis.flushall()
+def flush_redis(testbed: Testbed, fault: Fault, random: Random) -> str:
+    testbed.redis.flushall()
     return "flushed"
 
 
-def restart_postgres(ground: Ground, fault: Fault, random: Random) -> str:
-    with ground.servers["postgres"]:
-        ground.postgres.stop()
+def restart_postgres(testbed: Testbed, fault: Fault, random: Random) -> str:
+    with testbed.servers["postgres"]:
+        testbed.postgres.stop()
         time.sleep(fault.lasts)
-        ground.postgres.start()
+        testbed.postgres.start()
     return "stopped"
 
 
-def crash_postgres(ground: Ground, fault: Fault, random: Random) -> str:
+def crash_postgres(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Shut it down at once, as a crash would: it recovers from its log when it starts."""
-    with ground.servers["postgres"]:
-        os.kill(ground.postgres.pid, signal.SIGQUIT)
-        ground.postgres.stop()
+    with testbed.servers["postgres"]:
+        os.kill(testbed.postgres.pid, signal.SIGQUIT)
+        testbed.postgres.stop()
         time.sleep(fault.lasts)
-        ground.postgres.start()
+        testbed.postgres.start()
     return "crashed"
 
 
@@ -244,37 +244,37 @@ SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 """
 
 
-def terminate_backends(ground: Ground, fault: Fault, random: Random) -> str:
-    with ground.connect() as connection:
+def terminate_backends(testbed: Testbed, fault: Fault, random: Random) -> str:
+    with testbed.connect() as connection:
         row = connection.execute(TERMINATE, [random.choice([0.2, 0.6, 1.0])]).fetchone()
     return f"{row[0]} connections" if row else ""
 
 
-def step_clock(ground: Ground, fault: Fault, random: Random) -> str:
+def step_clock(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Step the ledger's clock by up to a minute, forward or back, never further off than that."""
     size = random.choice([0.5, 5.0, MOST_OFF]) * random.uniform(0.3, 1.0) * random.choice([-1, 1])
-    ahead = sum(step.size for step in ground.steps)
+    ahead = sum(step.size for step in testbed.steps)
     if abs(ahead + size) > MOST_OFF:
         size = -size
-    return f"{size:+.3f} s" if ground.step_clock(round(size, 3)) else ""
+    return f"{size:+.3f} s" if testbed.step_clock(round(size, 3)) else ""
 
 
 # --- Messages ------------------------------------------------------------------------------------
 
 
-def _messages(ground: Ground, random: Random) -> tuple[str, list[bytes]]:
+def _messages(testbed: Testbed, random: Random) -> tuple[str, list[bytes]]:
     """Return a lane that has messages, and some of them."""
-    lanes = [lane for lane in LANES if ground.redis.llen(lane)]
+    lanes = [lane for lane in LANES if testbed.redis.llen(lane)]
     if not lanes:
         return "", []
     lane = random.choice(lanes)
-    there: list[bytes] = ground.redis.lrange(lane, 0, -1)  # type: ignore[assignment]
+    there: list[bytes] = testbed.redis.lrange(lane, 0, -1)  # type: ignore[assignment]
     return lane, random.sample(there, min(len(there), random.randint(1, 20)))
 
 
-def lock_rows(ground: Ground, fault: Fault, random: Random) -> str:
+def lock_rows(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Hold rows of runs that are at work in a transaction of another client's."""
-    with ground.connect() as connection, connection.transaction():
+    with testbed.connect() as connection, connection.transaction():
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         locked = connection.execute(LOCK, [random.randint(1, 20)]).rowcount
         if locked:
@@ -282,30 +282,30 @@ def lock_rows(ground: Ground, fault: Fault, random: Random) -> str:
     return f"{locked} runs" if locked else ""
 
 
-def double_hints(ground: Ground, fault: Fault, random: Random) -> str:
+def double_hints(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Put copies of hints into their lists; where these are empty, of hints that were there."""
-    lane, found = _wait_for_messages(ground, random)
+    lane, found = _wait_for_messages(testbed, random)
     for _ in range(random.randint(1, 3)):
         if found:
-            ground.redis.lpush(lane, *found)
+            testbed.redis.lpush(lane, *found)
     return f"{len(found)} hints" if found else ""
 
 
-def drop_hints(ground: Ground, fault: Fault, random: Random) -> str:
+def drop_hints(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Take hints out of their lists, and forget which ones workers have taken."""
-    lane, found = _wait_for_messages(ground, random)
-    before = ground.redis.llen(lane) if lane else 0
+    lane, found = _wait_for_messages(testbed, random)
+    before = testbed.redis.llen(lane) if lane else 0
     for message in found:
-        ground.redis.lrem(lane, 1, message)  # type: ignore[arg-type]
-    ground.redis.delete("unacked", "unacked_index")
+        testbed.redis.lrem(lane, 1, message)  # type: ignore[arg-type]
+    testbed.redis.delete("unacked", "unacked_index")
     return f"up to {len(found)} of {before} hints" if found else ""
 
 
-def _wait_for_messages(ground: Ground, random: Random) -> tuple[str, list[bytes]]:
+def _wait_for_messages(testbed: Testbed, random: Random) -> tuple[str, list[bytes]]:
     """Look until there are some: on a quiet system they stay for a millisecond."""
     until = time.monotonic() + 1.0
     while True:
-        lane, found = _messages(ground, random)
+        lane, found = _messages(testbed, random)
         if found or time.monotonic() > until:
             return lane, found
 
@@ -314,16 +314,16 @@ def _wait_for_messages(ground: Ground, random: Random) -> tuple[str, list[bytes]
 NO_TASK = ("chaos.tasks.unknown",)
 
 
-def garbage_hints(ground: Ground, fault: Fault, random: Random) -> str:
+def garbage_hints(testbed: Testbed, fault: Fault, random: Random) -> str:
     """Push messages of all odd shapes, and hints that name another attempt or nobody's run."""
     garbage = Garbage(random, NO_TASK)
     payloads = [garbage.message() for _ in range(random.randint(50, 300))]
-    lane, found = _wait_for_messages(ground, random)
+    lane, found = _wait_for_messages(testbed, random)
     for message in found:
         payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": 2'))
         payloads.append(message.replace(b'"run_attempt": 1', b'"run_attempt": -7'))
         payloads.append(message[: len(message) // 2])
-    pipeline = ground.redis.pipeline(transaction=False)
+    pipeline = testbed.redis.pipeline(transaction=False)
     pipeline.lpush(lane or LANES[2], *payloads)
     for number in range(10):
         channel, said = garbage.broadcast()
@@ -334,4 +334,4 @@ def garbage_hints(ground: Ground, fault: Fault, random: Random) -> str:
     return f"{len(payloads)} messages"
 
 
-ACTS: dict[str, Callable[[Ground, Fault, Random], str]] = {kind: globals()[kind] for kind in KINDS}
+ACTS: dict[str, Callable[[Testbed, Fault, Random], str]] = {kind: globals()[kind] for kind in KINDS}

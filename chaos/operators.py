@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import Error, connection
 
-from chaos.plan import Backfill, Wish
+from chaos.plan import Backfill, Request
 from chaos.story import Fill, Replay
 from chaos.users import Users, until_done
 from scheduling import schedules
@@ -27,15 +27,15 @@ class Operators:
         self.replays: list[Replay] = []
         self.fills: list[Fill] = []
 
-    def wish(self, wish: Wish) -> None:
+    def request(self, request: Request) -> None:
         """Cancel, or replay, one of the newest runs."""
         try:
-            found = _one_of_the_newest(wish)
+            found = _one_of_the_newest(request)
         except Error:
             connection.close()
             return
         if found is not None:
-            (self._users.cancel if wish.kind == "cancel" else self._replay)(found)
+            (self._users.cancel if request.kind == "cancel" else self._replay)(found)
 
     def _replay(self, run_id: UUID) -> None:
         kept = Replay(str(run_id))
@@ -88,11 +88,11 @@ class Operators:
         fill.cancelled_at = time.time()
 
 
-def _one_of_the_newest(wish: Wish) -> UUID | None:
+def _one_of_the_newest(request: Request) -> UUID | None:
     """Return an unfinished run to cancel, or a final one to replay that nothing follows."""
     runs: Any = Run.objects.filter(state__in=UNFINISHED)
-    if wish.kind == "replay":
+    if request.kind == "replay":
         called = [Origin.SCHEDULE, Origin.ADHOC, Origin.BACKFILL]
         runs = Run.objects.filter(state__in=FINAL, follow_ups="", origin__in=called)
     newest: list[UUID] = list(runs.order_by("-id").values_list("pk", flat=True)[:100])
-    return Random(wish.draw).choice(newest) if newest else None
+    return Random(request.draw).choice(newest) if newest else None

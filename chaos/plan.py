@@ -106,7 +106,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """At second `at`: cancel an unfinished run, or replay a final one; `draw` says which."""
 
     at: float
@@ -162,7 +162,7 @@ class Plan:
     schedules: list[Planned]
     edits: list[Edit]
     calls: list[Call]
-    wishes: list[Wish]
+    requests: list[Request]
     backfills: list[Backfill]
 
 
@@ -181,7 +181,7 @@ def make(seed: int, seconds: float, *, lease: float, schedules: int, pace: float
         made,
         _edits(Random(f"edits {seed}"), made, seconds),
         _calls(Random(f"calls {seed}"), seconds, lease),
-        _wishes(Random(f"wishes {seed}"), seconds),
+        _requests(Random(f"requests {seed}"), seconds),
         _backfills(Random(f"backfills {seed}"), made, seconds),
     )
 
@@ -318,13 +318,13 @@ def _changes_of_days(random: Random, schedule: Planned, seconds: float) -> list[
     return edits
 
 
-def _wishes(random: Random, seconds: float) -> list[Wish]:
-    wishes, at = list[Wish](), 3.0
+def _requests(random: Random, seconds: float) -> list[Request]:
+    requests, at = list[Request](), 3.0
     while at < seconds:
         kind = random.choice(["cancel", "replay"])
-        wishes.append(Wish(round(at, 3), kind, random.randrange(2**32)))
+        requests.append(Request(round(at, 3), kind, random.randrange(2**32)))
         at += random.expovariate(1)
-    return wishes
+    return requests
 
 
 def _backfills(random: Random, schedules: list[Planned], seconds: float) -> list[Backfill]:

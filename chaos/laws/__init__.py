@@ -1,7 +1,7 @@
 """The promises, each as a function from a history to its breaches. Pure.
 
 `windows`: every instant of every rule has its run. `calls`: so has every call, and what follows it.
-`wishes`: cancels, replays and backfills. `ends`: every run is final, for a reason. `starts`: none
+`requests`: cancels, replays and backfills. `ends`: every run is final, for a reason. `starts`: none
 is early, none doubled. `alone`: those that exclude each other did.
 """
 

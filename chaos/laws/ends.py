@@ -20,7 +20,7 @@ ONCE = "not tried again, since one attempt is allowed"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Requests:
     """What may have been asked of a run: by its schedule's policy, its call, or by hand."""
 
     schedules: dict[int, Schedule]
@@ -28,7 +28,7 @@ class Wishes:
     cancelled: frozenset[str]  # runs, and backfills
 
     @classmethod
-    def of(cls, story: Story) -> "Wishes":
+    def of(cls, story: Story) -> "Requests":
         fills = {fill.id for fill in story.fills if fill.cancelled}
         return cls(
             {schedule.id: schedule for schedule in story.schedules},
@@ -49,11 +49,11 @@ class Wishes:
         return bool(replaced) or not self.cancelled.isdisjoint((row.id, row.backfill_id))
 
 
-def end(row: Row, wishes: Wishes, lines: list[Line], clock: Clock) -> Iterator[Breach]:
+def end(row: Row, requests: Requests, lines: list[Line], clock: Clock) -> Iterator[Breach]:
     if row.state not in FINAL:
         yield Breach("not final", f"{named(row)} is {row.state}")
         return
-    problem = _unexplained(row, wishes)
+    problem = _unexplained(row, requests)
     if problem:
         yield Breach("unexplained end", f"{named(row)} is {row.state}: {problem}")
     yield from _evidence(row, lines)
@@ -96,9 +96,9 @@ def _errors(row: Row, lines: list[Line]) -> Iterator[Breach]:
         yield Breach("fence", f"{named(row)} has errors of the attempts {tried}")
 
 
-def _unexplained(row: Row, wishes: Wishes) -> str:
+def _unexplained(row: Row, requests: Requests) -> str:
     """Return what is wrong with the reason that a run gives for its end, or ""."""
-    schedule = wishes.of_schedule(row)
+    schedule = requests.of_schedule(row)
     overlap = schedule.overlap if schedule else ""
     if row.state in ("skipped", "expired", "cancelled") and not row.reason:
         return "it says not why"
@@ -112,7 +112,7 @@ def _unexplained(row: Row, wishes: Wishes) -> str:
     if row.coalesced and schedule and schedule.catch_up == "all":
         return f"it has coalesced {row.coalesced}, and catch_up is all"
     if row.state == "cancelled":
-        return "" if wishes.may_cancel(row) else f"nobody asked for it: {row.reason!r}"
+        return "" if requests.may_cancel(row) else f"nobody asked for it: {row.reason!r}"
     if row.state == "expired":
         passed = row.expires_at and row.finished_at and row.finished_at >= row.expires_at
         return "" if passed else "before its time"

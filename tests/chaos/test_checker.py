@@ -494,7 +494,7 @@ class TestCalls:
         assert laws(self.found(**fields)) == ["key"]
 
 
-class TestWishes:
+class TestRequests:
     def cancelled(self, state: str = "cancelled", **fields: Any) -> Story:
         reason = "cancelled by chaos" if state == "cancelled" else ""
         story = good(b=row("b", 20, state=state, reason=reason))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.system.processes import ROOT
+from config.embedded.processes import ROOT
 
 COMPLETE = {
     "SECRET_KEY": "long-and-random-" * 4,

@@ -66,7 +66,7 @@ def test_all_processes_reach_redis_by_the_address_alone(
     with doorbell._client.__wrapped__() as client:
         client.publish("test", "")
     assert front.connections >= found + 3
-    for text in (told.stdout, beat.log.read_text(), worker.log.read_text()):
+    for text in (told.stdout, beat.output(), worker.output()):
         assert password not in text
     for trouble in ("bell_not_heard", "bell_not_rung", "redis_away", "queues_not_seen"):
         assert not beat.said(trouble), trouble

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import redis
 
+from config.embedded.processes import ROOT
 from tests.empty_database import Database, empty_database, url_of
-from tests.system.processes import ROOT, Service, System
+from tests.system.processes import System, SystemProcess
 from tests.waiting import wait_for
 
 CELERY = """
@@ -194,10 +195,10 @@ class Shop:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def beat(self) -> Service:
+    def beat(self) -> SystemProcess:
         return self._system.start("beat", "celery", "-A", "shop", "beat", "-l", "INFO", **self.env)
 
-    def worker(self, name: str) -> Service:
+    def worker(self, name: str) -> SystemProcess:
         words = ("-Q", "celery,slow", "-c", "2", "-l", "INFO", "-n", f"{name}@%h")
         started = self._system.start("worker", "celery", "-A", "shop", "worker", *words, **self.env)
         return started.wait_until_said(" ready.")

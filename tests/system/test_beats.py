@@ -10,15 +10,15 @@ import pytest
 import redis
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
-from chaos.ground import faketime, skewed
 from chaos.network import Proxy
+from chaos.testbed import faketime, skewed
 from scheduling import clock
 from scheduling.jobs import enqueue
 from scheduling.models import Plan, Run, State
 from scheduling.schedules import planning
 from tests.jobs import tasks
 from tests.scheduling.ledger import no_triggers
-from tests.system.processes import Service, System
+from tests.system.processes import System, SystemProcess
 from tests.system.test_crashes import all_final, starts
 from tests.waiting import wait_for
 
@@ -105,7 +105,7 @@ def test_a_beat_that_freezes_with_rows_locked_holds_them_for_ten_seconds_at_most
     frozen.wait_until_said("idle-in-transaction timeout")  # then it goes on with another
     wait(2)
     stop_schedules()
-    assert frozen.process.poll() is None
+    assert not frozen.ended()
     assert not frozen.said("Traceback")
     assert_each_instant_ran_once(evidence)
 
@@ -129,12 +129,12 @@ def test_a_beat_that_freezes_while_it_reads_what_is_due_holds_it_for_ten_seconds
     assert clock.now() - begun < timedelta(seconds=12)
     frozen.signal(signal.SIGCONT)
     frozen.wait_until_said("database_away")  # then it goes on with another connection
-    assert frozen.process.poll() is None
+    assert not frozen.ended()
     assert not frozen.said("Traceback")
 
 
-def is_frozen(service: Service) -> bool:
-    return bool(psutil.Process(service.process.pid).status() == psutil.STATUS_STOPPED)
+def is_frozen(service: SystemProcess) -> bool:
+    return bool(psutil.Process(service.pid).status() == psutil.STATUS_STOPPED)
 
 
 @pytest.mark.skipif(faketime() is None, reason="libfaketime is not installed")
@@ -176,7 +176,7 @@ def test_a_beat_whose_clock_is_an_hour_off_fires_nothing_early_or_late(
     asked = Run.objects.get(pk=soon.pk)
     assert asked.queued_at is not None
     assert asked.queued_at - asked.run_at < SOON
-    assert all(beat.process.poll() is None for beat in beats)
+    assert not any(beat.ended() for beat in beats)
 
 
 def test_a_beat_whose_connection_is_dead_but_open_goes_on_with_another(

@@ -37,7 +37,7 @@ def test_a_beat_that_dies_between_commit_and_push_loses_nothing(
 ) -> None:
     enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(50)))
     dying = system.beat("tests.system.dying_beat")
-    wait_for(lambda: dying.process.poll() is not None, timeout=20)
+    wait_for(dying.ended, timeout=20)
     assert set(Run.objects.values_list("state", flat=True)) == {State.QUEUED}
     system.ready_worker()
     system.beat()
@@ -120,7 +120,7 @@ def test_a_run_that_takes_each_worker_down_with_it_ends_as_failed(system: System
     run_id = enqueue(tasks.end_with, ("kill worker",), max_attempts=2).id
     wait_for(lambda: Run.objects.get(pk=run_id).state == State.FAILED, timeout=30)
     run = Run.objects.get(pk=run_id)
-    assert [worker.process.poll() for worker in workers] == [-9, -9]
+    assert [worker.wait(0) for worker in workers] == [-9, -9]
     assert (run.attempt, run.failures, len(run.errors)) == (2, 2, 2)
     assert "its lease ran out" in run.reason
 
@@ -164,7 +164,7 @@ def test_redis_killed_and_back_empty_only_delays(
     own_redis.start()
     wait_for(all_final, timeout=40)
     assert starts(evidence) == {str(n): 1 for n in range(200)}
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 def test_postgres_restarted_under_everything_only_delays(
@@ -176,7 +176,7 @@ def test_postgres_restarted_under_everything_only_delays(
     try:
         _point_django_at(own_postgres)
         migrate = system.start("migrate", "django", "migrate", "--verbosity", "0")
-        assert migrate.process.wait(60) == 0, migrate.log.read_text()
+        assert migrate.wait(60) == 0, migrate.output()
         beat, worker = system.beat(), system.ready_worker(2)
         for n in range(10):
             enqueue(tasks.write, (str(evidence), f"before{n}"))
@@ -195,8 +195,8 @@ def test_postgres_restarted_under_everything_only_delays(
         assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 1, 0)
         counted = starts(evidence)
         assert all(counted[f"{when}{n}"] == 1 for when in ("before", "after") for n in range(10))
-        assert beat.process.poll() is None
-        assert worker.process.poll() is None
+        assert not beat.ended()
+        assert not worker.ended()
     finally:
         connection.close()
         connection.settings_dict.update(original)
@@ -280,7 +280,7 @@ def test_garbage_and_forged_hints_start_nothing_and_stop_nobody(
     wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)
     assert evidence.read_text() == "real\n"
     assert Run.objects.get(pk=future.id).state == State.SCHEDULED
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 def test_a_warm_shutdown_lets_a_run_finish(system: System, evidence: Path) -> None:

@@ -107,7 +107,7 @@ def test_hints_of_another_ledger_in_the_same_redis_are_left_to_its_workers(
         run_id = enqueue(tasks.write, (str(evidence), str(number))).pk
         wait_for(lambda: Run.objects.get(pk=run_id).state == State.SUCCEEDED, timeout=20)  # noqa: B023
     wait_for(lambda: {str(found) for found in Broker().ids_in(Lane("celery", 6))} == {theirs})
-    assert worker.log.read_text().count("foreign_hint") == 1
+    assert worker.output().count("foreign_hint") == 1
     said = "Redis is shared with ledger"
     wait_for(lambda: said in health.what_hurts().get("redis", ""), timeout=30)  # with a heartbeat
 
@@ -126,4 +126,4 @@ def test_hints_of_an_earlier_release_are_pushed_anew(
     wait_for(lambda: Run.objects.get().state == State.SUCCEEDED, timeout=30)
     assert beat.said("hints_resent")
     assert evidence.read_text() == "once\n"
-    assert worker.process.poll() is None
+    assert not worker.ended()

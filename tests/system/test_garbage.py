@@ -19,7 +19,7 @@ from scheduling.jobs import enqueue
 from scheduling.models import Run, State
 from scheduling.runs.hints import Broker
 from tests.jobs.tasks import add
-from tests.system.processes import Service, System
+from tests.system.processes import System, SystemProcess
 from tests.waiting import wait_for
 
 TASKS = (add.name, "nobody.knows.this")
@@ -28,13 +28,13 @@ SECONDS = 10.0  # of batches, for each of the two workers
 
 
 @pytest.fixture(params=["0", "1"], ids=["ledger_only", "plain_ones_too"])
-def worker(system: System, request: pytest.FixtureRequest) -> Service:
+def worker(system: System, request: pytest.FixtureRequest) -> SystemProcess:
     return system.ready_worker(1, ACCEPT_UNTRACKED=request.param)
 
 
-def run_one(worker: Service, within: float = 15) -> None:
+def run_one(worker: SystemProcess, within: float = 15) -> None:
     """Have the worker run something, twice in a row: its only place must be free afterwards."""
-    assert worker.process.poll() is None, "the worker ended"
+    assert not worker.ended(), "the worker ended"
     for _ in range(2):
         run = Run.objects.filter(pk=enqueue(add, (1, 2)).pk)
         dispatch.publish(Broker())
@@ -43,7 +43,7 @@ def run_one(worker: Service, within: float = 15) -> None:
             timeout=within,
             message="the worker did not run what is due",
         )
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 def push(client: redis.Redis, seed: int) -> None:
@@ -63,10 +63,10 @@ def push(client: redis.Redis, seed: int) -> None:
 
 
 def test_garbage_of_all_shapes_ends_blocks_and_slows_no_worker(
-    worker: Service, redis_client: redis.Redis
+    worker: SystemProcess, redis_client: redis.Redis
 ) -> None:
     until = time.monotonic() + SECONDS
-    parent = psutil.Process(worker.process.pid).create_time()
+    parent = psutil.Process(worker.pid).create_time()
 
     @settings(
         max_examples=1000, deadline=None, derandomize=True, database=None,
@@ -80,7 +80,7 @@ def test_garbage_of_all_shapes_ends_blocks_and_slows_no_worker(
 
     run_one(worker)
     batches()
-    assert psutil.Process(worker.process.pid).create_time() == parent
+    assert psutil.Process(worker.pid).create_time() == parent
     assert worker.log.stat().st_size < 2_000_000
 
 
@@ -96,7 +96,9 @@ def kinds(redis_client: redis.Redis) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("kinds")
-def test_keys_of_other_kinds_stop_no_worker(worker: Service, redis_client: redis.Redis) -> None:
+def test_keys_of_other_kinds_stop_no_worker(
+    worker: SystemProcess, redis_client: redis.Redis
+) -> None:
     run_one(worker)
     assert worker.said("lane_unusable")
     redis_client.delete("celery", "celery\x06\x163")

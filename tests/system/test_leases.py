@@ -16,7 +16,7 @@ import redis
 from django.db import connection
 from environ import Env
 
-from chaos.ground import SteppedPostgres, faketime
+from chaos.testbed import SteppedPostgres, faketime
 from scheduling.jobs import enqueue
 from scheduling.models import Run, State
 from scheduling.runs.hints import Broker, Hint
@@ -83,7 +83,7 @@ def test_a_child_that_dies_over_a_second_hint_ends_nobody_elses_run(
     run_id = enqueue(tasks.sleep, (str(evidence), 4), max_attempts=1).id
     wait_for(lambda: lines(evidence), timeout=20)
     at_work = int(lines(evidence)[0].split()[2])
-    refused = next(pid for pid in children(worker.process.pid) if pid != at_work)
+    refused = next(pid for pid in children(worker.pid) if pid != at_work)
     run = run_of(run_id)
     with second_connection() as other:
         other.execute("LOCK TABLE scheduling_run IN EXCLUSIVE MODE")  # so that it has to wait
@@ -106,7 +106,7 @@ def clocked(system: System, tmp_path: Path) -> Iterator[SteppedPostgres]:
         system.env["DATABASE_URL"] = server.url
         connection.settings_dict.update(Env.db_url_config(server.url))
         migrate = system.start("migrate", "django", "migrate", "--verbosity", "0")
-        assert migrate.process.wait(60) == 0, migrate.log.read_text()
+        assert migrate.wait(60) == 0, migrate.output()
         yield server
     finally:
         connection.close()
@@ -147,7 +147,7 @@ def test_a_step_of_the_ledgers_clock_starts_nothing_twice_and_leaves_nothing_beh
         (State.SUCCEEDED, 1)
     }
     assert (run_of(lost).state, run_of(lost).attempt) == (State.SUCCEEDED, 2)
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 def children(pid: int) -> list[int]:

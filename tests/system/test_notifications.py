@@ -15,12 +15,13 @@ import redis
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Mailbox
 
+from config.embedded.processes import ROOT
 from notifications.dates import today
 from notifications.models import Delivery, DeliveryState, Reminder
 from notifications.tasks import sweep
 from scheduling.jobs import enqueue
 from scheduling.models import UNFINISHED, Run, State
-from tests.system.processes import ROOT, System
+from tests.system.processes import System
 from tests.waiting import wait_for
 
 REAL_FILE = ROOT.parent / "shared" / "data" / "lifecycle_ids.csv"

@@ -91,7 +91,7 @@ def test_schedules_and_runs_go_on_behind_it(system: System, pooled: str) -> None
     for process in (*beats, *workers):
         assert process.said("pooler_found")
         for words in ("already exists", "does not exist", "tick_failed", "Traceback"):
-            assert not process.said(words), process.log.read_text()
+            assert not process.said(words), process.output()
 
 
 def test_no_setting_of_beats_session_reaches_another_client(system: System, pooled: str) -> None:

@@ -103,8 +103,9 @@ def test_nothing_ends_for_an_answer_of_redis_that_passes(
             late.wait_until_said(" ready.")
         end()
         wait_for(lambda run=run_id: succeeded(run), timeout=10, message=name)  # type: ignore[misc]
-        assert (beat.process.poll(), worker.process.poll()) == (None, None), name
-    assert late.process.poll() is None
+        assert not beat.ended(), name
+        assert not worker.ended(), name
+    assert not late.ended()
     assert worker.said("redis_refuses")
     run = Run.objects.get(pk=long)
     assert (run.state, run.attempt) == (State.RUNNING, 1)

@@ -167,7 +167,7 @@ def test_every_ending_leaves_the_run_in_the_right_state(
     failed = Run.objects.filter(state=State.FAILED)
     assert all(len(run.errors) == run.failures and run.reason for run in failed)
     assert not worker.said("worker_restarts")
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 def test_children_share_what_their_parent_has_imported(system: System) -> None:
@@ -234,13 +234,13 @@ def test_a_plain_message_starts_nothing_that_is_not_named(
     wait_for(lambda: Run.objects.get().state == State.SUCCEEDED, timeout=20)
     said = [line.rsplit(" ", 1)[0] for line in evidence.read_text().splitlines()]
     assert said == ["allowed", "start 1", "end 1"]
-    assert worker.log.read_text().count("untracked_refused") == 1
+    assert worker.output().count("untracked_refused") == 1
 
 
 def test_celerys_own_command_to_call_a_task_writes_a_run(system: System) -> None:
     call = system.start("call", "celery", "-A", "config", "call", "elsewhere.task", "-a", "[1]")
-    assert call.process.wait(30) == 0
-    assert call.log.read_text().strip() == str(Run.objects.get().pk)
+    assert call.wait(30) == 0
+    assert call.output().strip() == str(Run.objects.get().pk)
 
 
 def test_a_run_of_an_unknown_task_waits_until_a_worker_knows_it(

@@ -70,7 +70,7 @@ def test_a_pool_of_threads_starts_anew_for_a_cancelled_run_and_hands_back_the_ot
     wait_for(lambda: run_of(other).state == State.SUCCEEDED, timeout=30)
     assert (run_of(other).attempt, run_of(other).failures) == (2, 0)
     assert worker.said("worker_restarts")
-    assert worker.process.poll() is None
+    assert not worker.ended()
 
 
 # --- A worker that is cut off --------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_renew_its_leases_stops_its_work(
         wait_for(lambda: run_of(after).state == State.SUCCEEDED, timeout=20)
     # No attempt is at work any more when the next one begins.
     assert [line for line, _ in groupby(lines(evidence))] == ["at 1", "at 2", "after"]
-    assert alone.process.poll() is None
+    assert not alone.ended()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -209,8 +209,8 @@ def test_a_worker_that_must_end_at_once_hands_back_its_runs(
     ids = [enqueue(tasks.sleep, (str(evidence), 30)).id for _ in range(4)]
     Run.objects.filter(pk__in=ids[::2]).update(options='{"ignore_result": true}')
     wait_for(lambda: len(lines(evidence)) == 2, timeout=20)
-    old.process.send_signal(signal.SIGQUIT)
-    old.process.wait(20)
+    old.signal(signal.SIGQUIT, group=False)
+    old.wait(20)
     Run.objects.update(args=f'["{evidence}", 0.1]')
     system.ready_worker(2)
     wait_for(all_final, timeout=20)
@@ -226,8 +226,8 @@ def test_a_worker_of_one_process_that_must_end_hands_back_its_run(
     old = system.ready_worker(1, "--pool", "solo", SHUTDOWN_GRACE_SECONDS="2")
     run_id = enqueue(tasks.sleep, (str(evidence), 30)).id
     wait_for(lambda: len(lines(evidence)) == 1, timeout=20)
-    old.process.send_signal(number)
-    old.process.wait(15)
+    old.signal(number, group=False)
+    old.wait(15)
     Run.objects.update(args=f'["{evidence}", 0.1]')
     system.ready_worker(1)
     wait_for(all_final, timeout=20)
@@ -318,7 +318,7 @@ def test_a_worker_whose_connection_is_dead_but_open_starts_itself_anew(
         wait_for(lambda: run_of(second).state == State.SUCCEEDED, timeout=30)
         wait_for(all_final, timeout=20)
     assert worker.said("worker_restarts")
-    assert worker.process.poll() is None
+    assert not worker.ended()
     run = run_of(long)
     assert (run.state, run.attempt, run.failures) == (State.SUCCEEDED, 1 if solo else 2, 0)
     assert (clock.now() - begun).total_seconds() < 25
@@ -386,7 +386,7 @@ def test_a_plain_message_whose_end_only_the_parent_sees_ends_no_worker(
         proxy.mend()
         found = {expired: states.REVOKED, unknown: states.FAILURE, done: states.SUCCESS}
         wait_for(lambda: all(one.state == state for one, state in found.items()), timeout=20)
-    assert worker.process.poll() is None
+    assert not worker.ended()
     assert worker.stop() == 0
 
 
@@ -394,8 +394,8 @@ def test_a_worker_with_an_unknown_kind_of_pool_does_not_start(system: System) ->
     worker = system.worker(
         1, "--pool", "custom", CELERY_CUSTOM_WORKER_POOL="celery.concurrency.base:BasePool"
     )
-    assert worker.process.wait(20) == 1
-    last = worker.log.read_text().splitlines()[-1]
+    assert worker.wait(20) == 1
+    last = worker.output().splitlines()[-1]
     assert last.startswith(
         "truebeat: a worker cannot use the pool celery.concurrency.base:BasePool"
     )
@@ -405,8 +405,8 @@ def test_a_worker_that_is_told_to_listen_to_what_is_no_queue_ends_with_a_line(
     system: System,
 ) -> None:
     worker = system.worker(1, "-Q", "celery,unacked")
-    assert worker.process.wait(20) == 1
-    assert "truebeat: queue 'unacked': the broker uses this name itself" in worker.log.read_text()
+    assert worker.wait(20) == 1
+    assert "truebeat: queue 'unacked': the broker uses this name itself" in worker.output()
 
 
 def test_a_renamed_task_runs_what_still_has_its_old_name(system: System, evidence: Path) -> None:

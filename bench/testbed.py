@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,7 +18,8 @@ import psycopg
 import redis
 from psycopg import sql
 
-ROOT = Path(__file__).resolve().parent.parent
+from config.embedded.processes import ROOT
+
 REDIS_DATABASE = 9
 QUEUE = "celery"
 LANES = [QUEUE, *(f"{QUEUE}\x06\x16{priority}" for priority in (3, 6, 9))]
@@ -37,7 +37,7 @@ class BenchError(Exception):
 
 
 @dataclass
-class Ground:
+class Testbed:
     """The services of this run, and the options it was asked with."""
 
     options: argparse.Namespace
@@ -100,7 +100,7 @@ class Ground:
 
 
 @contextmanager
-def prepared(options: argparse.Namespace) -> Iterator[Ground]:
+def prepared(options: argparse.Namespace) -> Iterator[Testbed]:
     """Make a database beside the one of DATABASE_URL, migrate it, and drop it afterwards.
 
     Whatever else lies in these services is left alone, so that a bench pointed at real ones by
@@ -131,7 +131,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Ground]:
         command = [sys.executable, "manage.py", "migrate", "--noinput", "--verbosity", "0"]
         subprocess.run(command, env=env, cwd=ROOT, check=True)
         try:
-            yield Ground(options, env, ledger, client)
+            yield Testbed(options, env, ledger, client)
         finally:
             client.flushdb()
 

@@ -13,10 +13,10 @@ from typing import Any
 from django.db import connection
 
 from chaos import faults
-from chaos.ground import Ground
 from chaos.operators import Operators
 from chaos.plan import Plan
 from chaos.story import Anew, Done, Row, Story
+from chaos.testbed import Testbed
 from chaos.users import Users, unfinished
 
 LEDGER = """
@@ -33,11 +33,11 @@ HANDED_BACK = re.compile(r" run_retried run=(\S+) .*reason=['\"]handed back")
 ERRORS = 17  # their column's place above; it is JSON
 
 
-class Stage:
-    """One plan on one ground."""
+class Player:
+    """One plan on one testbed."""
 
-    def __init__(self, ground: Ground, plan: Plan) -> None:
-        self._ground, self._plan = ground, plan
+    def __init__(self, testbed: Testbed, plan: Plan) -> None:
+        self._testbed, self._plan = testbed, plan
         self._begun = 0.0
         self._done: list[Future[Done]] = []
         self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="fault")
@@ -45,7 +45,7 @@ class Stage:
     def play(self, settle: float) -> Story:
         """Play it, wait up to `settle` seconds until all is final, and tell what happened."""
         users = self._set_up()
-        threading.Thread(target=self._ground.keep, daemon=True).start()
+        threading.Thread(target=self._testbed.supervise, daemon=True).start()
         self._begun = time.monotonic()
         operators = Operators(users)
         acting = threading.Thread(target=self._act, args=[users, operators], daemon=True)
@@ -64,23 +64,23 @@ class Stage:
             users.asked,
             list(_rows()),
             [done.result() for done in self._done],
-            self._ground.surprises,
+            self._testbed.surprises,
             settled_in=time.monotonic() - calm,
-            anew=list(_anew(self._ground)),
+            anew=list(_anew(self._testbed)),
             cancels=users.cancels,
             replays=operators.replays,
             fills=operators.fills,
-            steps=self._ground.steps,
+            steps=self._testbed.steps,
         )
 
     def _set_up(self) -> Users:
         """Make the schedules, and start everything."""
-        for service in self._ground.services:
+        for service in self._testbed.services:
             service.start()
-        users = Users(datetime.now(UTC), self._ground.now)
+        users = Users(datetime.now(UTC), self._testbed.now)
         for schedule in self._plan.schedules:
             users.make(schedule)
-        for worker in self._ground.workers:
+        for worker in self._testbed.workers:
             wait(partial(worker.said, " ready."), f"{worker.name} is not ready")
         connection.close()  # it would not survive what follows
         return users
@@ -90,7 +90,7 @@ class Stage:
         acts: list[tuple[float, Callable[[Any], None], Any]] = [
             *((edit.at, users.edit, edit) for edit in self._plan.edits),
             *((call.at, users.call, call) for call in self._plan.calls),
-            *((wish.at, operators.wish, wish) for wish in self._plan.wishes),
+            *((request.at, operators.request, request) for request in self._plan.requests),
             *((fill.at, operators.fill, fill) for fill in self._plan.backfills),
             *(
                 (fill.at + fill.cancelled_after, operators.cancel_fill, fill)
@@ -107,7 +107,7 @@ class Stage:
         """Begin each fault at its second; those that last go on beside the next ones."""
         for fault in self._plan.faults:
             self._wait_until(fault.at)
-            self._done.append(self._pool.submit(faults.commit, self._ground, fault))
+            self._done.append(self._pool.submit(faults.commit, self._testbed, fault))
 
     def _wait_until(self, second: float) -> None:
         time.sleep(max(self._begun + second - time.monotonic(), 0))
@@ -121,10 +121,10 @@ def wait(condition: Callable[[], bool], complaint: str, seconds: float = 150) ->
         time.sleep(0.1)
 
 
-def _anew(ground: Ground) -> Iterator[Anew]:
+def _anew(testbed: Testbed) -> Iterator[Anew]:
     """Yield when workers said that they start themselves anew, or hand a run back."""
-    for worker in ground.workers:
-        for line in worker.log.read_text(errors="replace").splitlines():
+    for worker in testbed.workers:
+        for line in worker.output().splitlines():
             run = HANDED_BACK.search(line)
             if run or " worker_restarts " in line:
                 at = datetime.fromisoformat(line.split()[0]).timestamp()

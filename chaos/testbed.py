@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
 import psutil
 import psycopg
@@ -21,15 +22,14 @@ from chaos.network import Proxy
 from chaos.plan import BEATS, THREADED, WORKERS
 from chaos.story import Step
 from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
-from config.embedded.server import popen_bound
+from config.embedded.processes import ROOT, ModuleProcess
 
-ROOT = Path(__file__).resolve().parent.parent
 QUEUE = "celery"
 LANES = [QUEUE, *(f"{QUEUE}\x06\x16{priority}" for priority in (3, 6, 9))]
 
 
-class Service:
-    """A beat or a worker. Its keeper starts it again, `back_in` seconds after it has ended."""
+class SupervisedProcess(ModuleProcess):
+    """A beat or a worker that its supervisor starts again after each end."""
 
     def __init__(
         self,
@@ -39,57 +39,28 @@ class Service:
         log: Path,
         ways: Mapping[str, Proxy],
     ) -> None:
-        self.name = name
+        super().__init__(name, command, env, log)
         self.ways = ways  # to postgres and to redis
         self.skew = 0  # seconds by which its clock is off
         self.lock = threading.RLock()  # held while a fault works on it
-        self._command, self._env, self.log = command, env, log
         self._back_at = 0.0
         self._expected = True
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        return 0 if self._process is None else self._process.pid
-
-    def start(self) -> None:
+    def start(self, **env: str) -> Self:
         self._expected = False
-        with self.log.open("ab") as log:
-            self._process = popen_bound(
-                [sys.executable, "-W", "ignore", "-m", *self._command],
-                signal.SIGKILL,
-                cwd=ROOT,
-                env={
-                    **self._env,
-                    "DATABASE_URL": self.ways["postgres"].url,
-                    "REDIS_URL": self.ways["redis"].url,
-                    **skewed(self.skew),
-                },
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
-
-    def said(self, text: str) -> bool:
-        return self.log.exists() and text in self.log.read_text(errors="replace")
+        urls = {"DATABASE_URL": self.ways["postgres"].url, "REDIS_URL": self.ways["redis"].url}
+        return super().start(**urls, **skewed(self.skew), **env)
 
     def expect_end(self, back_in: float) -> None:
-        """Note that it ends by our doing."""
+        """Note that a fault is about to end it, and that it starts again in `back_in` seconds."""
         self._expected, self._back_at = True, time.monotonic() + back_in
-
-    def signal(self, number: int, *, group: bool) -> None:
-        with suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.pid, number)
 
     def children(self) -> list[int]:
         with suppress(psutil.Error):
             return [child.pid for child in psutil.Process(self.pid).children()]
         return []
 
-    def keep(self) -> bool:
+    def restart_if_ended(self) -> bool:
         """Start it if it has ended and its time has come; return whether its end was a surprise."""
         if not self.ended():
             return False
@@ -100,21 +71,19 @@ class Service:
         return surprise
 
     def end(self) -> None:
-        self.signal(signal.SIGCONT, group=True)
-        self.signal(signal.SIGKILL, group=True)
-        if self._process is not None:
-            self._process.wait(10)
+        self.signal(signal.SIGCONT)
+        self.kill()
 
 
-class Ground:
+class Testbed:
     """The services of one seed, and what is asked of them from outside."""
 
     def __init__(self, postgres: PostgresServer, redis_server: RedisServer, place: Path) -> None:
         self.postgres, self.redis_server, self.place = postgres, redis_server, place
         self.redis = redis.Redis.from_url(redis_server.url, socket_timeout=2)
         self.servers = {name: threading.RLock() for name in ("postgres", "redis", "clock")}
-        self.beats: list[Service] = []
-        self.workers: list[Service] = []
+        self.beats: list[SupervisedProcess] = []
+        self.workers: list[SupervisedProcess] = []
         self.surprises: list[str] = []
         self.steps: list[Step] = []  # of the ledger's clock
         self._over = threading.Event()
@@ -146,17 +115,17 @@ class Ground:
         }
 
     @property
-    def services(self) -> list[Service]:
+    def services(self) -> list[SupervisedProcess]:
         return [*self.beats, *self.workers]
 
-    def keep(self) -> None:
-        """Start again what has ended, until it is over; the body of the keeper's thread."""
+    def supervise(self) -> None:
+        """Start each process again after its end, until `end`; runs in a thread."""
         while not self._over.wait(0.1):
             for service in self.services:
                 if not service.lock.acquire(blocking=False):
                     continue  # it is frozen just now
                 try:
-                    if service.keep():
+                    if service.restart_if_ended():
                         self.surprises.append(f"{service.name} at {time.time():.3f}")
                 finally:
                     service.lock.release()
@@ -168,7 +137,7 @@ class Ground:
 
 
 @contextmanager
-def prepared(place: Path, services: Path, lease: float, *, stepped: bool) -> Iterator[Ground]:
+def prepared(place: Path, services: Path, lease: float, *, stepped: bool) -> Iterator[Testbed]:
     """Start everything in `services`, migrated and listening; logs and evidence go to `place`.
 
     Only if it is to be `stepped` can the ledger's clock be stepped: that makes reading it slower.
@@ -180,16 +149,16 @@ def prepared(place: Path, services: Path, lease: float, *, stepped: bool) -> Ite
     with ExitStack() as stack:
         postgres = stack.enter_context(_postgres(services / "postgres", stepped=stepped))
         redis_server = stack.enter_context(start_redis(services / "redis", durable=False))
-        ground = Ground(postgres, redis_server, place)
-        env = os.environ | environment(ground, lease) | {"TMPDIR": str(leftovers)}
+        testbed = Testbed(postgres, redis_server, place)
+        env = os.environ | variables(testbed, lease) | {"TMPDIR": str(leftovers)}
         migrate = [sys.executable, "manage.py", "migrate", "--noinput", "--verbosity", "0"]
         subprocess.run(migrate, env=env, cwd=ROOT, check=True)
-        stack.callback(ground.end)
+        stack.callback(testbed.end)
         for number in range(BEATS):
-            ground.beats.append(_beat(number, env, place, ground.ways(stack)))
+            testbed.beats.append(_beat(number, env, place, testbed.ways(stack)))
         for number in range(WORKERS):
-            ground.workers.append(_worker(number, env, place, ground.ways(stack)))
-        yield ground
+            testbed.workers.append(_worker(number, env, place, testbed.ways(stack)))
+        yield testbed
 
 
 @contextmanager
@@ -206,11 +175,11 @@ def _postgres(place: Path, *, stepped: bool) -> Iterator[PostgresServer]:
         server.stop()
 
 
-def environment(ground: Ground, lease: float) -> dict[str, str]:
-    """Return the variables of all processes of a ground, this one's own among them."""
+def variables(testbed: Testbed, lease: float) -> dict[str, str]:
+    """Return the variables of all processes of a testbed, this one's own among them."""
     return {
-        "DATABASE_URL": ground.postgres.url,
-        "REDIS_URL": ground.redis_server.url,
+        "DATABASE_URL": testbed.postgres.url,
+        "REDIS_URL": testbed.redis_server.url,
         "DJANGO_SETTINGS_MODULE": "chaos.settings",
         "TIME_ZONE": "UTC",
         "SECRET_KEY": "only-for-chaos-" + "0123456789" * 4,
@@ -220,25 +189,25 @@ def environment(ground: Ground, lease: float) -> dict[str, str]:
         "CELERY_SKIP_CHECKS": "1",
         "PYTHONUNBUFFERED": "1",
         "PGOPTIONS": "",
-        evidence.PLACE: str(ground.place / "evidence"),
+        evidence.PLACE: str(testbed.place / "evidence"),
     }
 
 
 Ways = Mapping[str, Proxy]
 
 
-def _beat(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> Service:
+def _beat(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> SupervisedProcess:
     name = f"beat{number}"
     command = ["celery", "-A", "config", "beat"]
-    return Service(name, command, env, place / "logs" / f"{name}.log", ways)
+    return SupervisedProcess(name, command, env, place / "logs" / f"{name}.log", ways)
 
 
-def _worker(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> Service:
+def _worker(number: int, env: Mapping[str, str], place: Path, ways: Ways) -> SupervisedProcess:
     name = f"worker{number}"
     pool = ["--pool", "threads", "-c", "10"] if number == THREADED else ["-c", "6"]
     command = ["celery", "-A", "config", "worker", "-n", f"{name}@%h", *pool]
     env = {**env, evidence.PROCESS: name}
-    return Service(name, command, env, place / "logs" / f"{name}.log", ways)
+    return SupervisedProcess(name, command, env, place / "logs" / f"{name}.log", ways)
 
 
 class SteppedPostgres(PostgresServer):
