@@ -14,9 +14,15 @@ from pytest_django import Settings
 
 from config.embedded import PostgresServer, RedisServer, start_postgres, start_redis
 from config.embedded import free_port as any_free_port
+from tests import slow
 from tests.mail_server import MailServer
 from tests.waiting import WaitFor
 from tests.waiting import wait_for as wait
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest applies `-m "not slow"`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow.arrange(items)
 
 
 @dataclass(frozen=True)
