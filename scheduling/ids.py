@@ -4,8 +4,6 @@ import os
 import time
 from uuid import UUID
 
-from kombu.utils.uuid import uuid as celerys_uuid
-
 _last_tick = 0
 
 # The first two bits of the random part are 10.
@@ -47,12 +45,3 @@ def uuid7_texts(count: int) -> list[str]:
         variant = VARIANTS[noise[0]]
         texts.append(f"{head[:8]}-{head[8:12]}-7{head[12:]}-{variant}{noise[1:4]}-{noise[4:]}")
     return texts
-
-
-def give_celery_sorted_ids() -> None:
-    """Make Celery's ids UUIDv7 too: its ids of parts of chains become ids of runs.
-
-    Celery has no setting for this. All its ids come from one function of kombu's, whose default
-    argument this replaces.
-    """
-    celerys_uuid.__defaults__ = (uuid7,)

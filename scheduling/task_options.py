@@ -26,6 +26,7 @@ from kombu.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES
 
 from scheduling.base_job import known_task
 from scheduling.broker.names import names
+from scheduling.celery_internals import exec_options
 from scheduling.errors import EnqueueError
 from scheduling.models import Priority
 from scheduling.postgres.sql import clean
@@ -79,7 +80,7 @@ def options_of(
     if isinstance(asked.get("queue"), str):
         check_queue(asked["queue"])  # before Celery takes note of a new queue
     task: Any = asked.get("task_type") or known_task(name)
-    own = task._get_exec_options() if task is not None else {}
+    own = exec_options(task) if task is not None else {}
     options = {**own, **asked}
     router = options.get("router") or current_app.amqp.router
     called = options.get("route_name") or name

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The packages and modules of `scheduling/`, from low to high: each imports from earlier rows only.
 LAYERS = (
-    ("base_job", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
+    ("base_job", "celery_internals", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
     ("postgres",),
     ("outgoing", "broker"),
     ("models", "worker_process"),

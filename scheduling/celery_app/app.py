@@ -14,13 +14,14 @@ from kombu.utils.objects import cached_property
 # `celery control` knows its command by this.
 from scheduling.celery_app import load_limits as load_limits
 from scheduling.celery_app import sending
+from scheduling.celery_internals import exec_options, make_ids_by
 from scheduling.errors import EnqueueError
-from scheduling.ids import give_celery_sorted_ids
+from scheduling.ids import uuid7
 from scheduling.worker_process import WorkerProcess
 
 SCHEDULER = "scheduling.beat:Scheduler"
 
-give_celery_sorted_ids()
+make_ids_by(uuid7)
 
 
 @worker_process_init.connect
@@ -151,7 +152,7 @@ class App(Celery):
         task: Any = None if "task_type" in options else self.tasks.get(name)
         if task is None:
             return {}
-        declared = task._get_exec_options()
+        declared = exec_options(task)
         return {"task_type": task, **{k: v for k, v in declared.items() if v is not None}}
 
     def _with_family(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from uuid import UUID
 
 from celery import group, maybe_signature, states
 from celery.app.task import Context
-from celery.backends.base import _result_errbacks  # type: ignore[attr-defined]
-from celery.canvas import _chain, _chord  # type: ignore[attr-defined]
 from celery.exceptions import ChordError
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_timedelta
@@ -20,6 +18,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
 from scheduling import clock
+from scheduling.celery_internals import Chain, Chord, result_errbacks
 from scheduling.execution import closing, finishing
 from scheduling.history import pruning
 from scheduling.models import Run
@@ -175,9 +174,9 @@ class Backend(PreparingBackend):
         Those that the chord has too which this step is a part of are left to that chord: it fails
         as well, and `on_error` of a chord gives its errback to the chords inside it.
         """
-        task_id, errbacks = _result_errbacks(step, self.app)
+        task_id, errbacks = result_errbacks(step, self.app)
         outer = _chord_around(step)
-        later = _result_errbacks(outer, self.app)[1] if outer else []
+        later = result_errbacks(outer, self.app)[1] if outer else []
         once = list[Any]()
         for errback in (*errbacks, *others):
             if errback not in once and errback not in later:
@@ -205,9 +204,9 @@ class Backend(PreparingBackend):
         Celery does so for tasks alone, and where a chain ends with a group, the chord around it
         waits for ever. The header of a chord is left out: nothing but its body waits for it.
         """
-        if isinstance(step, _chord):
+        if isinstance(step, Chord):
             self._fail(maybe_signature(step.body, app=self.app), error, state, traceback)
-        elif isinstance(step, group | _chain):
+        elif isinstance(step, group | Chain):
             for task in step.tasks:
                 self._fail(maybe_signature(task, app=self.app), error, state, traceback)
         elif step.id:
@@ -245,9 +244,9 @@ def _patiently(act: Callable[[], object]) -> None:
 
 def _chord_around(step: Any) -> Any:
     """Return the body of the chord that a step is a part of, or None."""
-    while isinstance(step, _chord):
+    while isinstance(step, Chord):
         step = maybe_signature(step.body)
-    if isinstance(step, _chain):
+    if isinstance(step, Chain):
         step = maybe_signature(step.tasks[-1])
     return step.options.get("chord")
 

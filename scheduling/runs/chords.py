@@ -17,6 +17,7 @@ from django_celery_results.models import (  # type: ignore[attr-defined]
     TaskResult,
 )
 
+from scheduling import celery_internals
 from scheduling.logs import event
 from scheduling.runs.follow_ups import sender
 
@@ -89,8 +90,9 @@ def values_of(header: Any) -> list[Any]:
     """
     stored = _stored([leaf.id for leaf in _leaves(header)])
     for leaf in _leaves(header):
-        leaf._maybe_set_cache(stored.get(leaf.id))
-        if not leaf._cache:  # a plain message whose task ignores its result
+        if not celery_internals.keep_result(
+            leaf, stored.get(leaf.id)
+        ):  # a plain message whose task ignores its result
             raise ChordError("a part of it has left no result")
         if isinstance(leaf.result, ChordError) and leaf.state == states.FAILURE:
             raise leaf.result  # it says which part of the chord inside this one failed

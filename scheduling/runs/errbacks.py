@@ -15,6 +15,7 @@ from celery.app.task import Context
 from celery.utils.functional import maybe_list
 from django.db import InterfaceError, OperationalError, transaction
 
+from scheduling import celery_internals
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
 from scheduling.postgres.sql import shortened
@@ -68,7 +69,7 @@ def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> No
     if errback.subtask_type:  # a canvas takes the id, as an errback of the older style does
         errback.apply_async((request.id,), **family)
         return
-    args, kwargs, options = errback._merge((request.id,), {}, family)
+    args, kwargs, options = celery_internals.merged(errback, (request.id,), family)
     if not errback.immutable:
         options = {**options, "failure": failure}
     current_app.send_task(errback.task, args, kwargs, **options)
@@ -103,4 +104,4 @@ def _is_new_style(job: Any, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
     errback = job.s(*args, **kwargs)
     header = getattr(job, "__header__", None)
     bound = hasattr(header, "func")  # a partial: `bind=True` makes it a task that can retry
-    return header is not None and not bound and backend()._errback_arity_greater(errback, 1)
+    return header is not None and not bound and celery_internals.takes_error(backend(), errback)

@@ -23,6 +23,7 @@ from celery.utils.functional import maybe_list
 from django.db import InterfaceError, OperationalError, connection, transaction
 from kombu.utils.json import loads
 
+from scheduling import celery_internals
 from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
 from scheduling.models import State
@@ -358,7 +359,7 @@ def _send_failure(
     _abandon(ended, state, error, traceback, result)
     if ended.request.errbacks:
         with _safely(ended):
-            backend()._call_task_errbacks(ended.request, error, traceback)
+            celery_internals.call_errbacks(backend(), ended.request, error, traceback)
 
 
 def _abandon(
@@ -368,7 +369,7 @@ def _abandon(
     count_part(ended, state, error, result)
     if ended.request.chain:
         with _safely(ended):
-            backend()._fail_chain(ended.request.chain, error, traceback, state=state)
+            celery_internals.fail_chain(backend(), ended.request.chain, error, traceback, state)
 
 
 @contextmanager
@@ -418,4 +419,4 @@ def _cancel_rest(step: Any, options: Mapping[str, Any], error: BaseException) ->
     why = TaskRevokedError(str(error))
     if request.chord:
         backend().on_chord_part_return(request, states.REVOKED, why)
-    backend()._fail_chain(options.get("chain"), why, None, state=states.REVOKED)
+    celery_internals.fail_chain(backend(), options.get("chain"), why, None, states.REVOKED)

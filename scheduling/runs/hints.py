@@ -25,6 +25,7 @@ from kombu.serialization import dumps as serialize
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError
 
+from scheduling import celery_internals
 from scheduling.broker import clients, sharing
 from scheduling.broker.names import names
 from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK, signer
@@ -236,7 +237,7 @@ def _template(
         {**headers, ATTEMPT: TRY, LEDGER: WHOSE, SIGNATURE: SIGNED},
         {**celery_message.properties, "delivery_mode": 2},
     )
-    channel._inplace_augment_message(text, "", queue)
+    celery_internals.address(channel, text, queue)
     text["properties"]["delivery_tag"] = TAG
     return SLOTS.sub(r"%(\g<0>)s", dumps(text).replace("%", "%%"))
 

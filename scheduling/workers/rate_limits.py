@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery.worker import state as worker_state
 
 from scheduling.broker.signing import ATTEMPT
+from scheduling.celery_internals import replace_limiter, start_limited
 from scheduling.worker_process import process_of
 
 AHEAD = 1.0  # seconds before its turn that a run is kept here, at most
@@ -55,11 +56,10 @@ class RateLimits(bootsteps.StartStopStep):
         super().__init__(consumer, **options)
         self._consumer = consumer
         self._turns = Turns()
-        self._of_celery = consumer._limit_task
-        consumer._limit_task = self.limit
+        self._of_celery = replace_limiter(consumer, self.limit)
 
     def limit(self, request: Any, bucket: Any, tokens: float) -> Any:
-        """Start a message's task when its turn comes (see Celery's `_limit_task`)."""
+        """Start a message's task when its turn comes (see Celery's)."""
         thread = process_of(request.app).lease_thread
         if ATTEMPT not in request.request_dict or thread is None:
             return self._of_celery(request, bucket, tokens)
@@ -77,4 +77,4 @@ class RateLimits(bootsteps.StartStopStep):
 
     def _start(self, request: Any) -> None:
         if worker_state.should_stop is None and worker_state.should_terminate is None:
-            self._consumer._limit_move_to_pool(request)
+            start_limited(self._consumer, request)

@@ -20,6 +20,7 @@ from typing import Any
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from django.db import Error, connection, transaction
 
+from scheduling.celery_internals import children_of
 from scheduling.errors import RunCancelled
 from scheduling.execution.finishing import finish
 from scheduling.logs import event
@@ -154,7 +155,7 @@ def start_anew(worker: Any, why: str) -> None:
     event(logger, "worker_restarts", level=logging.CRITICAL, why=why)
     # For good. A pool that forks nothing has nothing to wait for.
     with no_fork if can_stop_one(worker) else nullcontext():
-        children = [child.pid for child in worker.pool._pool._pool] if can_stop_one(worker) else []
+        children = children_of(worker.pool) if can_stop_one(worker) else []
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
