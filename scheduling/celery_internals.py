@@ -77,7 +77,7 @@ def keep_result(result: Any, meta: Any) -> bool:
 
 
 def address(channel: Any, message: dict[str, Any], queue: str) -> None:
-    """Write into a message what kombu adds for a queue."""
+    """Add to a message the fields that kombu adds for a queue."""
     channel._inplace_augment_message(message, "", queue)
 
 
