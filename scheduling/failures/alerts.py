@@ -1,8 +1,8 @@
-"""Reports failures to owners: who receives a message, its words, and how it is sent.
+"""Reports failures to owners: the recipients of messages, their words, and their sending.
 
-A message is made in the transaction that takes the news, with a run that sends it to one address:
-so it is sent as often as it must, and no failing mail server holds up another address. The runs
-that tell of failures are never told of themselves.
+The transaction that takes the news of failure groups also writes the messages, and for each address
+a run that sends one. So each message is sent, and a failing mail server delays no other address. A
+failure of these runs is never reported.
 """
 
 import json
@@ -38,9 +38,9 @@ VERSION = 1  # of the message's form
 MAX_ATTEMPTS = 10
 ALERT, TELL, DIGEST = (f"scheduling.tasks.{name}" for name in ("alert", "tell", "digest"))
 OWN_TASKS = {ALERT, TELL, DIGEST}
-KEY = ALERT  # of the one run that waits to tell what is news
-GATHER = timedelta(seconds=2)  # so that what fails together is told together
-GROUPS_TOLD = 1000  # in one go
+KEY = ALERT  # unique key of the run that will write the messages
+GATHER = timedelta(seconds=2)  # so that one message reports failures that happen together
+GROUPS_TOLD = 1000  # in one run
 LISTED = 20  # in one message; the others are counted
 ERROR_SHOWN = 500  # characters
 
@@ -52,15 +52,15 @@ WORDS = {
 
 
 def _news(group: FailureGroup) -> str:
-    """Return why its owners are told; raw SQL can have written another word."""
+    """Return the reason of the message in words; raw SQL can have written another word."""
     return WORDS.get(News(group.news), "") if group.news in News.values else group.news
 
 
-# --- Who is to know -------------------------------------------------------------------------------
+# --- Recipients -----------------------------------------------------------------------------------
 
 
 def has_owners(failures: Iterable[Failure]) -> bool:
-    """Return whether anybody is to know of these failures."""
+    """Return whether any address is to receive a message about these failures."""
     if settings.ALERTS_TO:
         return True
     ids = {failure.schedule_id for failure in failures if failure.schedule_id is not None}
@@ -72,7 +72,7 @@ def addresses_of(policy: Policy) -> list[str]:
 
 
 def owners_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the addresses for each of these names of schedules; "" is runs of none."""
+    """Return the addresses for each name of a schedule; "" stands for runs without a schedule."""
     wanted = set(names)
     owned = Policy.objects.filter(schedule__name__in=wanted - {""}).exclude(owner="")
     found = {
@@ -85,7 +85,7 @@ def owners_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def call() -> Run:
-    """Enqueue the run that tells what is news, unless one is there: at once, or at its pace."""
+    """Enqueue the run that writes the messages, unless one waits; at most one per ALERT_PACE."""
     last = FailureGroup.objects.aggregate(at=Max("told_at"))["at"]
     now = clock.now()
     at = max(now + GATHER, last + settings.ALERT_PACE) if last else now + GATHER
@@ -116,7 +116,7 @@ def write_messages() -> int:
     return len(theirs)
 
 
-def tell_of_pause(paused: "Paused") -> None:
+def report_pause(paused: "Paused") -> None:
     """Make the messages that say that a schedule was paused; in the caller's transaction."""
     for address in addresses_of(paused.policy):
         tell(address, of_pause(paused, clock.now()))
@@ -183,7 +183,7 @@ def iso(at: datetime) -> str | None:
 
 
 def written(kind: str, subject: str, lines: Sequence[str], now: datetime) -> Message:
-    """Return what every message has, whatever it tells."""
+    """Return the fields that every message has."""
     return {
         "version": VERSION,
         "event": kind,
@@ -210,15 +210,15 @@ def _lines_of(group: FailureGroup) -> list[str]:
     return [*lines, ""]
 
 
-# --- On its way -----------------------------------------------------------------------------------
+# --- Sending --------------------------------------------------------------------------------------
 
 
 def send(address: str, message: Message, run_id: UUID | None) -> str:
     """Send a message; its id is the run's, the same for each attempt.
 
     Raises:
-        PermanentError: it cannot be sent, ever, and why.
-        OSError: it could not be sent this time.
+        PermanentError: the message can never be sent.
+        OSError: the message could not be sent this time.
     """
     sent_id = run_id or uuid7()
     if addresses.is_url(address):

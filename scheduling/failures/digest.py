@@ -1,6 +1,7 @@
 """The daily digest: recurring failures, and schedules that they keep from running.
 
-ALERTS_TO are told all of it, each owner what is theirs. Where there is nothing, nothing is sent.
+ALERTS_TO receive the whole digest, and each owner the part about their schedules. An empty digest
+is not sent.
 """
 
 import logging
@@ -36,7 +37,7 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Digest:
-    """What somebody is told; each list's entries are as the message has them."""
+    """The contents of one digest; the entries are as in the message."""
 
     failures: list[Entry] = field(default_factory=list)
     paused: list[Entry] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Digest:
 
     @property
     def worth_sending(self) -> bool:
-        """Whether there is more than what people have paused themselves."""
+        """Whether it has more than schedules that users paused themselves."""
         by_itself = any(entry["by"] == BY for entry in self.paused)
         return bool(self.failures or self.quarantined or self.runs or by_itself)
 
@@ -81,7 +82,7 @@ def write() -> int:
 
 
 def _messages(digest: Digest, now: datetime) -> Mapping[str, Message]:
-    """Return the digest of each address: all of it, or what an owner's schedules have of it."""
+    """Return the digest of each address: the whole, or the part about an owner's schedules."""
     parts = dict.fromkeys(settings.ALERTS_TO, digest)
     for address, names in _owned(digest).items():
         parts.setdefault(address, digest.of(names))
@@ -101,7 +102,7 @@ def _owned(digest: Digest) -> dict[str, set[str]]:
     return owned
 
 
-# --- What there is --------------------------------------------------------------------------------
+# --- Contents -------------------------------------------------------------------------------------
 
 
 def _failure(group: FailureGroup) -> Entry:
@@ -163,7 +164,7 @@ def _message(digest: Digest, now: datetime) -> Message:
     if digest.quarantined:
         words.append(f"{len(digest.quarantined):,} in quarantine")
     lines = [
-        *_section("What fails", digest.failures, _failure_lines),
+        *_section("Failures", digest.failures, _failure_lines),
         *_section("Paused", digest.paused, _paused_lines),
         *_section("In quarantine: not planned until repaired", digest.quarantined, _broken_lines),
         *_section("Runs of the last day", digest.runs, _runs_lines),
@@ -200,7 +201,7 @@ def _failure_lines(entry: Entry) -> Iterable[str]:
 
 def _paused_lines(entry: Entry) -> Iterable[str]:
     reason = f": {entry['reason']}" if entry["reason"] else ""
-    yield f"{entry['schedule']}: since {entry['since']} by {entry['by'] or 'somebody'}{reason}"
+    yield f"{entry['schedule']}: since {entry['since']} by {entry['by'] or 'a user'}{reason}"
 
 
 def _broken_lines(entry: Entry) -> Iterable[str]:

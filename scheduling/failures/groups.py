@@ -1,8 +1,8 @@
 """Failure groups: beat counts failures of one kind in them; users resolve and reopen them.
 
-A failed run notes its failure in the statement that ends it. Beat settles what was noted, before
-it fires anything: it counts each failure in its group, marks what the owners are to be told, and
-pauses what the end of the run could not. Whatever row somebody holds meanwhile is left for later.
+A failed run notes its failure in the statement that ends it. Beat settles noted failures before it
+fires: it counts each in its group, marks news for the owners, and pauses schedules that the end of
+the run could not pause. Rows that another transaction has locked are left for later.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000
 SCHEDULES_MAX = 100
-# A failure waits so long for a schedule that somebody holds; then the next one decides.
+# A failure waits this long for a schedule that is locked; then the next failure decides.
 PATIENCE = timedelta(minutes=1)
 STREAKS_LOOKED_AT = 20  # of one group, each time
 
@@ -57,13 +57,13 @@ def _settle(low: datetime, limit: int) -> int:
     if not taken:
         return 0
     now = clock.now()
-    paused, held = streaks.pause_where_due(taken, now)
-    for each in (*paused, *streaks.told_of_no_pause(taken)):
-        alerts.tell_of_pause(each)
+    paused, locked = streaks.pause_where_due(taken, now)
+    for each in (*paused, *streaks.unreported_pauses(taken)):
+        alerts.report_pause(each)
     ready = [
         failure
         for failure in taken
-        if failure.schedule_id not in held or failure.noted_at < now - PATIENCE
+        if failure.schedule_id not in locked or failure.noted_at < now - PATIENCE
     ]
     counted = _count(ready, now)
     Failure.objects.filter(pk__in=[failure.pk for failure in counted]).delete()
@@ -73,7 +73,7 @@ def _settle(low: datetime, limit: int) -> int:
 
 
 def _count(failures: Iterable[Failure], now: datetime) -> list[Failure]:
-    """Add the failures to their groups; return those whose group nobody holds just now."""
+    """Add the failures to their groups; return those whose group is not locked."""
     kinds: dict[UUID, list[Failure]] = defaultdict(list)
     for failure in failures:
         kinds[group_id(failure.task, failure.exception, failure.place)].append(failure)
@@ -85,7 +85,7 @@ def _count(failures: Iterable[Failure], now: datetime) -> list[Failure]:
     groups = list(free.filter(pk__in=ids).order_by("pk"))
     for group in groups:
         _add(group, kinds[group.pk], now)
-    # Each of these rows is there, and held by this transaction: only the update ever happens.
+    # This transaction has locked each of these rows, so only the update happens.
     FailureGroup.objects.bulk_create(
         groups, update_conflicts=True, unique_fields=["id"], update_fields=COUNTED
     )
@@ -118,7 +118,7 @@ def _add(group: FailureGroup, failures: Sequence[Failure], now: datetime) -> Non
 
 
 def _news(group: FailureGroup, failures: Sequence[Failure], now: datetime) -> str:
-    """Return what the group's owners are to be told of these failures, or ""."""
+    """Return why the group's owners receive a message about these failures, or ""."""
     if group.task in alerts.OWN_TASKS or not alerts.has_owners(failures):
         return ""
     if group.count == 0:
@@ -145,11 +145,11 @@ def _united(names: Sequence[str], more: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*names, *more]))[:SCHEDULES_MAX]
 
 
-# --- What people do with them ---------------------------------------------------------------------
+# --- Actions of users -----------------------------------------------------------------------------
 
 
 def resolve(ids: Iterable[UUID], *, by: str) -> int:
-    """Call these groups resolved: their next failure is told at once; return how many were open."""
+    """Resolve groups: their next failure is reported at once; return how many were open."""
     found = FailureGroup.objects.filter(pk__in=list(ids), resolved_at__isnull=True)
     count = found.update(resolved_at=clock.now(), resolved_by=by[:150], told_at=None, news="")
     if count:
@@ -158,7 +158,7 @@ def resolve(ids: Iterable[UUID], *, by: str) -> int:
 
 
 def reopen(ids: Iterable[UUID], *, by: str) -> int:
-    """Call these groups open again; return how many were resolved."""
+    """Reopen groups; return how many were resolved."""
     found = FailureGroup.objects.filter(pk__in=list(ids), resolved_at__isnull=False)
     count = found.update(resolved_at=None, resolved_by="")
     if count:

@@ -1,7 +1,7 @@
 """Notes the kind and the place of a failure, in the statement that ends its run.
 
-A failure is a run that ended as failed. An attempt that another one follows is none yet: it stays
-with its run's errors. Failures of the same task, exception type and place are of one kind.
+A failure is a run that ended as failed. A failed attempt that is retried is not a failure yet: it
+stays in its run's errors. Failures of the same task, exception type and place are of one kind.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ PLACE_MAX = 300
 ERROR_MAX = 2_000  # characters of an error's text that its group keeps
 READ_MAX = 200_000  # characters of a traceback's last part that are looked at
 
-# Beside the statement's other parts (see finishing); `done` is the run that it has moved.
+# A part of the statement in `finishing`; `done` is the run that the statement has ended.
 NOTE = """
 INSERT INTO scheduling_failure
     (run_id, schedule_id, schedule_name, task, exception, place, error, noted_at)
@@ -30,14 +30,14 @@ SELECT run.id, run.schedule_id, run.schedule_name, run.task, %(n_exception)s, %(
   FROM done JOIN scheduling_run run ON run.id = done.id
 """
 
-# Endings whose line in the code says nothing: it is where the blow happened to fall.
+# Endings whose place in the code does not matter: the job was interrupted there by chance.
 PLACES = {
     "TimeLimitExceeded": "(time limit)",
     "SoftTimeLimitExceeded": "(time limit)",
     "WorkerLostError": "(worker lost)",
     "Terminated": "(worker lost)",
 }
-UNNAMED = "Failed"  # the type of an ending that no exception stands behind
+UNNAMED = "Failed"  # the type of an ending without an exception
 
 HEADER = re.compile(r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$", re.M)
 FRAME = re.compile(r'^[ |]*File "(?P<file>.+)", line \d+, in (?P<function>.+)$')
@@ -46,7 +46,7 @@ BETWEEN = re.compile(
     r"|During handling of the above exception, another exception occurred):$",
     re.M,
 )
-NESTED = {"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"}  # of a function that is named too
+NESTED = {"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"}  # inside a function that has a name
 
 
 def described(error: str, traceback: str, place: str = "") -> dict[str, Any]:
@@ -68,9 +68,8 @@ def type_of(error: str) -> str:
 def place_of(traceback: str) -> str:
     """Return the innermost frame of the project's own code, as `app/module.py:function`.
 
-    The function and no line number: an edit above it does not make another failure of it. Where no
-    frame is the project's, the innermost one of the job's, whoever wrote it; "" where there is no
-    traceback.
+    It has no line number, so that an edit above the function does not make another failure of it.
+    If no frame is in the project, it is the innermost frame; "" without a traceback.
     """
     last = BETWEEN.split(traceback)[-1][:READ_MAX]
     frames = _frames(last)
@@ -82,8 +81,8 @@ def place_of(traceback: str) -> str:
 
 
 def group_id(task: str, exception: str, place: str) -> UUID:
-    """Return the id of the group of such failures: the same on every machine, for ever."""
-    # A text of Postgres holds no NUL, so that no two triples are written alike.
+    """Return the id of the group of such failures, which is the same on every machine."""
+    # A text of Postgres holds no NUL, so two different triples never give the same text.
     text = "\0".join((task, exception, place))
     return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 
@@ -98,7 +97,7 @@ def _frames(text: str) -> list[tuple[str | None, str, str]]:
             if function not in NESTED:
                 frames.append((_own(file), function, file))
         elif not line[:1].isspace():
-            break  # what follows is the exception's own text
+            break  # the exception's own text follows
     return frames
 
 
@@ -108,7 +107,7 @@ def _root() -> str:
 
 
 def _own(file: str) -> str | None:
-    """Return a file's path in the project, or None where it is no file of the project's own."""
+    """Return a file's path in the project, or None if it is not in the project."""
     path = file.removeprefix(_root())
     installed = "/site-packages/" in file or "/dist-packages/" in file
     return None if path == file or installed else path

@@ -1,7 +1,7 @@
 """Failures in a row: of a schedule, which is paused after enough of them, and of a task.
 
-Of the runs that have ended those count that succeeded or failed: one that was skipped, cancelled or
-expired says nothing. Backfills are no part of their schedule's streak.
+Only runs that succeeded or failed count; skipped, cancelled and expired runs do not. The runs of
+backfills are not part of their schedule's streak.
 """
 
 import logging
@@ -19,12 +19,12 @@ from scheduling.models import Failure, Policy, State
 
 logger = logging.getLogger(__name__)
 
-BY = "truebeat"  # who pauses
+BY = "truebeat"  # in Policy.paused_by
 LOCK_NOT_AVAILABLE = "55P03"
 LIMIT_LOCKS = "SET LOCAL lock_timeout = '100ms'"
 
-# By their end, among the last ones by when they were due or made, which is what has an index: so
-# many runs may overtake one another, and it is still exact.
+# Runs count in the order of their end. The index has the order in which they were due or made, so
+# the query reads OVERTAKING more: it is exact if that many runs overtake one another.
 OVERTAKING = 100
 LAST_OF_SCHEDULE = """
 SELECT state FROM (
@@ -43,8 +43,8 @@ SELECT state FROM (
  ORDER BY finished_at DESC LIMIT %(length)s
 """
 
-# By their end, among the last ones by when they were made, which has an index. The task's name
-# stands between two bounds and in the order: see `history.selecting.Selection.newest`.
+# In the order of their end, among the newest by creation, which has an index. The task's name is
+# between two bounds and in the order: see `history.selecting.Selection.newest`.
 LAST_OF_TASK = """
 SELECT state FROM (
     SELECT state, finished_at, schedule_id FROM scheduling_run
@@ -56,7 +56,7 @@ SELECT state FROM (
 
 
 class Paused(NamedTuple):
-    """A schedule that was paused, and the failure that was the last straw."""
+    """A paused schedule, and the failure that caused the pause."""
 
     policy: Policy
     reason: str
@@ -72,17 +72,17 @@ def of_schedule(schedule_id: int, length: int, since: datetime | None = None) ->
 
 
 def of_task(task: str, length: int) -> bool:
-    """Return whether the last `length` runs of the task that no schedule made have failed.
+    """Return whether the last `length` runs of the task without a schedule have failed.
 
-    They are looked for among its 1,000 newest runs that have ended, whatever made them.
+    They are found among the 1,000 newest ended runs of the task, with and without a schedule.
     """
     return _all_failed(LAST_OF_TASK, length, task=task)
 
 
 def pause_if_due(run_id: UUID) -> None:
-    """Pause the schedule of a run that has failed if its policy says so; in that end's transaction.
+    """Pause the schedule of a failed run if its policy says so, in the transaction of its end.
 
-    Where somebody holds the policy or the plan, beat does it a moment later.
+    If the policy or the plan is locked, beat pauses the schedule a moment later.
     """
     watched = Policy.objects.filter(pause_after_failures__isnull=False).values("pk")
     failure = Failure.objects.filter(run_id=run_id, schedule_id__in=watched).first()
@@ -95,14 +95,14 @@ def pause_if_due(run_id: UUID) -> None:
         Failure.objects.filter(pk=failure.pk).update(paused=True)
 
 
-def told_of_no_pause(failures: Sequence[Failure]) -> list[Paused]:
-    """Return the pauses that ends of runs have made and whose owners are not told; once."""
-    straws = {failure.schedule_id: failure for failure in failures if failure.paused}
-    if not straws:
+def unreported_pauses(failures: Sequence[Failure]) -> list[Paused]:
+    """Return pauses that ends of runs have made and that are not reported yet; each only once."""
+    last = {failure.schedule_id: failure for failure in failures if failure.paused}
+    if not last:
         return []
-    Failure.objects.filter(pk__in=[failure.pk for failure in straws.values()]).update(paused=False)
-    policies = Policy.objects.filter(pk__in=list(straws), paused_by=BY).select_related("schedule")
-    return [Paused(policy, policy.pause_reason, straws[policy.pk]) for policy in policies]
+    Failure.objects.filter(pk__in=[failure.pk for failure in last.values()]).update(paused=False)
+    policies = Policy.objects.filter(pk__in=list(last), paused_by=BY).select_related("schedule")
+    return [Paused(policy, policy.pause_reason, last[policy.pk]) for policy in policies]
 
 
 def pause_where_due(
@@ -111,11 +111,11 @@ def pause_where_due(
     """Pause the schedules of these failures whose policy says so; for one transaction.
 
     Returns:
-        What was paused, and the ids of schedules that somebody holds just now: to be asked again.
+        The paused schedules, and the ids of locked schedules, which are to be tried again.
     """
     last = {failure.schedule_id: failure for failure in failures if failure.schedule_id is not None}
     policies = Policy.objects.filter(pk__in=list(last), pause_after_failures__isnull=False)
-    paused, held = [], set()
+    paused, locked_ids = [], set()
     for policy_id in policies.exclude(schedules.paused(now)).order_by("pk").values_list("pk"):
         key = policy_id[0]
         try:
@@ -124,12 +124,12 @@ def pause_where_due(
         except OperationalError as error:
             if not is_lock_timeout(error):
                 raise
-            held.add(key)
+            locked_ids.add(key)
         except SchedulingError as error:
             event(logger, "pause_refused", level=logging.ERROR, schedule=key, error=error)
         else:
             paused += [done] if done else []
-    return paused, held
+    return paused, locked_ids
 
 
 def is_lock_timeout(error: OperationalError) -> bool:
@@ -147,7 +147,7 @@ def _pause(schedule_id: int, failure: Failure, now: datetime) -> Paused | None:
         return None
     runs = "1 run has" if length == 1 else f"{length} runs in a row have"
     reason = f"{runs} failed; the last one: {failure.error}"[:500]
-    # The pause counts from the failure: what came due since then does not fire any more.
+    # The pause counts from the failure: occurrences since then do not fire.
     schedules.pause(policy.schedule, by=BY, reason=reason, now=failure.noted_at)
     return Paused(policy, reason, failure)
 

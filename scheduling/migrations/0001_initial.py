@@ -259,9 +259,9 @@ class Migration(migrations.Migration):
                     "catch_up",
                     models.CharField(
                         choices=[
-                            ("latest", "one run for all that was missed"),
+                            ("latest", "one run for all missed occurrences"),
                             ("all", "a run for each, oldest first"),
-                            ("none", "skip what is later than the grace time"),
+                            ("none", "skip occurrences later than the grace time"),
                         ],
                         db_default="latest",
                         default="latest",

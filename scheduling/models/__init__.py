@@ -1,6 +1,6 @@
 """The tables of the ledger.
 
-Who may write what: PeriodicTask and its rules, and Policy, belong to users (admin, API, their own
+The writers of each table: PeriodicTask and its rules, and Policy, belong to users (admin, API, own
 code, raw SQL). Plan belongs to beat and to the triggers of migration 0002, Run to the functions of
 `planning`, `firing`, `enqueueing`, `dispatch`, `claiming`, `finishing` and `workers`; no form and
 no `save()` ever writes those two.

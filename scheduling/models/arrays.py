@@ -13,7 +13,7 @@ class PlainArrayField(ArrayField[Any, Any]):
         return None if value is None else list(_flat(value))
 
     def deconstruct(self) -> Any:
-        """Return what migrations know: for them it is an ArrayField."""
+        """Return an ArrayField for migrations."""
         name, _, args, kwargs = super().deconstruct()
         return name, "django.contrib.postgres.fields.ArrayField", args, kwargs
 

@@ -27,8 +27,8 @@ class Calendar(models.Model):
     # ISO 3166 codes, as the `holidays` library takes them.
     country = models.CharField(max_length=2, blank=True, default="", db_default="")
     subdivision = models.CharField(max_length=20, blank=True, default="", db_default="")
-    # The triggers of migration 0002 change it with the calendar and its dates: what has been read
-    # once need not be read again.
+    # The triggers of migration 0002 change it with the calendar and its dates, so that days off
+    # are read again only after a change.
     version = models.PositiveBigIntegerField(default=0, db_default=0, editable=False)
 
     class Meta:

@@ -10,8 +10,8 @@ from scheduling.models.words import News
 class Failure(models.Model):
     """A run that has just ended as failed, until beat counts it in its group.
 
-    Written by the very statement that ends the run. A row of its own for each, so that a thousand
-    runs that fail at once wait neither for one another nor for whoever looks at their group.
+    The statement that ends the run writes it. Each failure has its own row, so that a thousand runs
+    that fail at once wait neither for one another nor for a user who edits their group.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -23,7 +23,7 @@ class Failure(models.Model):
     place = models.CharField(max_length=300)
     error = models.TextField()
     noted_at = models.DateTimeField()
-    # It was the last straw: its owner is to be told that its schedule is paused.
+    # This failure paused its schedule, and the owner has not received a message about it yet.
     paused = models.BooleanField(default=False, db_default=False)
 
     class Meta:
@@ -48,12 +48,12 @@ class FailureGroup(models.Model):
     last_run_id = models.UUIDField()
     # Names of the schedules it has hit: up to 100 of them.
     schedules = PlainArrayField(models.CharField(max_length=200), default=list)
-    # What the owners are to be told; "" is nothing.
+    # Why the owners are to receive a message; "" if they are not.
     news = models.CharField(max_length=6, choices=News, blank=True, default="", db_default="")
-    # Those it has hit since the owners were told, and "" for runs of no schedule.
+    # Schedules with failures since the last message; "" stands for runs without a schedule.
     untold = PlainArrayField(models.CharField(max_length=200), default=list)
     told_at = models.DateTimeField(null=True)
-    # `count` when the owners were told last, and at the last daily digest.
+    # `count` at the last message, and at the last daily digest.
     told_count = models.PositiveBigIntegerField(default=0)
     digest_count = models.PositiveBigIntegerField(default=0)
     resolved_at = models.DateTimeField(null=True)

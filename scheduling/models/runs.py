@@ -11,8 +11,8 @@ from scheduling.models.words import FINAL, UNFINISHED, WAITING, Origin, Priority
 class Run(models.Model):
     """The row of one occurrence, or of one ad-hoc job. Its id is the Celery task id.
 
-    `due_at` is the nominal instant, `run_at` when it may start. `attempt` counts tries from 1 and
-    is the fence: whoever holds an older number can record nothing. `coalesced` counts the missed
+    `due_at` is the nominal instant, `run_at` the earliest start. `attempt` counts tries from 1 and
+    is the fence: a worker with an older number can record nothing. `coalesced` counts the missed
     occurrences that this run stands for besides its own.
     """
 
@@ -40,7 +40,7 @@ class Run(models.Model):
     reason = models.TextField(default="", db_default="")
     attempt = models.PositiveIntegerField(default=1, db_default=1)
     failures = models.PositiveIntegerField(default=0, db_default=0)
-    # Null: what the job declares, or settings.DEFAULT_MAX_ATTEMPTS.
+    # Null: the job's own number, or settings.DEFAULT_MAX_ATTEMPTS.
     max_attempts = models.PositiveIntegerField(null=True)
     worker = models.CharField(max_length=255, default="", db_default="")
     lease_expires_at = models.DateTimeField(null=True)
@@ -52,7 +52,7 @@ class Run(models.Model):
     queued_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    # How long after its deadline it was first started; null where it had none, or met it.
+    # The time from its deadline to its first start; null without a deadline, or if it was met.
     late_by = models.DurationField(null=True)
     # One object per failed attempt: attempt, error, traceback, worker, started_at, ended_at.
     errors = models.JSONField(default=list, db_default=Value([], models.JSONField()))
@@ -63,7 +63,7 @@ class Run(models.Model):
     backfill_id = models.UUIDField(null=True)
     # The run whose end made this one: a link, the next part of a chain, the body of a chord.
     follows = models.UUIDField(null=True)
-    # JSON text of what its own end sets off, in Celery's words; "" is nothing.
+    # JSON text of the runs that its end sets off, in Celery's words; "" if there are none of them.
     follow_ups = models.TextField(default="", db_default="")
     # The priority it was given, for its replay; null where neither a retry, nor its deadline, nor
     # its age has moved it.
@@ -71,7 +71,7 @@ class Run(models.Model):
 
     # Whether this very call wrote the row; see `enqueue`.
     created: bool = False
-    # What a replay does not set off again, in words; see `replay`.
+    # Follow-ups that a replay does not set off again, in words; see `replay`.
     left_out: tuple[str, ...] = ()
 
     class Meta:
@@ -81,9 +81,9 @@ class Run(models.Model):
                 name="run_scheduled",
                 condition=Q(state=State.SCHEDULED),
             ),
-            # In the order in which they come due, whatever their lane: what is new since a look.
-            # `attempt > 0` holds always. A statement that says it means this index; in any other,
-            # Postgres must not prefer it to the one above, and read past the runs of other lanes.
+            # In the order in which runs come due, over all lanes: finds runs that are new since a
+            # look. `attempt > 0` always holds; only a statement that says so uses this index. In
+            # other statements Postgres would read past the runs of other lanes.
             models.Index(
                 fields=["run_at"],
                 name="run_coming",
@@ -93,7 +93,7 @@ class Run(models.Model):
             models.Index(
                 fields=["lease_expires_at"], name="run_running", condition=Q(state=State.RUNNING)
             ),
-            # The runs of a backfill wait for their turn there, and for nothing of their schedule's.
+            # Runs of a backfill wait for their turn in it, not for runs of their schedule.
             models.Index(
                 fields=["schedule_id", "due_at", "id"],
                 name="run_held",
@@ -112,8 +112,8 @@ class Run(models.Model):
                     schedule_id__isnull=False, backfill_id__isnull=True, state__in=UNFINISHED
                 ),
             ),
-            # Those that a deadline can still raise: to the front when it has passed, to high when
-            # it is near. What has been raised already is in neither.
+            # Runs that a deadline can still escalate: to front when it has passed, to high when it
+            # is near. Runs that are escalated already are in neither index.
             models.Index(
                 fields=["deadline"],
                 name="run_deadline",
@@ -145,7 +145,7 @@ class Run(models.Model):
             models.Index(
                 fields=["task", "id"], name="run_of_task", condition=Q(finished_at__isnull=False)
             ),
-            # What has been replayed already.
+            # Runs that have been replayed already.
             models.Index(
                 fields=["replay_of"], name="run_replays", condition=Q(replay_of__isnull=False)
             ),
@@ -153,7 +153,7 @@ class Run(models.Model):
             models.Index(
                 fields=["finished_at"], name="run_late", condition=Q(late_by__isnull=False)
             ),
-            # With run_one_per_occurrence: the newest runs of a schedule, whatever made them.
+            # With run_one_per_occurrence: the newest runs of a schedule, of any origin.
             models.Index(
                 fields=["schedule_id", "id"],
                 name="run_asked_for",

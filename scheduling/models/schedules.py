@@ -27,7 +27,7 @@ class Schedule(PeriodicTask):  # type: ignore[misc]
         verbose_name_plural = "schedules"
 
 
-# Added to an instant, a hundred years stay within what a datetime can hold.
+# A datetime can hold today's instants plus a hundred years.
 LENGTH = [MinValueValidator(timedelta(0)), MaxValueValidator(timedelta(days=36_500))]
 
 
@@ -44,7 +44,7 @@ def _one_to_one(related_name: str) -> "models.OneToOneField[Any, Any]":
 
 
 class Policy(models.Model):
-    """How a schedule is treated; a schedule without one has the defaults."""
+    """How beat treats a schedule; a schedule without a policy has the defaults."""
 
     schedule = _one_to_one("policy")
     catch_up = models.CharField(
@@ -92,7 +92,7 @@ class Policy(models.Model):
     paused_by = models.CharField(max_length=150, blank=True, default="", db_default="")
     # Failures before it do not count for pause_after_failures.
     resumed_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # Who is told when its runs fail; see scheduling.outgoing.addresses.
+    # Receives messages about failed runs; see scheduling.outgoing.addresses.
     owner = models.CharField(
         max_length=500, blank=True, default="", db_default="", validators=[validate_addresses]
     )
@@ -113,21 +113,21 @@ class Policy(models.Model):
 
 
 class Plan(models.Model):
-    """Where a schedule stands. Written by beat and by triggers alone."""
+    """The next due instant of a schedule, or a problem. Only beat and triggers write it."""
 
     schedule = _one_to_one("plan")
     next_due_at = models.DateTimeField(null=True)
     needs_plan = models.BooleanField(default=True, db_default=True)
     # The instant of the last edit that changed when it fires; the next plan counts from here.
     plan_from = models.DateTimeField(db_default=Now())
-    # The first edit since it was planned: until then, what came due did so by `rule`.
+    # The first edit since it was planned: until then, occurrences came due by `rule`.
     replaced_at = models.DateTimeField(null=True)
     anchor_at = models.DateTimeField(null=True)
     last_due_at = models.DateTimeField(null=True)
     fired_count = models.PositiveBigIntegerField(default=0, db_default=0)
     # A one-off that has fired; an edit of its own row that changes when it fires arms it again.
     done = models.BooleanField(default=False, db_default=False)
-    # The rule that next_due_at was computed from, and by which engine and tzdata.
+    # The serialised rule of next_due_at, and the engine and tzdata that computed it.
     rule = models.TextField(default="", db_default="")
     rule_version = models.CharField(max_length=60, default="", db_default="")
     error = models.TextField(default="", db_default="")
@@ -137,7 +137,7 @@ class Plan(models.Model):
             models.Index(
                 fields=["next_due_at"], name="plan_due", condition=Q(next_due_at__isnull=False)
             ),
-            # In the order of the edits: what was planned already lies before what was not.
+            # In the order of the edits: plans that are made already lie before those to make.
             models.Index(fields=["plan_from"], name="plan_to_make", condition=Q(needs_plan=True)),
         )
 

@@ -20,7 +20,7 @@ class Priority(models.IntegerChoices):
 
 
 class State(models.TextChoices):
-    """Where a run stands; docs/architecture.md has the table of transitions."""
+    """The states of a run; docs/architecture.md has the table of transitions."""
 
     SCHEDULED = "scheduled", "scheduled"
     HELD = "held", "held"
@@ -40,7 +40,7 @@ FINAL = tuple(state for state in State if state not in UNFINISHED)
 
 
 class Origin(models.TextChoices):
-    """What made a run."""
+    """The ways in which runs are made."""
 
     SCHEDULE = "schedule", "schedule"
     ADHOC = "adhoc", "ad hoc"
@@ -50,15 +50,15 @@ class Origin(models.TextChoices):
 
 
 class CatchUp(models.TextChoices):
-    """What becomes of occurrences that nobody fired in time."""
+    """The treatment of occurrences that no beat fired in time."""
 
-    LATEST = "latest", "one run for all that was missed"
+    LATEST = "latest", "one run for all missed occurrences"
     ALL = "all", "a run for each, oldest first"
-    NONE = "none", "skip what is later than the grace time"
+    NONE = "none", "skip occurrences later than the grace time"
 
 
 class Overlap(models.TextChoices):
-    """What happens when an occurrence is due while an earlier run is unfinished."""
+    """The treatment of an occurrence that is due while an earlier run is unfinished."""
 
     ALLOW = "allow", "run beside it"
     SKIP = "skip", "skip the new one"
@@ -67,7 +67,7 @@ class Overlap(models.TextChoices):
 
 
 class ExcludedDay(models.TextChoices):
-    """What becomes of an occurrence on a day that the schedule's calendar excludes."""
+    """The treatment of an occurrence on a day off of the schedule's calendar."""
 
     SKIP = "skip", "skip it"
     PREVIOUS = "previous", "run on the working day before"
@@ -75,7 +75,7 @@ class ExcludedDay(models.TextChoices):
 
 
 class News(models.TextChoices):
-    """Why the owners of a group of failures are told."""
+    """Why the owners of a failure group receive a message."""
 
     NEW = "new", "new"
     BACK = "back", "back again"

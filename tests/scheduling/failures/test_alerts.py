@@ -1,4 +1,4 @@
-"""What owners are told, and how it reaches them: by real mail and a real webhook."""
+"""Messages to owners, sent by real mail and to a real webhook."""
 
 import json
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The daily digest: who is told what of the things that keep failing."""
+"""The daily digest: its recipients, and the part that each receives."""
 
 from datetime import timedelta
 from typing import Any
@@ -27,7 +27,7 @@ def _the_team_is_told(settings: Settings) -> None:
 
 
 def write() -> dict[str, dict[str, Any]]:
-    """Write the digests; return them by address, without what was written before."""
+    """Write the digests; return only these, by address."""
     Run.objects.filter(task="scheduling.tasks.tell").delete()
     digest.write()
     return written()

@@ -1,4 +1,4 @@
-"""Failures that beat counts in their groups, what becomes news, and schedules that it pauses."""
+"""Beat counts failures in their groups, finds news, and pauses schedules."""
 
 from datetime import timedelta
 from typing import Any
@@ -69,7 +69,7 @@ def group() -> FailureGroup:
 
 
 def told() -> None:
-    """Take the news, as if it had been told now."""
+    """Take the news, as if messages had been sent now."""
     alerts.write_messages()
 
 
@@ -156,7 +156,7 @@ class TestCountingBesideOthers:
         }  # fmt: skip
 
     def test_a_thousand_that_fail_at_once_wait_for_nobody(self) -> None:
-        """Whoever looks at the group, or settles it, holds up no run's end."""
+        """A transaction that reads or settles the group delays no run's end."""
         fail()
         settle()
         made = run(State.RUNNING)

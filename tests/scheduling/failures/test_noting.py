@@ -1,4 +1,4 @@
-"""What a failed run leaves behind for its group: its kind, and the place in the code."""
+"""A failed run notes its kind and its place in the code for its group."""
 
 from collections.abc import Callable
 from typing import Any
