@@ -285,6 +285,13 @@ def test_python_takes_all_examples(block: Block) -> None:
     exec(compile(tree, block.document, "exec"), {})  # noqa: S102
 
 
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_the_imports_in_shell_examples_are_there(block: Block) -> None:
+    for module, names in re.findall(r"from ([\w.]+) import ([\w, ]+)", block.text):
+        for name in names.split(","):
+            assert is_there(module, name.strip()), f"{module}: {name}"
+
+
 # --- Settings -------------------------------------------------------------------------------------
 
 
