@@ -28,8 +28,8 @@ from scheduling.base_job import known_task
 from scheduling.broker.names import names
 from scheduling.celery_internals import exec_options
 from scheduling.errors import EnqueueError
-from scheduling.models import Priority
 from scheduling.postgres.sql import clean
+from scheduling.words import Priority
 
 DESTINATION = ("queue", "exchange", "routing_key", "exchange_type", "priority")
 # What `Celery.send_task` takes for itself, and no router sees.

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- module map -->\n", "<!-- end of the module map -->"
 # From the top of the layers to the bottom.
 PACKAGES = (
     "scheduling", "scheduling/admin", "scheduling/admin/schedules", "scheduling/admin/runs",
-    "scheduling/admin/common", "scheduling/management",
+    "scheduling/admin/common", "scheduling/management", "scheduling/checks",
     "scheduling/beat", "scheduling/workers", "scheduling/celery_app", "scheduling/history",
     "scheduling/execution", "scheduling/failures", "scheduling/runs", "scheduling/schedules",
     "scheduling/models", "scheduling/outgoing", "scheduling/broker", "scheduling/postgres",

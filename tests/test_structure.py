@@ -11,22 +11,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The packages and modules of `scheduling/`, from low to high: each imports from earlier rows only.
 LAYERS = (
-    ("base_job", "celery_internals", "clock", "defaults", "errors", "ids", "logs", "recurrence"),
-    ("postgres",),
-    ("outgoing", "broker"),
-    ("models", "worker_process"),
-    ("task_options",),
-    ("registry", "heartbeats"),
-    ("schedules", "runs"),
-    ("shapes",),
+    (
+        "base_job", "celery_internals", "clock", "defaults", "errors", "ids", "logs", "recurrence",
+        "words",
+    ),
+    ("postgres", "outgoing", "broker", "registry"),
+    ("models", "task_options", "worker_process"),
+    ("heartbeats", "runs", "schedules"),
+    ("shapes", "health"),
     ("failures",),
     ("execution",),
     ("history", "jobs"),
-    ("celery_app", "tasks"),
-    ("setting_checks",),
-    ("beat", "workers", "health", "checks"),
-    ("apps", "admin", "management"),
-)
+    ("celery_app", "tasks", "beat", "admin", "management"),
+    ("workers", "checks"),
+    ("apps",),
+)  # fmt: skip
 
 
 def modules(package: str) -> dict[str, Path]:

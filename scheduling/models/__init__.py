@@ -11,7 +11,7 @@ from scheduling.models.failures import Failure, FailureGroup
 from scheduling.models.runs import Backfill, Run
 from scheduling.models.schedules import Plan, Policy, Schedule
 from scheduling.models.services import Heartbeat
-from scheduling.models.words import (
+from scheduling.words import (
     FINAL,
     UNFINISHED,
     WAITING,

@@ -4,7 +4,7 @@ from django.db import models
 from django.db.models import Q
 
 from scheduling.models.arrays import PlainArrayField
-from scheduling.models.words import News
+from scheduling.words import News
 
 
 class Failure(models.Model):

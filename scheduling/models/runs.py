@@ -5,7 +5,7 @@ from django.db.models import Q, Value
 from django.db.models.functions import Now
 
 from scheduling.ids import uuid7
-from scheduling.models.words import FINAL, UNFINISHED, WAITING, Origin, Priority, State
+from scheduling.words import FINAL, UNFINISHED, WAITING, Origin, Priority, State
 
 
 class Run(models.Model):

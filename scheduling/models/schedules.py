@@ -12,8 +12,8 @@ from django_celery_beat.models import PeriodicTask
 from django_celery_beat.querysets import PeriodicTaskQuerySet
 
 from scheduling.models.calendars import Calendar
-from scheduling.models.words import CatchUp, ExcludedDay, ManagedBy, Overlap
 from scheduling.outgoing.addresses import validate as validate_addresses
+from scheduling.words import CatchUp, ExcludedDay, ManagedBy, Overlap
 
 
 class Schedule(PeriodicTask):  # type: ignore[misc]

@@ -9,9 +9,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
-from scheduling.checks import check_code_schedules
+from scheduling.checks.project import check_code_schedules
+from scheduling.checks.settings import check_messages
 from scheduling.models import FINAL, UNFINISHED, State
-from scheduling.setting_checks import check_messages
 from tests.scheduling.commands import called
 from tests.scheduling.ledger import ADD, plans_of, run, schedule, write_successes
 

@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from pytest_django import Settings
 
 from scheduling import clock, shapes
-from scheduling.checks import check_alerts_to
+from scheduling.checks.project import check_alerts_to
 from scheduling.failures import alerts
 from scheduling.jobs import PermanentError
 from scheduling.models import FailureGroup, News, Policy, Run, State

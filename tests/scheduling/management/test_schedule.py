@@ -295,7 +295,7 @@ class TestShow:
             f"will not run         paused by {user_name()} until it is resumed: deploy freeze",
             "spread               1m 30s",
             "pause_after_failures none",
-            "catch_up             latest (one run for all that was missed)",
+            "catch_up             latest (one run for all missed occurrences)",
         ):
             assert f"  {line}\n" in out
 

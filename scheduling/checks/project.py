@@ -1,4 +1,4 @@
-"""System checks of tasks, schedules and plans; `setting_checks` has the checks of settings."""
+"""System checks of tasks, schedules and plans."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
-from scheduling import setting_checks
 from scheduling.base_job import BaseJob
+from scheduling.checks import settings as setting_checks
 from scheduling.errors import ScheduleError
 from scheduling.history.selecting import NOT_ENDED
 from scheduling.models import Run, Schedule
