@@ -92,6 +92,10 @@ class NewRun(NamedTuple):
     expires_at: datetime | None
 
 
+# Runs to write, the next instant, and the last instant that was decided on.
+Decided = tuple[list[NewRun], datetime | None, datetime]
+
+
 class Fate(TypedDict):
     """The state and reason of a run, as the overlap policy decides."""
 
@@ -169,19 +173,18 @@ def _before_the_edit(plan: Due) -> Due:
     return plan._replace(fields=fields)
 
 
-def _catch_up(
-    plan: Due, unfinished: Unfinished, step: int
-) -> tuple[list[NewRun], datetime | None, datetime]:
+def _catch_up(plan: Due, unfinished: Unfinished, step: int) -> Decided:
     """Return the runs for the due instants, the next instant, and the last one decided on."""
     due, until = plan.next_due_at, plan.until
     late = plan.catch_up == CatchUp.NONE and due < _in_time_since(plan)
     unknown = plan.needs_plan and not plan.rule
     if unknown or (plan.one_off and not _comes_again(plan)):
         # The next instant does not follow from this rule.
-        return [_skipped_as_late(plan) if late else _run(plan, due)], None, due
+        state, why = (State.SKIPPED, _late(plan)) if late else (State.SCHEDULED, "")
+        return [_run(plan, due, state, why)], None, due
     rule = build_rule(plan.fields, plan.anchor_at)
-    if late:
-        return _skip_late(plan, rule)
+    if late:  # this row counts all late occurrences; those still in time come next
+        return _one_row(plan, rule, min(_in_time_since(plan), until), State.SKIPPED, _late(plan))
     following = recurrence.next_after(rule, due)
     if plan.catch_up == CatchUp.ALL and ((following and following <= until) or unfinished.held):
         return _one_for_each(plan, rule, unfinished, step)
@@ -219,40 +222,36 @@ def _comes_again(plan: Due) -> bool:
     return plan.fields.clocked_time is None and bool(_day_off(plan, plan.next_due_at))
 
 
-def _skip_days_off(
-    plan: Due, rule: recurrence.Rule
-) -> tuple[list[NewRun], datetime | None, datetime]:
+def _skip_days_off(plan: Due, rule: recurrence.Rule) -> Decided:
     # This row counts the occurrences missed on the same days off; working days come next.
     due, upto, working = plan.next_due_at, plan.until, recurrence.working(rule)
     if recurrence.fires_between(working, due, upto) and (
         first := recurrence.next_after(working, due)
     ):
         upto = first - MOMENT
+    return _one_row(plan, rule, upto)
+
+
+def _one_row(
+    plan: Due, rule: recurrence.Rule, upto: datetime, state: State = State.SCHEDULED, why: str = ""
+) -> Decided:
+    """Return one row for the due instant, which counts the further instants up to `upto`."""
+    due = plan.next_due_at
     missed = recurrence.count_between(rule, due, upto)
     last = recurrence.latest_between(rule, due, upto) or due
-    return [_run(plan, due, coalesced=missed)], recurrence.next_after(rule, last), last
+    run = _run(plan, due, state, why, coalesced=missed)
+    return [run], recurrence.next_after(rule, last), last
 
 
 def _in_time_since(plan: Due) -> datetime:
     return plan.now - (GRACE if plan.catch_up_window is None else plan.catch_up_window)
 
 
-def _skipped_as_late(plan: Due, coalesced: int = 0) -> NewRun:
-    reason = f"missed: noticed {plan.now - plan.next_due_at} after it was due"
-    return _run(plan, plan.next_due_at, State.SKIPPED, reason, coalesced)
+def _late(plan: Due) -> str:
+    return f"missed: noticed {plan.now - plan.next_due_at} after it was due"
 
 
-def _skip_late(plan: Due, rule: recurrence.Rule) -> tuple[list[NewRun], datetime | None, datetime]:
-    # This row counts all late occurrences; those still in time come next.
-    due, in_time = plan.next_due_at, min(_in_time_since(plan), plan.until)
-    missed = recurrence.count_between(rule, due, in_time)
-    last = recurrence.latest_between(rule, due, in_time) or due
-    return [_skipped_as_late(plan, missed)], recurrence.next_after(rule, last), last
-
-
-def _one_for_each(
-    plan: Due, rule: recurrence.Rule, unfinished: Unfinished, step: int
-) -> tuple[list[NewRun], datetime | None, datetime]:
+def _one_for_each(plan: Due, rule: recurrence.Rule, unfinished: Unfinished, step: int) -> Decided:
     due, window = plan.next_due_at, plan.catch_up_window
     oldest = plan.now - window if window is not None else due
     if due < oldest:
@@ -263,10 +262,7 @@ def _one_for_each(
         runs = _run_for_each(plan, rule, step)
         last = runs[-1].due_at
         return _one_at_a_time(runs, unfinished), recurrence.next_after(rule, last), last
-    missed = recurrence.count_between(rule, due, last)
-    last = recurrence.latest_between(rule, due, last) or due
-    skipped = _run(plan, due, State.SKIPPED, reason, coalesced=missed)
-    return [skipped], recurrence.next_after(rule, last), last
+    return _one_row(plan, rule, last, State.SKIPPED, reason)
 
 
 def _run_for_each(plan: Due, rule: recurrence.Rule, step: int) -> list[NewRun]:
