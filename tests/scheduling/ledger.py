@@ -80,13 +80,26 @@ def run(state: State = State.SCHEDULED, **columns: Any) -> Run:
     return Run.objects.create(state=state, **{**defaults, **columns})
 
 
-def write_successes(task: str, count: int) -> None:
-    """Write runs that have succeeded, a herd of them, and let Postgres know that they are there."""
+def write_successes(
+    task: str,
+    count: int,
+    *,
+    origin: Origin = Origin.ADHOC,
+    at: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> None:
+    """Write runs that succeeded `at` an instant, by default now, and update the statistics."""
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO scheduling_run (id, origin, task, queue, due_at, run_at, state,"
-            " finished_at) SELECT gen_random_uuid(), 'adhoc', %s, 'q', now(), now(), 'succeeded',"
-            " now() FROM generate_series(1, %s)", [task, count],
+            " finished_at, expires_at, backfill_id)"
+            " SELECT gen_random_uuid(), %(origin)s::text, %(task)s, 'q', at, at, 'succeeded', at,"
+            " %(expires_at)s::timestamptz,"
+            " CASE WHEN %(origin)s::text = 'backfill' THEN gen_random_uuid() END"
+            " FROM (SELECT coalesce(%(at)s::timestamptz, now()) AS at) AS moment,"
+            " generate_series(1, %(count)s)",
+            {"task": task, "count": count, "origin": str(origin), "at": at,
+             "expires_at": expires_at},
         )  # fmt: skip
         cursor.execute("ANALYZE scheduling_run")
 

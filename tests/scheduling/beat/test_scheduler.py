@@ -40,6 +40,7 @@ from tests.scheduling.ledger import (
     schedule,
     second_connection,
     set_plan,
+    write_successes,
 )
 from tests.waiting import wait_for
 
@@ -641,23 +642,8 @@ class TestTheCostOfNothing:
     @pytest.mark.usefixtures("bare_runs")
     def test_no_step_reads_runs_that_have_ended(self, scheduler: Scheduler) -> None:
         now = clock.now()
-        Run.objects.bulk_create(
-            [
-                Run(
-                    task="t",
-                    queue="celery",
-                    origin="adhoc",
-                    due_at=now,
-                    run_at=now,
-                    state=State.SUCCEEDED,
-                    finished_at=now,
-                    expires_at=now,
-                )
-                for _ in range(20_000)
-            ]
-        )
+        write_successes("t", 20_000, at=now, expires_at=now)
         with connection.cursor() as cursor:
-            cursor.execute("ANALYZE scheduling_run")
             look = explained(cursor, LOOK, everywhere())
             lanes = explained(cursor, WAITING_LANES)
         assert "Seq Scan on scheduling_run" not in look + lanes

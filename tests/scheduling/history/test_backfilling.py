@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 import redis
@@ -33,6 +33,7 @@ from tests.scheduling.ledger import (
     schedule,
     second_connection,
     set_plan,
+    write_successes,
 )
 from tests.waiting import wait_for
 
@@ -336,16 +337,8 @@ class TestLettingGo:
     @pytest.mark.usefixtures("bare_runs")
     def test_it_costs_no_look_at_what_has_ended(self) -> None:
         start(hourly())
-        ended = [
-            Run(
-                task="t", queue="celery", origin=Origin.BACKFILL, due_at=NOON, run_at=NOON,
-                state=State.SUCCEEDED, finished_at=NOON, backfill_id=uuid4(),
-            )
-            for _ in range(20_000)
-        ]  # fmt: skip
-        Run.objects.bulk_create(ended)
+        write_successes("t", 20_000, origin=Origin.BACKFILL, at=NOON)
         with connection.cursor() as cursor:
-            cursor.execute("ANALYZE scheduling_run")
             cursor.execute(f"EXPLAIN {backfill_pace.WITH_ROOM}")
             plan = "\n".join(line for (line,) in cursor.fetchall())
         assert "Seq Scan on scheduling_run" not in plan
