@@ -46,9 +46,10 @@ class Job(BaseJob):
 
     @property
     def override_max_retries(self) -> int:
-        """What Celery keeps of a `retry(max_retries=...)` for its `autoretry_for`.
+        """The `max_retries` of a `retry(max_retries=...)`, which Celery keeps for `autoretry_for`.
 
-        Celery keeps it on the task, where later executions find it; here it is the execution's own.
+        Celery keeps it on the task, so that later executions find it; here each execution has its
+        own.
         """
         running = current()
         if running is None or running.max_retries is None:
@@ -70,9 +71,9 @@ class Job(BaseJob):
 
     @staticmethod
     def enter_by_call(job_class: "type[Job]") -> None:
-        """Let a call of such a job begin its run, also if the class has a `__call__` of its own.
+        """Let a call of such a job begin its run, also if the class has its own `__call__`.
 
-        That one may well call `run` itself, and never the one here.
+        Its `__call__` may call `run` itself, and never the `__call__` of `Job`.
         """
         call: Any = job_class.__call__
         if getattr(call, "begins_runs", False):
@@ -109,8 +110,8 @@ class Job(BaseJob):
     ) -> Any:
         """Ask for another attempt (see Celery's); it becomes one when this attempt is finished.
 
-        A run whose `max_attempts` was asked for, by its schedule or by who enqueued it, is not
-        retried beyond that, whatever `max_retries` says.
+        If the schedule or the enqueuing code gave the run its own `max_attempts`, the run is not
+        retried beyond that, even if `max_retries` allows it.
         """
         if isinstance(exc, PermanentError):
             raise exc  # `autoretry_for=(Exception,)` would try it again
@@ -129,7 +130,7 @@ class Job(BaseJob):
             raise
 
     def on_replace(self, sig: Any) -> Any:
-        """Remember what replaces this run (see Celery's); `finish` writes it."""
+        """Remember the replacement of this run (see Celery's); `finish` writes it."""
         running = current()
         if running is None or not running.tracked or str(running.id) != self.request.id:
             return super().on_replace(sig)

@@ -1,6 +1,6 @@
 """The engine's own jobs: they prune history and report failures.
 
-What they do is in the modules they call; `CELERY_BEAT_SCHEDULE` says when.
+The modules that they call do the work; `CELERY_BEAT_SCHEDULE` has their times.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def prune() -> dict[str, int]:
     return {state.value: count for state, count in deleted.items()}
 
 
-# While one run of it is unfinished beat makes no other: it is tried for as long as it takes.
+# Beat makes no second run of it while one is unfinished, so this one is tried for a long time.
 @shared_task(base=Job, max_attempts=1000)
 def alert() -> int:
     """Write a message to each owner of failures that are news, and a run that sends it."""
@@ -35,7 +35,7 @@ def alert() -> int:
 
 @shared_task(base=Job)
 def digest() -> int:
-    """Write to everybody what keeps failing of theirs, and a run that sends each message."""
+    """Write to each owner which of their tasks keep failing, and a run that sends each message."""
     return digests.write()
 
 

@@ -16,7 +16,7 @@ from scheduling.ids import uuid7
 from scheduling.models import CatchUp, Overlap, Priority, State
 from scheduling.postgres.sql import clean
 from scheduling.registry import decode_call
-from scheduling.runs.options import options_with
+from scheduling.runs.message_options import options_with
 from scheduling.schedules.destinations import sent_to
 from scheduling.schedules.planning import MOMENT, spread_offset
 from scheduling.schedules.rules import RuleFields, as_planned, build_rule

@@ -45,7 +45,7 @@ def _stamped(headers: Any) -> list[UUID]:
     """
     set_up()
     from scheduling.models import UNFINISHED, Run
-    from scheduling.runs.options import read_options
+    from scheduling.runs.message_options import read_options
 
     if isinstance(headers, list):
         headers = dict(header.split("=", 1) for header in headers)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
@@ -19,31 +19,29 @@ from kombu.utils.json import loads
 from scheduling.base_job import BaseJob
 from scheduling.errors import PermanentError, RunCancelled, SchedulingError
 from scheduling.models import State
-from scheduling.registry import encode, retries_by_itself
+from scheduling.registry import retries_by_itself
 from scheduling.runs.follow_ups import PARKED
-from scheduling.runs.options import message_options
 from scheduling.runs.outcomes import NextCall, Outcome, failed, failed_attempt, handed_back, text_of
-from scheduling.runs.running import Again, Claimed, Execution, current
-from scheduling.task_options import instant_or_length
+from scheduling.runs.running import Claimed, Execution, current
 from scheduling.worker_process import process_of
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_CAP = timedelta(hours=1)
-# Seconds. A hard time limit ends a child by SIGTERM, and by SIGKILL 0.1 s later; its parent tells
-# of that. A child that lives on for so long was told to end for another reason.
+# Seconds. At a hard time limit a child gets SIGTERM, and SIGKILL 0.1 s later; its parent reports
+# the end. A child that is still alive after TERM_TO_KILL was terminated for another reason.
 TERM_TO_KILL = 1.0
 
 
 def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome:
-    """Return what Celery's tracer says became of the attempt."""
+    """Return the outcome of an attempt from the answer of Celery's tracer."""
     state = returned.info.state if returned.info else states.SUCCESS
     value = returned.info.retval if returned.info else None
     traceback = str(getattr(returned.retval, "traceback", "") or "")
     if execution.replacement:
         return _replaced(execution)
     if execution.again is not None:
-        return _once_more(execution, claimed, execution.again, value, traceback)
+        return _once_more(execution, execution.again, value, traceback)
     if state == states.SUCCESS:
         return Outcome(
             State.SUCCEEDED,
@@ -52,15 +50,14 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
             added=execution.added,
         )
     if isinstance(value, RunCancelled):
-        return Outcome(State.SCHEDULED, "handed back: told to end")  # `finish` knows who asked
+        return Outcome(State.SCHEDULED, "handed back: interrupted")  # `finish` reads who asked
     if isinstance(value, Reject):
         return _rejected(execution.job, value)
     if isinstance(value, Ignore):
         return _ignored(execution, value)
     if isinstance(value, Retry):
-        delay = execution.job.default_retry_delay
-        again = _same_again(execution, claimed, delay)
-        return _once_more(execution, claimed, again, value, traceback)
+        delay = timedelta(seconds=max(execution.job.default_retry_delay, 0))
+        return _once_more(execution, NextCall(execution.job.name, delay=delay), value, traceback)
     text = text_of(value)
     return Outcome(
         State.FAILED, text, text, traceback, failed=True, result=execution.result, value=value
@@ -68,7 +65,7 @@ def outcome_of(execution: Execution, claimed: Claimed, returned: Any) -> Outcome
 
 
 def _ignored(execution: Execution, value: Ignore) -> Outcome:
-    """Return the outcome of a job that ended with Ignore: it has the state that it gave itself."""
+    """Return the outcome of a job that ended with Ignore: it may have set its own state."""
     if execution.result is None or execution.result.status != states.FAILURE:
         reason = "the job ended with Ignore: no result"
         return Outcome(State.SUCCEEDED, reason, result=execution.result, value=value)
@@ -79,62 +76,40 @@ def _ignored(execution: Execution, value: Ignore) -> Outcome:
 def _replaced(execution: Execution) -> Outcome:
     """Return the outcome of a job that replaced itself.
 
-    What replaces it is written by `finish`; the last part of it has this run's id.
+    `finish` writes the replacement, whose last part has this run's id.
     """
     name = loads(execution.replacement)["task"]
     return Outcome(
         State.SCHEDULED,
         f"replaced by {name}",
-        run_at=PARKED,
-        call=NextCall(follow_ups=""),
+        call=NextCall(follow_ups="", run_at=PARKED),
         result=execution.result,
         replacement=execution.replacement,
         added=execution.added,
     )
 
 
-def _once_more(
-    execution: Execution, claimed: Claimed, again: Again, value: Any, traceback: str
-) -> Outcome:
+def _once_more(execution: Execution, again: NextCall, value: Any, traceback: str) -> Outcome:
     """Return the outcome of a job that sent itself again."""
-    when = instant_or_length(again.eta)
-    delay = timedelta(seconds=max(again.countdown or 0, 0))
     has_failed, text = not isinstance(value, Ignore), None
     if has_failed:
         cause = getattr(value, "exc", None) or value
         text = text_of(cause) if cause is not None else "asked for a retry"
-    options = {**loads(claimed.options), **message_options(again.options)}
     return Outcome(
         State.SCHEDULED,
         text or f"goes on as {again.task}",
         text,
         traceback,
         failed=has_failed,
-        lower=has_failed,
-        run_at=when if isinstance(when, datetime) else None,
-        delay=delay,
-        call=NextCall(
-            again.task,
-            again.args,
-            again.kwargs,
-            options=encode(options),
-            queue=again.queue,
-            priority=again.priority,
-            follow_ups=again.follow_ups,
-            expires=instant_or_length(again.options.get("expires")),
-        ),
+        call=again,
         result=execution.result,
     )
-
-
-def _same_again(execution: Execution, claimed: Claimed, delay: float) -> Again:
-    return Again(execution.job.name, claimed.args, claimed.kwargs, delay, None, {})
 
 
 def _rejected(job: BaseJob, reject: Any) -> Outcome:
     text = f"rejected by the job: {reject.reason or ''}".rstrip(": ")
     if reject.requeue:
-        return Outcome(State.SCHEDULED, text, delay=timedelta(seconds=1))
+        return Outcome(State.SCHEDULED, text, call=NextCall(delay=timedelta(seconds=1)))
     return replace(failed(text, reject, job.name), place="(rejected by the job)")
 
 
@@ -143,7 +118,7 @@ def refused(job: BaseJob, problem: str) -> Outcome:
 
 
 def not_stored(why: str) -> Outcome:
-    """Return the outcome of an attempt whose own was refused: nothing of that one is in it."""
+    """Return the outcome of an attempt whose own outcome was refused, without any part of it."""
     text = f"its outcome could not be stored: {why}"
     return replace(failed(text, SchedulingError(text)), place="(result)")
 
@@ -151,14 +126,14 @@ def not_stored(why: str) -> Outcome:
 def died(execution: Execution, claimed: Claimed, error: BaseException) -> Outcome | None:
     """Return the outcome of an attempt whose error has passed through Celery's tracer.
 
-    None: its child was terminated, and not for the worker's end. The parent knows more of that.
+    Returns None if its child was terminated although the worker goes on: the parent knows why.
     """
     if terminate_handler_fired():
         time.sleep(TERM_TO_KILL)
         if not process_of(execution.job.app).ends:
             return None
-        # A hand-back, no failure of the job's.
-        why = "its worker was told to end at once"
+        # A hand-back: the job has not failed.
+        why = "its worker had to stop at once"
         return handed_back(execution.job.name, claimed.max_attempts, why)
     return failed_attempt(
         execution.job.name, claimed.max_attempts, claimed.failures, error, delay=backoff(1)
@@ -187,10 +162,10 @@ def enter(job: BaseJob) -> Execution | None:
 def call_body(
     job: BaseJob, running: Execution, args: Any, kwargs: Any, body: Callable[..., Any]
 ) -> Any:
-    """Run the job's `body`; a tracked run that fails and may be tried again asks to be.
+    """Run the job's `body`; a tracked run that fails asks for a retry if it has attempts left.
 
-    This is the default for jobs that say nothing of retries: those with Celery's `autoretry_for`,
-    and those whose own `retry()` gave up, have decided by themselves.
+    This is the default for jobs that do not decide about retries. Jobs with Celery's
+    `autoretry_for`, and jobs whose own `retry()` gave up, have decided.
     """
     with running.body(job.request):
         try:
@@ -207,10 +182,10 @@ def call_body(
 
 
 def shielded(job: BaseJob, handler: Callable[..., None]) -> Callable[..., None]:
-    """Return a handler of the job's, wrapped so that an error of its own changes no attempt's end.
+    """Return a handler of the job, wrapped so that its errors do not change the attempt's end.
 
-    Celery does so for `on_success` and `after_return`. Of another one's error it would make the
-    job's, after it had stored that, and forget the retry that was asked for.
+    Celery does so for `on_success` and `after_return`. It would treat an error of another handler
+    as the job's own error, after it had stored the job's, and would forget a retry.
     """
 
     @wraps(handler)

@@ -15,13 +15,13 @@ PATIENCE = 5.0  # seconds for which a cancel waits for a row that another transa
 
 
 def cancel(run_id: UUID, *, by: str) -> Run:
-    """Cancel a run: at once while it waits; a running one is told, and its worker ends it.
+    """Cancel a run: at once if it waits; if it runs, its worker is asked to end it.
 
     Returns:
         The run as it stands now: cancelled, or running with `cancel_requested_by` set.
 
     Raises:
-        SchedulingError: there is no such run, or it is final already.
+        SchedulingError: the run does not exist, or is final already.
         RowLockedError: another transaction has locked its row for PATIENCE seconds.
     """
     where = f"id = %(id)s AND state IN ({WAITING_SQL})"
@@ -32,7 +32,7 @@ def cancel(run_id: UUID, *, by: str) -> Run:
         asked = ask_to_end(Run.objects.filter(pk=run_id), by=by)
         run = Run.objects.filter(pk=run_id).first()
         if run is None:
-            raise SchedulingError(f"there is no run {run_id}.")
+            raise SchedulingError(f"no run has the id {run_id}.")
         if asked:
             return run
         if run.state in FINAL:
@@ -41,13 +41,13 @@ def cancel(run_id: UUID, *, by: str) -> Run:
             raise RowLockedError(
                 f"run {run_id} is locked by another transaction: cancel it again in a moment."
             )
-        time.sleep(0.01)  # beat, a claim, or what only began to run just now
+        time.sleep(0.01)  # beat or a claim has locked it, or it has only just begun to run
 
 
 def ask_to_end(runs: QuerySet[Run], *, by: str) -> int:
-    """Tell the workers of those of `runs` that run to end them; return how many.
+    """Ask the workers of running ones among `runs` to end them; return how many.
 
-    Rows that somebody holds are left.
+    Rows that another transaction has locked are left out.
     """
     free = runs.filter(state=State.RUNNING).select_for_update(skip_locked=True, no_key=True)
     with transaction.atomic(savepoint=False):
@@ -57,7 +57,7 @@ def ask_to_end(runs: QuerySet[Run], *, by: str) -> int:
 
 
 def cancel_waiting(run_id: UUID, *, by: str, attempt: int | None = None) -> bool:
-    """Cancel a run if it waits, at that attempt where one is given; return whether it did."""
+    """Cancel a run if it waits, at `attempt` if given; return whether it was cancelled."""
     where = f"""
         id = %(id)s AND state IN ({WAITING_SQL}) AND attempt = COALESCE(%(attempt)s::int, attempt)
     """
@@ -66,14 +66,14 @@ def cancel_waiting(run_id: UUID, *, by: str, attempt: int | None = None) -> bool
 
 
 def cancel_waiting_of(schedule_id: int, *, reason: str) -> int:
-    """Cancel what waits of one schedule, but for its backfills; return how many runs."""
+    """Cancel the waiting runs of one schedule, except for its backfills; return how many."""
     where = f"schedule_id = %(schedule_id)s AND backfill_id IS NULL AND state IN ({WAITING_SQL})"
     parameters = {"schedule_id": schedule_id, "limit": 10_000}
     return close_waiting(where, State.CANCELLED, reason, parameters)
 
 
 def cancel_waiting_of_backfill(backfill_id: UUID, *, by: str) -> int:
-    """Cancel some of what waits of one backfill; return how many runs, 0 when none is left."""
+    """Cancel some waiting runs of one backfill; return how many, 0 if no run waits any more."""
     where = f"backfill_id = %(backfill_id)s AND state IN ({WAITING_SQL})"
     parameters = {"backfill_id": backfill_id, "limit": 10_000}
     return close_waiting(where, State.CANCELLED, f"backfill cancelled by {by}", parameters)

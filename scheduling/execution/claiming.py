@@ -37,9 +37,9 @@ UPDATE scheduling_run SET state = 'running', reason = '', worker = %(worker)s,
 
 
 def claimant() -> int:
-    """Return the number under which this thread claims: the parent knows its child by it.
+    """Return the number under which this thread claims, by which the parent knows its child.
 
-    A child's process id; in a pool of threads, or one without children, the thread's own id.
+    It is a child's process id. In a pool without child processes it is the thread's id.
     """
     number = os.getpid() if current_process().daemon else threading.get_native_id()
     return number & 0xFFFF_FFFF
@@ -48,7 +48,7 @@ def claimant() -> int:
 def claim_on_a_clean_connection(
     run_id: UUID, attempt: int, task: str, worker: str
 ) -> Claimed | None:
-    """Claim; a connection that an earlier job spoilt is replaced, once."""
+    """Claim; replace the connection once if an earlier job has broken it."""
     drop_unclean()
     claim_id = new_claim_id(claimant())
     for last in (False, True):
@@ -69,9 +69,10 @@ def claim(
     *,
     worker: str = WorkerProcess.name,
 ) -> Claimed | None:
-    """Take the run for a worker; None where this attempt may not start, or not any more.
+    """Take the run for a worker; return None if this attempt must not start now.
 
-    Whoever repeats a claim whose answer was lost, with the same `claim_id`, gets the run again.
+    A worker that lost the answer to its claim repeats it with the same `claim_id`, and gets the run
+    again.
     """
     parameters: dict[str, Any] = {
         "id": run_id,

@@ -29,7 +29,7 @@ UPDATE scheduling_run SET state = %(state)s, reason = %(reason)s, finished_at = 
  WHERE {which}
  RETURNING id, schedule_id, backfill_id, true AS final
 """
-# Those that others follow are left to a transaction each: see `_close_followed`.
+# Runs with follow-ups end in a transaction each: see `_close_followed`.
 CLOSE_WAITING = CLOSE.format(
     which="""id = ANY (ARRAY(SELECT id FROM scheduling_run WHERE {where} AND follow_ups = ''
                         LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))"""
@@ -55,7 +55,7 @@ def close_waiting(where: str, state: State, reason: str, parameters: dict[str, A
 
 
 def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) -> bool:
-    """End one waiting run, with what follows, unless somebody holds it or has moved it."""
+    """End one waiting run and write its follow-ups, unless it is locked or has moved."""
     parameters = {**parameters, "id": run_id}
     with transaction.atomic():
         ended = follow_ups.ending(
@@ -68,7 +68,7 @@ def _close_followed(run_id: UUID, parameters: dict[str, Any], outcome: Outcome) 
     return ended is not None
 
 
-# A run that has replaced itself had started in time: what its replacement may take is not its own.
+# A run that has replaced itself had started in time, so its expiry does not bound its replacement.
 EXPIRED = f"""
 expires_at <= statement_timestamp() AND expires_at >= COALESCE(%(low)s::timestamptz, '-infinity')
 AND state IN ({WAITING_SQL}) AND run_at <> %(parked)s
@@ -78,15 +78,15 @@ AND state IN ({WAITING_SQL}) AND run_at <> %(parked)s
 def expire_waiting(limit: int = BATCH, low: datetime | None = None) -> int:
     """End the waiting runs whose `expires_at` has passed, at `low` or later; return how many.
 
-    Those that wait for another attempt too: there is no use in that either.
+    Runs that wait for another attempt expire as well: that attempt would come too late.
     """
     parameters: dict[str, Any] = {"limit": limit, "parked": PARKED, "low": low}
     return sum(
         close_waiting(
             f"{EXPIRED} AND {which}", State.EXPIRED,
-            f"expired: its expiry time passed before {what}", parameters,
+            f"expired: its expiry time passed before {begin}", parameters,
         )
-        for which, what in (("attempt = 1", "it started"), ("attempt > 1", "its next attempt"))
+        for which, begin in (("attempt = 1", "it started"), ("attempt > 1", "its next attempt"))
     )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ CLOSE_PARKED = CLOSE.format(which="id = %(id)s AND state = 'scheduled' AND run_a
 
 
 def settle(task_id: str, result: StoredResult) -> None:
-    """Store the result of a follow-up that will never be sent, because what it follows failed.
+    """Store the result of a follow-up that is never sent, because the run before it failed.
 
-    Where that is the last part of what a run has replaced itself with, that run ends as well.
+    If the follow-up is the last part of a run's replacement, the replaced run ends as well.
     """
     run_id = run_id_of(task_id)
     if run_id is not None and result.status in states.PROPAGATE_STATES:
@@ -104,7 +104,7 @@ def settle(task_id: str, result: StoredResult) -> None:
             "id": run_id,
             "parked": PARKED,
             "state": State.FAILED if result.status == states.FAILURE else State.CANCELLED,
-            "reason": "what replaced it did not succeed",
+            "reason": "its replacement did not succeed",
         }
         apply(CLOSE_PARKED, parameters, None)
     record(task_id, result)

@@ -1,8 +1,8 @@
 """`finish`: every end of an attempt goes through it.
 
-One statement moves the run, writes its TaskResult and releases what waited for it: all of it or
-none. The end of a run that others follow is a transaction, which writes those too. `attempt` is
-the fence: a worker that lost its lease matches no row any more.
+One statement moves the run, writes its TaskResult and releases the run that was held for it. The
+end of a run with follow-ups is a transaction, which writes them too. `attempt` is the fence: a
+worker that lost its lease matches no row any more.
 """
 
 import logging
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 TRACEBACK_MAX = 20_000  # characters kept of one attempt's traceback
 
 
-# Of a run that is tried more than a hundred times the first ten errors stay, and the last ninety.
-# `CASE state`, lest Postgres look through all that runs, in the index of that, for this one id.
+# A run keeps the errors of its first ten attempts and of its last ninety.
+# `CASE state` keeps Postgres from searching the index of all running runs for this one id.
 MOVE = """
 UPDATE scheduling_run SET
     state = %(state)s, reason = %(reason)s, lease_expires_at = NULL,
@@ -62,7 +62,7 @@ MOVE_TO_SCHEDULED = (
     + """ attempt = attempt + 1, worker = '', queued_at = NULL, started_at = NULL,
     run_at = COALESCE(%(run_at)s::timestamptz, clock_timestamp() + %(delay)s::interval),
     priority = COALESCE(%(priority)s,
-                        CASE WHEN %(lower)s THEN LEAST(priority + 3, 9) ELSE priority END),
+                        LEAST(priority + 3 * %(failed)s, 9)),
     given_priority = CASE WHEN %(priority)s::smallint IS NULL
                           THEN COALESCE(given_priority, priority) END,
     task = COALESCE(%(task)s, task), args = COALESCE(%(args)s, args),
@@ -77,10 +77,10 @@ MOVE_TO_SCHEDULED = (
 """
 )
 
-# The oldest run that was held until its schedule's earlier ones were final. Two that end at the
-# same moment do not see each other's end; then `release_held` finds it. `state` is asked again
-# outside: only that is looked at in the row's newest version, which somebody may just have moved.
-# The runs of a backfill are left out: those wait for each other, and beat lets them go.
+# Releases the oldest run that was held until its schedule's earlier runs were final. Two runs that
+# end at the same moment do not see each other's end; `release_held` finds the held run then. The
+# `state` condition stands outside as well: Postgres checks it again on the row's newest version,
+# which another transaction may just have moved. Beat releases the runs of backfills.
 RELEASE = """
 UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
     SELECT (SELECT h.id FROM scheduling_run h
@@ -93,8 +93,8 @@ UPDATE scheduling_run SET state = 'scheduled' WHERE state = 'held' AND id IN (
  RETURNING run_at
 """
 
-# How many moved, and whether others may start now: what was released, the next of a backfill.
-# Beat is told how long ago the time of what was released had come.
+# How many runs moved; whether others may start now: a released run, or the next of a backfill; and
+# for how many seconds the released run could have started already, which the ring passes to beat.
 MOVED = """
 SELECT count(*),
     EXISTS (SELECT 1 FROM released)
@@ -125,22 +125,22 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     """End attempt `attempt` of a running run as `outcome` says, with its result, at once.
 
     Returns:
-        False where the fence was lost: another attempt owns the run, or it has ended. Nothing is
-        written then. Calling it twice does no harm.
+        False if the fence was lost: another attempt owns the run, or the run has ended. Nothing is
+        written then. A second call does no harm.
     """
-    if outcome.last is not None and _blows(run_id) + 1 >= settings.DEFAULT_MAX_ATTEMPTS:
+    if outcome.last is not None and _ends_from_outside(run_id) + 1 >= settings.DEFAULT_MAX_ATTEMPTS:
         outcome = replace(outcome.last, lease=outcome.lease)
     if outcome.state == State.CANCELLED and outcome.result is None:
         error = TaskRevokedError(outcome.reason)
         outcome = replace(outcome, result=backend().prepare_error(states.REVOKED, error))
     try:
-        held = (_fail if outcome.state == State.FAILED else _end)(run_id, attempt, outcome)
+        moved = (_fail if outcome.state == State.FAILED else _end)(run_id, attempt, outcome)
     except FollowUpError as error:
         return finish(run_id, attempt, _unfollowable(error))
-    if held:
-        _tell(run_id, attempt, outcome)
+    if moved:
+        _log(run_id, attempt, outcome)
         return True
-    asked_by, followed = _standing(run_id, attempt)
+    asked_by, followed = _found(run_id, attempt)
     if asked_by and outcome.state == State.SCHEDULED:
         return finish(run_id, attempt, replace(cancelled(asked_by), **_of_the_attempt(outcome)))
     if followed and not outcome.followed and outcome.state != State.SCHEDULED:
@@ -150,19 +150,19 @@ def finish(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
     return False
 
 
-def _blows(run_id: UUID) -> int:
-    """Return how many attempts of a run that may retry for ever were ended from outside."""
+def _ends_from_outside(run_id: UUID) -> int:
+    """Return how many attempts of a run that may retry for ever were ended from outside the job."""
     errors = Run.objects.filter(pk=run_id).values_list("errors", flat=True).first() or ()
     return sum("blow" in error for error in errors)
 
 
 def _fail(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
-    """End the run as failed, and pause its schedule where that was one failure too many."""
+    """End the run as failed, and pause its schedule if this was one failure too many."""
     with transaction.atomic():
-        held = _end(run_id, attempt, outcome)
-        if held:
+        moved = _end(run_id, attempt, outcome)
+        if moved:
             streaks.pause_if_due(run_id)
-    return held
+    return moved
 
 
 RUNNING = """
@@ -191,7 +191,7 @@ def _end(run_id: UUID, attempt: int, outcome: Outcome) -> bool:
 
 
 def _unfollowable(error: FollowUpError) -> Outcome:
-    """Return the outcome of a run that succeeded, and cannot set off what it should."""
+    """Return the outcome of a run that succeeded, and whose follow-ups cannot be written."""
     return replace(failed(text_of(error), error), followed=True)
 
 
@@ -205,10 +205,7 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
         "error": None if outcome.error is None else clean(outcome.error),
         "traceback": clean(shortened(outcome.traceback, TRACEBACK_MAX)),
         "failed": int(outcome.failed),
-        "lower": outcome.lower,
         "lease": outcome.lease,
-        "run_at": outcome.run_at,
-        "delay": outcome.delay,
         "followed": outcome.followed,
         "blow": outcome.last is not None,
     }
@@ -221,7 +218,7 @@ def _move(run_id: UUID, attempt: int, outcome: Outcome) -> tuple[str, dict[str, 
     return MOVE_TO_FINAL, parameters
 
 
-def _tell(run_id: UUID, attempt: int, outcome: Outcome) -> None:
+def _log(run_id: UUID, attempt: int, outcome: Outcome) -> None:
     again = outcome.state == State.SCHEDULED
     name = "run_retried" if again else f"run_{outcome.state}"
     event(logger, name, run=run_id, attempt=attempt, reason=outcome.reason)
@@ -229,8 +226,8 @@ def _tell(run_id: UUID, attempt: int, outcome: Outcome) -> None:
         ring_on_commit()
 
 
-def _standing(run_id: UUID, attempt: int) -> tuple[str, bool]:
-    """Return who asked to cancel this running attempt ("": nobody), and if others follow it."""
+def _found(run_id: UUID, attempt: int) -> tuple[str, bool]:
+    """Return who asked to cancel this running attempt, or "", and if the run has follow-ups."""
     running = Run.objects.filter(pk=run_id, attempt=attempt, state=State.RUNNING)
     found = running.values_list("cancel_requested_by", "follow_ups").first()
     return (found[0], bool(found[1])) if found else ("", False)
@@ -243,7 +240,7 @@ def _of_the_attempt(outcome: Outcome) -> dict[str, Any]:
 def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) -> int:
     """Move rows by `move` (which returns id, schedule_id, final); return how many.
 
-    Where `parameters` say why they failed (failures.noting.described), that is noted.
+    If `parameters` describe a failure (failures.noting.described), the failure is noted.
     """
     sql = _with_all(move, noted="n_error" in parameters, recorded=result is not None)
     if result is not None:
@@ -256,7 +253,7 @@ def apply(move: str, parameters: dict[str, Any], result: StoredResult | None) ->
 
 @lru_cache
 def _with_all(move: str, *, noted: bool, recorded: bool) -> str:
-    """Return a move of runs with all that goes with it, in one statement."""
+    """Return the statement of a move with the release, the failure note and the result."""
     also = f", noted AS ({NOTE})" if noted else ""
     also += f", recorded AS ({RECORD})" if recorded else ""
     return f"WITH done AS ({move}), released AS ({RELEASE}){also} {MOVED}"
@@ -278,10 +275,10 @@ NEVER_OVER_AN_END = (
 
 
 def record_progress(run_id: UUID, attempt: int, result: StoredResult) -> None:
-    """Store what a job says of itself while it runs, for whoever looks on.
+    """Store the progress that a job reports with `update_state` while it runs.
 
-    Not in a transaction of the job's: nobody else could read it, and whoever ends the run would
-    wait for it.
+    Nothing is stored inside a transaction of the job: no other process could read it, and the end
+    of the run would wait for that transaction.
     """
     if connection.in_atomic_block:
         return

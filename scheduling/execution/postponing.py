@@ -23,7 +23,7 @@ UPDATE scheduling_run SET state = 'scheduled', queued_at = NULL, reason = %(reas
 def put_back(run_id: UUID, attempt: int, task: str, reason: str, wait: timedelta) -> bool:
     """Let a queued run wait in the ledger for a while, at the same attempt; return whether it does.
 
-    What has been claimed, cancelled or sent on meanwhile stays as it is.
+    A run that has been claimed, cancelled or moved meanwhile stays as it is.
     """
     parameters: dict[str, Any] = {
         "id": run_id, "attempt": attempt, "task": task, "reason": reason, "wait": wait,

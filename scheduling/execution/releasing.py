@@ -35,7 +35,7 @@ RETURNING queue, priority, CASE WHEN run_at <= statement_timestamp()
 
 
 class Released(NamedTuple):
-    """A run that waits no more for others; `run_at` is None where its time is still to come."""
+    """A run that no longer waits for others; `run_at` is empty if its time is still to come."""
 
     queue: str
     priority: int
@@ -43,17 +43,15 @@ class Released(NamedTuple):
 
 
 def release_held(limit: int = BATCH) -> int:
-    """Let held runs of up to `limit` schedules go, as `release_held_of` does; return how many."""
+    """Release held runs of up to `limit` schedules, as `release_held_of` does; return how many."""
     return len(release_held_of(FIRST_ID, LAST_ID, limit))
 
 
 def release_held_of(first: int, last: int, limit: int = BATCH) -> Sequence[Released]:
-    """Let the oldest held run of each schedule go whose others are final; the net of RELEASE.
+    """Release the oldest held run of each schedule whose other runs are final or held.
 
-    Of schedules whose ids are from `first` to `last`.
-
-    Returns:
-        The runs, of up to `limit` schedules.
+    It finds the runs that `finishing.RELEASE` has missed, of schedules with ids from `first` to
+    `last`; return the released runs, of up to `limit` schedules.
     """
     with connection.cursor() as cursor:
         cursor.execute(RELEASE_HELD, {"limit": limit, "first": first, "last": last})

@@ -7,8 +7,7 @@ from celery.utils.saferepr import saferepr
 
 from scheduling.registry import check_arguments, decode_call
 from scheduling.runs.errbacks import errback_arguments
-from scheduling.runs.follow_ups import request_fields
-from scheduling.runs.options import DELAYED, read_options
+from scheduling.runs.message_options import DELAYED, read_options, request_fields
 from scheduling.runs.running import Claimed, Execution
 
 PLAIN = {str, int, float, bool, type(None)}
@@ -35,7 +34,7 @@ def fill_request(
     kwargs: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Make the request of a hint, which carries no arguments, that of the real call."""
+    """Complete the request of a hint, which has no arguments, for the real call."""
     headers = options.pop("headers", None)
     headers = headers if isinstance(headers, dict) else {}
     request.update({name: value for name, value in headers.items() if name not in request})
@@ -45,7 +44,7 @@ def fill_request(
     request["delivery_info"] = {
         **(request.get("delivery_info") or {}),
         "priority": options.get("priority", claimed.priority),
-        # An attempt before this one was given back, or rejected to be tried again.
+        # An earlier attempt was handed back, or was rejected to be tried again.
         "redelivered": attempt > claimed.failures + 1,
     }
     request.update(
@@ -63,5 +62,5 @@ def fill_request(
 
 
 def _shown(call: list[Any] | dict[str, Any], values: Iterable[Any]) -> str:
-    """Return `saferepr` of arguments, which for plain ones takes ten times as long as `repr`."""
+    """Return `saferepr` of arguments; for plain values `repr`, which takes a tenth of the time."""
     return repr(call) if all(type(value) in PLAIN for value in values) else saferepr(call)

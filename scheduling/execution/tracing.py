@@ -1,8 +1,8 @@
 """A worker's child claims a run, calls Celery's tracer, and finishes the run.
 
 `traced` wraps the tracer, the function that Celery builds for each task, because everything that
-Celery does for an execution (signals, STARTED, hooks) happens inside it: a hint that may not start
-must never reach it. Between claim and finish the run belongs to this process, for as long as the
+Celery does for an execution (signals, STARTED, hooks) happens inside it: a hint whose run must not
+start never reaches it. Between claim and finish the run belongs to this process, for as long as the
 worker's parent renews its lease.
 """
 
@@ -18,7 +18,6 @@ from celery.app.trace import trace_ok_t
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from django.conf import settings
 from django.db import DatabaseError, connection
-from kombu.utils.json import loads
 
 from scheduling.base_job import BaseJob
 from scheduling.broker.signing import ATTEMPT
@@ -34,8 +33,7 @@ from scheduling.postgres.patience import patiently
 from scheduling.postgres.sql import is_away
 from scheduling.runs.messages import enqueue_message
 from scheduling.runs.outcomes import Outcome, text_of
-from scheduling.runs.running import Again, Execution, entered, run_id_of
-from scheduling.task_options import CeleryCall
+from scheduling.runs.running import Execution, entered, run_id_of
 from scheduling.worker_process import process_of
 
 logger = logging.getLogger(__name__)
@@ -58,8 +56,8 @@ def traced(job: BaseJob, tracer: Tracer) -> Tracer:
         except (WorkerShutdown, WorkerTerminate):
             raise
         except BaseException:
-            # Of a child, Celery is told so. Other pools live on: there Celery would take the
-            # message for one at work for ever, and an error would end a worker without children.
+            # Celery's pool of processes reports a child that dies. Other pools live on: Celery
+            # would count the message as running for ever, and the error would end a solo worker.
             if current_process().daemon:
                 raise
             logger.exception("message_failed")
@@ -71,7 +69,7 @@ def traced(job: BaseJob, tracer: Tracer) -> Tracer:
 def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, Any]) -> Any:
     run_id, attempt = _parse_hint(task_id, request[ATTEMPT])
     asked = str(request.get("task"))
-    name = asked if asked in job.aliases else job.name  # the row has the name it was made with
+    name = asked if asked in job.aliases else job.name  # the row has the name that it was made with
     worker = process_of(job.app).name
     claimed = claim_on_a_clean_connection(run_id, attempt, name, worker)
     if claimed is None:
@@ -89,7 +87,8 @@ def _run_tracked(job: BaseJob, tracer: Tracer, task_id: str, request: dict[str, 
         returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
         outcome = outcome_of(execution, claimed, returned)
     except BaseException as error:
-        # SystemExit and its like pass through Celery: the attempt must not wait for its lease.
+        # Celery does not catch SystemExit or KeyboardInterrupt. The attempt must end before its
+        # lease runs out.
         if (last := died(execution, claimed, error)) is not None:
             _conclude(run_id, attempt, last, error)
         if not isinstance(error, Exception):
@@ -108,16 +107,9 @@ def _run_untracked(
     execution = Execution(task_id, job)
     drop_unclean(tried_again=False)
     returned = _call_tracer(execution, tracer, task_id, args, kwargs, request)
-    if execution.again is not None:
-        again = execution.again
-        patiently(lambda: _adopt(again))
+    if execution.plain_again is not None:  # it asked to be retried: a run goes on with it
+        patiently(partial(enqueue_message, execution.plain_again))
     return returned
-
-
-def _adopt(again: Again) -> None:
-    """Write the run that goes on with a plain message which asked to be retried."""
-    args, kwargs, countdown = loads(again.args), loads(again.kwargs), again.countdown or 0
-    enqueue_message(CeleryCall(again.task, args, kwargs, countdown, again.eta, again.options))
 
 
 def _call_tracer(
@@ -131,18 +123,18 @@ def _parse_hint(task_id: str, attempt: Any) -> tuple[UUID, int]:
     try:
         return run_id_of(task_id) or NO_RUN, int(attempt)
     except (TypeError, ValueError, OverflowError):
-        return NO_RUN, 0  # anybody can write to Redis
+        return NO_RUN, 0  # every client of Redis can write a hint
 
 
 def _conclude(run_id: UUID, attempt: int, outcome: Outcome, error: object = None) -> None:
-    """Write the outcome, for as long as the lease may still be ours; never raises."""
+    """Write the outcome, trying for as long as the lease may last; never raises."""
     drop_unclean(error)
     refused = ""
     for wanted in (outcome, outcome, None):
         last = wanted or not_stored(refused)
         try:
             patiently(partial(finish, run_id, attempt, last), settings.RUN_LEASE)
-        except Exception as error:  # perhaps of a connection that the job spoilt, or a follow-up
+        except Exception as error:  # of a connection that the job has broken, or of a follow-up
             if is_away(error):  # then the lease runs out
                 event(logger, "outcome_not_written", level=logging.ERROR, run=run_id,
                       attempt=attempt)  # fmt: skip

@@ -28,8 +28,8 @@ SELECT b.id, b.cancelled_at IS NOT NULL, b.cancelled_by
      WHERE backfill_id = b.id AND state IN ('scheduled', 'queued', 'running'))
 """
 
-# A frozen beat must let go of its rows. And held runs are read in the order of their index: left
-# alone, before its statistics know of them, Postgres sorts 100,000 of them for a handful.
+# A frozen beat must not keep its rows locked. Held runs are to be read in the order of their index:
+# before its statistics cover them, Postgres would sort 100,000 of them to return a few.
 RELEASE_SETTINGS = """
 SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL enable_sort = off
 """
@@ -39,7 +39,7 @@ SELECT id FROM scheduling_backfill WHERE id = ANY(%s) AND cancelled_at IS NULL
  ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
-# A statement of its own, once the locks are held: what another beat let go before is seen.
+# A separate statement after the locks, so that it sees the runs that another beat has released.
 RELEASE = """
 WITH next AS MATERIALIZED (
     SELECT held.id FROM scheduling_backfill b
@@ -57,9 +57,9 @@ UPDATE scheduling_run r SET state = 'scheduled', run_at = statement_timestamp()
 
 
 def release() -> int:
-    """Make runs of backfills scheduled, as far as their concurrency has room; return how many.
+    """Release held runs of backfills, as far as their concurrency has room; return how many.
 
-    What is left of a cancelled one, whose canceller died, is cancelled here.
+    If the process that cancelled a backfill died, its remaining runs are cancelled here.
     """
     with connection.cursor() as cursor:
         cursor.execute(WITH_ROOM)
@@ -82,16 +82,19 @@ def release() -> int:
 
 
 def cancel_runs(backfill_id: UUID, by: str) -> tuple[int, int]:
-    """Cancel what waits, tell what runs; return how many of each. Rows that are held are left."""
+    """Cancel a backfill's waiting runs, interrupt its running ones; return how many of each.
+
+    Rows that another transaction has locked are left out.
+    """
     closed = 0
     while more := cancel_waiting_of_backfill(backfill_id, by=by):
         closed += more
-    untold = Run.objects.filter(backfill_id=backfill_id, cancel_requested_by="")
-    return closed, ask_to_end(untold, by=by)
+    running = Run.objects.filter(backfill_id=backfill_id, cancel_requested_by="")
+    return closed, ask_to_end(running, by=by)
 
 
-def untold(backfill_id: UUID) -> bool:
-    """Return whether a run of the backfill waits, or works and was not told to end."""
+def has_uncancelled(backfill_id: UUID) -> bool:
+    """Return whether a run of the backfill waits, or runs and has not been asked to end."""
     runs = Run.objects.filter(backfill_id=backfill_id)
     return (
         runs.filter(state__in=WAITING).exists()

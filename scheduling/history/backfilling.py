@@ -1,8 +1,8 @@
 """backfill: makes runs for a schedule's occurrences in a range of the past.
 
-All of them are written as held, in one transaction. Beat lets so many go that `concurrency` of a
-backfill are unfinished. They stand apart from their schedule's own runs: neither waits for, skips
-or replaces the other.
+All runs are written as held, in one transaction. Beat releases them so that `concurrency` runs of a
+backfill are unfinished. Overlap policies do not see them: a backfill's runs and its schedule's own
+runs do not wait for, skip or replace each other.
 """
 
 import logging
@@ -42,8 +42,8 @@ MOST_AT_ONCE = 1000  # unfinished runs of one backfill
 STEP = 5000  # rows written by one statement
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 
-# Whatever made the run: a replay of a failed one has the same nominal instant.
-DEALT_WITH = """
+# Runs of every origin count: the replay of a failed run has the same nominal instant.
+WITH_A_RUN = """
 SELECT due_at FROM scheduling_run
  WHERE schedule_id = %(schedule_id)s AND origin = 'schedule'
    AND due_at BETWEEN %(since)s AND %(until)s AND state = ANY(%(states)s)
@@ -53,17 +53,17 @@ SELECT due_at FROM scheduling_run
    AND due_at BETWEEN %(since)s AND %(until)s AND state = ANY(%(states)s)
 """
 
-# Two who ask for the same range at once: the second one sees what the first one wrote.
+# If two users ask for the same range at once, the second one sees the runs of the first.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_backfill'), %s)"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What a backfill of a range would run, and what it leaves out.
+    """The occurrences that a backfill of a range would run, and the others in its range.
 
-    `instants`: the nominal instants to run, oldest first. `done`: how many have a run already that
-    succeeded or is unfinished. `pending`: how many have come due and were not fired yet, which is
-    beat's to do. `counted_from`: where an interval that is younger than the range begins.
+    `instants`: the nominal instants to run, oldest first. `done`: how many already have a run that
+    succeeded or is unfinished. `pending`: how many are due but not fired yet, and are left to beat.
+    `counted_from`: the start of an interval rule, if it is later than the start of the range.
     """
 
     since: datetime
@@ -97,10 +97,10 @@ def extent(
     again: bool = False,
     now: datetime | None = None,
 ) -> Extent:
-    """Return what a backfill from `since` to `until`, both included, would run; writes nothing.
+    """Return the extent of a backfill from `since` to `until`, both included; writes nothing.
 
     Args:
-        again: run also the instants that have a run which succeeded or is unfinished.
+        again: also run the instants that have a run which succeeded or is unfinished.
 
     Raises:
         ScheduleError: the range is empty, reaches into the future or has too many occurrences; or
@@ -111,13 +111,13 @@ def extent(
         raise ScheduleError(f"the range ends ({_iso(until)}) before it begins ({_iso(since)}).")
     if until > now:
         raise ScheduleError(
-            f"{_iso(until)} is in the future: a backfill is for what has passed; the schedule"
-            " itself runs what is to come."
+            f"{_iso(until)} is in the future: a backfill is for the past. The schedule itself runs"
+            " its occurrences to come."
         )
     due = _occurrences(schedule, since, until)
     planned = plan_of(schedule).next_due_at
     fired = [instant for instant in due if planned is None or instant < planned]
-    done = set() if again else _dealt_with(schedule.pk, since, until)
+    done = set() if again else _instants_with_a_run(schedule.pk, since, until)
     instants = [instant for instant in fired if instant not in done]
     anchor = plan_of(schedule).anchor_at
     younger = anchor if schedule.interval_id and anchor and anchor > since else None
@@ -169,13 +169,13 @@ def start(
 
 
 def cancel(backfill_id: UUID, *, by: str) -> Progress:
-    """Cancel what waits of a backfill, and tell what runs to end.
+    """Cancel the waiting runs of a backfill, and ask the workers of running ones to end them.
 
     Returns:
-        Where its runs stand then.
+        The states of its runs then.
 
     Raises:
-        ScheduleError: there is no such backfill, or all its runs are final.
+        ScheduleError: the backfill does not exist, or all its runs are final.
         RowLockedError: another transaction has locked some of its runs for `cancelling.PATIENCE`
             seconds; the other runs are cancelled.
     """
@@ -186,15 +186,23 @@ def cancel(backfill_id: UUID, *, by: str) -> Progress:
             raise ScheduleError(f"backfill {backfill_id} has ended already: nothing to cancel.")
         open_one = Backfill.objects.filter(pk=backfill_id, cancelled_at=None)
         open_one.update(cancelled_at=Now(), cancelled_by=by[:150])
-        closed, told = backfill_pace.cancel_runs(backfill_id, by)
-    while held := backfill_pace.untold(backfill_id):  # beat or a worker had locked these rows
+        closed, interrupted = backfill_pace.cancel_runs(backfill_id, by)
+    # Beat or a worker may have locked some of the rows.
+    while locked := backfill_pace.has_uncancelled(backfill_id):
         if time.monotonic() > until:
             break
         time.sleep(0.01)
         more = backfill_pace.cancel_runs(backfill_id, by)
-        closed, told = closed + more[0], told + more[1]
-    event(logger, "backfill_cancelled", backfill=backfill_id, cancelled=closed, told=told, by=by)
-    if held:
+        closed, interrupted = closed + more[0], interrupted + more[1]
+    event(
+        logger,
+        "backfill_cancelled",
+        backfill=backfill_id,
+        cancelled=closed,
+        interrupted=interrupted,
+        by=by,
+    )
+    if locked:
         raise RowLockedError(
             f"backfill {backfill_id} is cancelled except for runs that another transaction has"
             " locked: cancel it again in a moment."
@@ -209,13 +217,13 @@ def going_on(schedule: PeriodicTask) -> list[Backfill]:
 
 
 def progress(backfill: Backfill) -> Progress:
-    """Return how far a backfill is; runs that were pruned are not counted any more."""
+    """Return how many of a backfill's runs are in each state, without pruned runs."""
     rows = Run.objects.filter(backfill_id=backfill.pk).values_list("state")
     return Progress(dict(rows.annotate(runs=Count("pk")).order_by("state")))
 
 
 def standing(backfill: Backfill, progress: Progress) -> str:
-    """Return in a word or two where a backfill stands."""
+    """Return the state of a backfill in a word or two."""
     return word(backfill, unfinished=progress.unfinished > 0)
 
 
@@ -226,14 +234,14 @@ def word(backfill: Backfill, *, unfinished: bool) -> str:
 
 
 def with_id(backfill_id: UUID) -> Backfill:
-    """Return the backfill of that id.
+    """Return the backfill with an id.
 
     Raises:
-        ScheduleError: there is none.
+        ScheduleError: it does not exist.
     """
     backfill = Backfill.objects.filter(pk=backfill_id).first()
     if backfill is None:
-        raise ScheduleError(f"there is no backfill {backfill_id}: `backfill list` shows all.")
+        raise ScheduleError(f"backfill {backfill_id} does not exist: `backfill list` shows all.")
     return backfill
 
 
@@ -258,13 +266,13 @@ def _occurrences(schedule: PeriodicTask, since: datetime, until: datetime) -> li
     return due
 
 
-def _dealt_with(schedule_id: int, since: datetime, until: datetime) -> set[datetime]:
+def _instants_with_a_run(schedule_id: int, since: datetime, until: datetime) -> set[datetime]:
     states = [State.SUCCEEDED.value, *(state.value for state in UNFINISHED)]
     parameters = {
         "schedule_id": schedule_id, "since": since, "until": until, "states": states
     }  # fmt: skip
     with lean_cursor() as cursor:
-        cursor.execute(DEALT_WITH, parameters)
+        cursor.execute(WITH_A_RUN, parameters)
         return {due_at for (due_at,) in cursor.fetchall()}
 
 

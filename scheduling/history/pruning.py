@@ -1,12 +1,13 @@
 """prune: deletes old final runs and their results, in batches that block no work.
 
-Each batch is a transaction of its own, takes the oldest first and skips rows that somebody holds.
-Only final runs have a `finished_at`, so what is unfinished is out of reach. Kept, however old:
+Each batch is a separate transaction, takes the oldest runs first and skips locked rows. Only final
+runs have a `finished_at`, so unfinished runs are never deleted. Two kinds of runs are kept, however
+old they are:
 
-- the run of the last occurrence that a schedule's plan has dealt with. While there is the schedule,
-  that row stops the occurrence from being fired again; all earlier ones lie behind the plan.
-- a replay, for as long as there is the run it repeats: else that one would seem not to have been
-  replayed.
+- the run of the last occurrence that a schedule's plan has fired. As long as the schedule exists,
+  that row stops the occurrence from being fired again; the plan itself has passed all earlier ones.
+- a replay, as long as the run that it repeats exists: without the replay, that run would seem not
+  to have been replayed.
 """
 
 import logging
@@ -28,7 +29,7 @@ BATCH = 1000
 LONGEST = timedelta(days=36_500)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Sub-selects, not joins: each is one look-up for each row, whatever the tables' statistics say.
+# Sub-selects and not joins: each is one look-up for a row, even if statistics are wrong.
 OLD = """
 state = %(state)s AND finished_at >= %(since)s AND finished_at < %(before)s
     AND (origin <> 'schedule' OR COALESCE(due_at < (
@@ -76,7 +77,7 @@ SELECT (SELECT count(*) FROM gone), date_done, id FROM old ORDER BY date_done DE
 
 
 def kept_for() -> dict[State, timedelta]:
-    """Return how long runs are kept after their end, by state; a state without is kept for ever."""
+    """Return how long runs are kept after their end, by state; other states are kept for ever."""
     periods = {
         state: settings.KEEP_FAILED if state == State.FAILED else settings.KEEP_RUNS
         for state in FINAL
@@ -124,7 +125,7 @@ def _before(now: datetime, period: timedelta) -> datetime:
 
 
 def _batches(state: State, before: datetime, limit: int) -> Iterator[int]:
-    # The dead entries of earlier batches are not read again.
+    # Starts after the last batch, so that its dead index entries are not read again.
     parameters: dict[str, Any] = {"state": state, "before": before, "limit": limit}
     count, since = limit, LONG_AGO
     while count == limit:
@@ -134,14 +135,14 @@ def _batches(state: State, before: datetime, limit: int) -> Iterator[int]:
             count, latest = cursor.fetchone()
         since = latest or since
         yield count
-        if count == limit:  # half of the time is for others
+        if count == limit:  # leaves half of the time to other transactions
             time.sleep(time.monotonic() - begun)
 
 
 def prune_results(before: datetime, limit: int = BATCH) -> int:
-    """Delete the results stored before an instant that no run has; return how many.
+    """Delete the results stored before an instant that belong to no run; return how many.
 
-    The result of a run is history like the run, and goes with it.
+    The result of a run is deleted with the run.
     """
     deleted, since, after = 0, LONG_AGO, 0
     while True:

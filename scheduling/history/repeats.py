@@ -7,32 +7,32 @@ from kombu.utils.json import loads
 from scheduling.models import State
 from scheduling.registry import encode
 
-# What Celery notes on a step for one use of its canvas. A step that has gone out once has used
-# them up; without them it gets others.
+# The options that Celery sets on a step for one use of its canvas. A step that is sent again must
+# not have them: Celery sets new ones.
 OF_ONE_USE = ("task_id", "root_id", "parent_id", "group_id", "group_index", "chord")
 
 CHORD = "its chord, which has counted it once"
-SENT = "what its success has set off already"
+SENT = "the follow-ups that its success has sent already"
 
 
 class Repeated(NamedTuple):
-    """The follow-ups of a replay as text for its row, and in words what it leaves out."""
+    """The follow-ups of a replay as text for its row, and in words the follow-ups left out."""
 
     follow_ups: str
     left_out: tuple[str, ...]
 
 
 def repeated(text: str, state: str, *, sent_too: bool = False) -> Repeated:
-    """Return what the replay of a run in a final state sets off.
+    """Return the follow-ups of a replay of a final run.
 
-    Its errbacks; its links and the rest of its chain too, unless its success has sent them: then
-    only where `sent_too` asks for it. Never its chord.
+    They are its errbacks, its links and the rest of its chain. Links and chain are left out if the
+    run's success has sent them, unless `sent_too` is given. The chord is always left out.
     """
     try:
         carried: dict[str, Any] = dict(loads(text)) if text else {}
         left_out = _take_out(carried, sent=state == State.SUCCEEDED and not sent_too)
         carried = {name: [_anew(step) for step in steps] for name, steps in carried.items()}
-    except Exception:  # it cannot be read: the replay's end will say so
+    except Exception:  # it cannot be read: the replay's end reports that
         return Repeated(text, ())
     return Repeated(encode(carried) if carried else "", left_out)
 
@@ -47,7 +47,7 @@ def _take_out(carried: dict[str, Any], *, sent: bool) -> tuple[str, ...]:
 
 
 def _anew(step: Any) -> Any:
-    """Return a signature, and those in it, without what was for one use."""
+    """Return a signature, and the signatures in it, without the options for one use."""
     if isinstance(step, list):
         return [_anew(one) for one in step]
     if not isinstance(step, dict) or "options" not in step:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500
 
-# A crowd does not go before the day's work: what was given more than medium starts as medium.
+# A bulk replay must not overtake the day's work: no run starts above medium priority.
 REPLAY = """
 INSERT INTO scheduling_run
     (id, origin, schedule_id, schedule_name, task, args, kwargs, options, queue, priority, due_at,
@@ -42,7 +42,7 @@ ON CONFLICT DO NOTHING
 
 
 class Found(NamedTuple):
-    """What a replay would be of: how many final runs, how many have been replayed, due when."""
+    """The runs of a replay: how many are final, how many have been replayed, when they were due."""
 
     runs: int
     replayed: int
@@ -51,9 +51,9 @@ class Found(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """How many runs were written, for how many of those meant; some have a unique key in use.
+    """How many runs were written, of how many selected; a unique key in use prevents one.
 
-    `parts` is how many of those meant are parts of chords, which count nothing twice.
+    `parts` is how many of the selected runs are parts of chords, which do not count them twice.
     """
 
     made: int
@@ -62,18 +62,18 @@ class Replayed(NamedTuple):
 
 
 def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
-    """Write a new run of a final one's task and arguments, which names the old one.
+    """Write a new run with a final run's task and arguments, which names the old run.
 
-    It sets off what the old one was to set off; what that one's success has sent already only with
-    `sent_too`. `left_out` says in words what it does not set off.
+    It has the old run's follow-ups; if the old run's success has sent them, only with `sent_too`.
+    `left_out` names in words the follow-ups that it does not have.
 
     Raises:
-        SchedulingError: there is no such run, it is not final yet, or an unfinished one has its
-            unique key.
+        SchedulingError: the run does not exist or is not final, or an unfinished run has its unique
+            key.
     """
     old = Run.objects.filter(pk=run_id).first()
     if old is None:
-        raise SchedulingError(f"there is no run {run_id}.")
+        raise SchedulingError(f"no run has the id {run_id}.")
     if old.state not in FINAL:
         raise SchedulingError(f"run {run_id} is {old.state}: only a finished run can be replayed.")
     again = repeated(old.follow_ups, old.state, sent_too=sent_too)
@@ -107,10 +107,10 @@ def replay(run_id: UUID, *, by: str, sent_too: bool = False) -> Run:
 
 
 def find(runs: QuerySet[Run], most: int | None = None) -> Found:
-    """Say what `replay_all` of these runs has to do.
+    """Count the runs that `replay_all` would replay.
 
-    With `most`, no more than that many are looked at of each, those that have been replayed and
-    those that have not; the older ids first.
+    With `most`, at most so many are counted of the replayed runs, and as many of the others; lower
+    ids first.
     """
     final = _final(runs).order_by("pk")
     fresh, replayed = (
@@ -137,11 +137,11 @@ def replay_all(
     sent_too: bool = False,
     batch: int = BATCH,
 ) -> Replayed:
-    """Write a new run for each final one of `runs`, up to `limit`; the older ids first.
+    """Write a new run for each final run of `runs`, up to `limit`; lower ids first.
 
-    Each batch is a transaction of its own. Those that have been replayed already are left out,
-    unless `again` says otherwise: what was interrupted can be called once more. So are those whose
-    unique key an unfinished run has. What a success has set off already is set off again only with
+    Each batch is a separate transaction. Runs that have been replayed already are left out unless
+    `again` is given, so that an interrupted call can be repeated. Runs whose unique key an
+    unfinished run has are left out too. Follow-ups that a success has sent are sent again only with
     `sent_too`.
     """
     wanted = _final(runs) if again else _final(runs).exclude(_has_been_replayed())
@@ -151,7 +151,7 @@ def replay_all(
         after = Q() if last is None else Q(pk__gt=last)
         with transaction.atomic():
             chosen = wanted.filter(after).order_by("pk")[: min(batch, limit - tried)]
-            # Locked, then looked at: who replays them at the same time is done by then.
+            # The insert looks for replays after this lock: a concurrent replay has ended by then.
             locked = chosen.select_for_update(no_key=True, of=("self",))
             old = list(locked.values_list("pk", "follow_ups", "state", "task"))
             follow_ups = [repeated(text, state, sent_too=sent_too) for _, text, state, _ in old]

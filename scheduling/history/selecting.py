@@ -12,7 +12,7 @@ from scheduling.models import FINAL, Origin, Run, Schedule, State
 class Selection:
     """Runs in a state, of a schedule (by name), of a task, due from `since` until before `until`.
 
-    What is None does not matter.
+    A criterion that is not given selects every run.
     """
 
     state: State | None = None
@@ -42,11 +42,11 @@ class Selection:
     def newest(self, limit: int, *unread: str) -> QuerySet[Run]:
         """Return the newest `limit` of these runs, the newest first: their ids sort by time.
 
-        The columns that are `unread` are left out.
+        The `unread` columns are left out.
 
-        Of a task, what has ended and what has not are asked for apart, each by an index. Its name
-        stands between two bounds and in the order: equal to one, it would let Postgres walk all
-        runs from the newest on, which is quick only where the task has run of late.
+        With a task, final and unfinished runs are read separately, each by an index. The condition
+        is `>=` and `<=` and the task is in the order, because with `=` Postgres might walk all runs
+        from the newest on, which is quick only if the task has run lately.
         """
         if self.task is None or self.schedule is not None:
             return self.runs().defer(*unread).order_by("-pk")[:limit]
@@ -59,7 +59,7 @@ class Selection:
         return parts[0].union(parts[1], all=True).order_by("-pk")[:limit]
 
 
-# Each by the condition of a partial index.
+# Each part has the condition of a partial index.
 HELD = Q(state=State.HELD, backfill_id__isnull=True) | Q(
     state=State.HELD, backfill_id__isnull=False
 )
@@ -67,38 +67,38 @@ NOT_ENDED = Q(state=State.SCHEDULED) | Q(state=State.QUEUED) | Q(state=State.RUN
 
 
 def in_state(state: State) -> Q:
-    """Return a condition for the runs in a state, said so that its index is seen."""
+    """Return a condition for the runs in a state, in the form of its index."""
     if state in FINAL:
         return Q(state=state, finished_at__isnull=False)
     return HELD if state == State.HELD else Q(state=state)
 
 
 def to_come(now: datetime) -> Q:
-    """Return a condition for the runs due after `now`: none has succeeded, by invariant I4."""
+    """Return a condition for the runs due after `now`, none of which can have succeeded (I4)."""
     others = [state for state in FINAL if state != State.SUCCEEDED]
     return Q(due_at__gt=now) & (NOT_ENDED | Q(state__in=others, finished_at__isnull=False))
 
 
 def of_origin(origin: Origin) -> Q:
-    """Return a condition for the runs of an origin, likewise; some origins have no index."""
+    """Return a condition for the runs of an origin; some origins have an index."""
     marks = {Origin.REPLAY: "replay_of", Origin.BACKFILL: "backfill_id"}
     mark = Q(**{f"{marks[origin]}__isnull": False}) if origin in marks else Q()
     return Q(origin=origin) & mark
 
 
 def of_task(name: str) -> Q:
-    """Return a condition for a task's runs, for the indexes of what has ended and what has not."""
+    """Return a condition for a task's runs, for the indexes of final and of unfinished runs."""
     return Q(task=name) & (Q(finished_at__isnull=False) | NOT_ENDED)
 
 
 def of_schedule(name: str) -> Q:
-    """Return a condition for a schedule's runs, under every name it had.
+    """Return a condition for a schedule's runs, under every name that it has had.
 
-    Where there is no schedule of that name now, those of one that had it when they were made.
+    If no schedule has that name now, the runs of schedules that had it when the runs were made.
     """
     found = Schedule.objects.filter(name=name).values_list("pk", flat=True).first()
     if found is None:
         return Q(schedule_name=name)
-    # Said twice, once for each of the two partial indexes.
+    # The same twice, once for each of the two partial indexes.
     planned = Q(schedule_id=found, origin=Origin.SCHEDULE)
     return planned | Q(schedule_id=found) & ~Q(origin=Origin.SCHEDULE)

@@ -1,1 +1,1 @@
-"""Runs: how they are made, what they carry, and which runs follow them."""
+"""Runs: the ways to make one, the contents of its row, and the runs that follow it."""

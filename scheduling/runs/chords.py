@@ -36,7 +36,7 @@ UPDATE django_celery_results_chordcounter
 
 
 def begin(group_id: str, parts: Iterable[Any]) -> None:
-    """Note a chord that begins; the tasks of a group inside its header count one by one.
+    """Store the counter of a new chord; the tasks of a group in its header count one by one.
 
     Args:
         group_id: the id of its header.
@@ -62,7 +62,7 @@ def add_part(group_id: str, part: Any) -> None:
 
 
 def size(result: Any) -> int:
-    """Return how many tasks must end before `result` is there."""
+    """Return how many tasks must end before `result` is complete."""
     return sum(map(size, result.results or ())) if isinstance(result, GroupResult) else 1
 
 
@@ -83,10 +83,10 @@ def count_part(group_id: str) -> Any:
 
 
 def values_of(header: Any) -> list[Any]:
-    """Return what the parts of a chord returned, which its body is called with.
+    """Return the values of a chord's parts, with which its body is called.
 
     Raises:
-        ChordError: a part failed, which is the error's cause; or it left no result.
+        ChordError: a part failed, whose error is the cause; or a part left no result.
     """
     stored = _stored([leaf.id for leaf in _leaves(header)])
     for leaf in _leaves(header):
@@ -95,7 +95,7 @@ def values_of(header: Any) -> list[Any]:
         ):  # a plain message whose task ignores its result
             raise ChordError("a part of it has left no result")
         if isinstance(leaf.result, ChordError) and leaf.state == states.FAILURE:
-            raise leaf.result  # it says which part of the chord inside this one failed
+            raise leaf.result  # it names the part of the inner chord that failed
         if leaf.state in states.PROPAGATE_STATES:
             message = f"Dependency {leaf.id} raised {leaf.result!r}"
             raise ChordError(message) from leaf.result

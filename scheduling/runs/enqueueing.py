@@ -59,17 +59,17 @@ def enqueue(
         task: a job, or its registered name.
         at: the instant it may start; or `after`: the time from now until then.
         priority: front, high, medium (default) or low.
-        deadline: the instant by which it should have started, or the time from now until then.
-        expires: likewise, after which it must not start any more.
+        deadline: the instant by which it should start, or the time from now until then.
+        expires: the instant after which it must not start, or the time from now until then.
         unique_key: at most one unfinished run has this key: an existing one is returned as it is,
-            and nothing of this call is kept, its `link` and `link_error` included.
+            and this call is dropped, its `link` and `link_error` included.
         max_attempts: failed attempts after which the run has failed; the job's own by default.
         link: a signature, or several, that become runs when this one succeeds, as in Celery.
         link_error: likewise, when it fails for good, is cancelled or expires.
-        enqueued_by: who asked; inside a job, by default, that job's run.
+        enqueued_by: the name of the caller; inside a job, by default, the job's run.
 
     Returns:
-        The run. Its `created` is False where `unique_key` found one.
+        The run. Its `created` is False if `unique_key` found an existing run.
 
     Raises:
         EnqueueError: unknown task, arguments that do not fit, or a bad option.

@@ -1,9 +1,9 @@
 """Errbacks of runs: each is a run of its own, in both of Celery's styles.
 
-Celery calls errbacks of the newer style, `(request, error, traceback)`, where the task failed. That
-may be in beat, or in a transaction. So the row of an errback has the older style's argument, the id
-of the run that failed, and in its options what the newer style is told. The worker that takes it,
-and knows the job, decides which style it has.
+Celery calls errbacks of the newer style, `(request, error, traceback)`, in the process in which the
+task failed. This may be beat, or inside a transaction. So the row of an errback has the argument of
+the older style, which is the id of the failed run, and its options have the arguments of the newer
+style. The worker that claims the errback knows the job, and so its style.
 """
 
 import logging
@@ -27,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 TRACEBACK_MAX = 20_000  # characters
 
-TOLD = ("id", "task", "args", "kwargs", "retries", "root_id", "parent_id", "group", "group_index",
-        "hostname", "headers", "stamps", "stamped_headers")  # fmt: skip
+REQUEST_FIELDS = (
+    "id", "task", "args", "kwargs", "retries", "root_id", "parent_id", "group", "group_index",
+    "hostname", "headers", "stamps", "stamped_headers",
+)  # fmt: skip
 
 
 def send_errbacks(request: Context, error: BaseException, traceback: str | None) -> None:
-    """Write a run for each errback of a task that failed; one that is refused stops no other."""
+    """Write a run for each errback of a failed task; a refused errback does not stop the others."""
     failure = _failure(request, error, traceback)
     errbacks = [signature(one, app=current_app) for one in maybe_list(request.errbacks) or ()]
     if _send_together(errbacks, request, failure) is None:
@@ -66,7 +68,7 @@ def _send_together(
 
 def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> None:
     family = {"parent_id": request.id, "root_id": request.root_id or request.id}
-    if errback.subtask_type:  # a canvas takes the id, as an errback of the older style does
+    if errback.subtask_type:  # a canvas takes the id, like an errback of the older style
         errback.apply_async((request.id,), **family)
         return
     args, kwargs, options = celery_internals.merged(errback, (request.id,), family)
@@ -76,23 +78,23 @@ def _send_errback(errback: Any, request: Context, failure: dict[str, Any]) -> No
 
 
 def _failure(request: Context, error: BaseException, traceback: str | None) -> dict[str, Any]:
-    told = {name: request.get(name) for name in TOLD if request.get(name) is not None}
+    kept = {name: request.get(name) for name in REQUEST_FIELDS if request.get(name) is not None}
     failure = {
-        "request": told,
+        "request": kept,
         "error": backend().prepare_exception(error),
         "traceback": shortened(traceback or "", TRACEBACK_MAX),
     }
     try:
         encode(failure)
-    except EnqueueError:  # a chord's own arguments can hold what no row has seen
-        failure["request"] = {name: told[name] for name in ("id", "task") if name in told}
+    except EnqueueError:  # a chord's own arguments need not be JSON
+        failure["request"] = {name: kept[name] for name in ("id", "task") if name in kept}
     return failure
 
 
 def errback_arguments(
     job: Any, failure: Mapping[str, Any], args: list[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
-    """Return the arguments of an errback, which are stored as those of the older style."""
+    """Return the arguments of an errback, whose row has the argument of the older style."""
     if not _is_new_style(job, args[1:], kwargs):
         return args
     error = backend().exception_to_python(failure["error"])
@@ -100,8 +102,8 @@ def errback_arguments(
 
 
 def _is_new_style(job: Any, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Ask as Celery does: `backends.base.Backend._call_task_errbacks`."""
+    """Return whether Celery would call it so: see `backends.base.Backend._call_task_errbacks`."""
     errback = job.s(*args, **kwargs)
     header = getattr(job, "__header__", None)
-    bound = hasattr(header, "func")  # a partial: `bind=True` makes it a task that can retry
+    bound = hasattr(header, "func")  # a partial, made by `bind=True`
     return header is not None and not bound and celery_internals.takes_error(backend(), errback)

@@ -1,9 +1,8 @@
 """The runs that follow a run's end: links, the rest of a chain, errbacks, a chord's body.
 
 A run carries them as Celery's own signatures, in JSON (`Run.follow_ups`). Celery's tracer never
-sees them: `finish` sends them, in the transaction that ends the run. Which messages they come to
-stays Celery's business: its code takes them apart, and for as long as `sending` lasts the app
-writes each message that it is asked to send as a row.
+sees them: `finish` sends them, in the transaction that ends the run. Celery's own code takes them
+apart into messages, and within `sending` the app writes each message as a row.
 """
 
 import logging
@@ -28,6 +27,7 @@ from scheduling.errors import EnqueueError, SchedulingError
 from scheduling.logs import event
 from scheduling.models import State
 from scheduling.registry import encode, get_job
+from scheduling.runs.message_options import request_fields
 from scheduling.runs.outbox import Outbox
 from scheduling.runs.outcomes import Outcome, backend
 from scheduling.runs.stored_results import StoredResult
@@ -39,28 +39,28 @@ logger = logging.getLogger(__name__)
 
 CARRIED = ("link", "link_error", "chain", "chord")
 
-# Where a run waits that has replaced itself with something longer, whose last part has its id:
-# the instant at which nothing ever comes. That part's turn, or its failure, ends the wait.
+# `run_at` of a run that has replaced itself with a longer canvas, whose last part has the run's id:
+# an instant that never comes. The wait ends with the turn, or the failure, of that part.
 PARKED = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class FollowUpError(EnqueueError):
-    """A follow-up cannot be written, and so its run cannot end as it would have."""
+    """A follow-up cannot be written, so that its run cannot end as it should."""
 
 
 class MovedMeanwhileError(SchedulingError):
-    """The run has been moved by another process while its follow-ups were written."""
+    """Another process has moved the run while its follow-ups were written."""
 
 
 class FollowUpCancelledError(EnqueueError):
-    """The run that a follow-up should go on with has ended meanwhile: it was cancelled."""
+    """The run that a follow-up should continue has been cancelled meanwhile."""
 
 
 def asked_for(link: "Links", link_error: "Links") -> str:
-    """Return what a run's success, or failure, shall set off as text for its row.
+    """Return the follow-ups of a run's success and failure, as text for its row.
 
     Raises:
-        EnqueueError: it is no signature, of a task that is unknown, or not JSON.
+        EnqueueError: a link is not a signature, or is not JSON, or its task is unknown.
     """
     return carried_in(
         {"link": _checked("link", link), "link_error": _checked("link_error", link_error)}
@@ -74,13 +74,13 @@ def _checked(name: str, links: "Links") -> list["Signature[Any]"]:
             raise EnqueueError(
                 f"`{name}` must be a signature, as task.s(1), or a list of them, not {link!r}."
             )
-        if not link.subtask_type:  # what a chain, a group or a chord holds is Celery's to know
+        if not link.subtask_type:  # Celery checks the parts of a chain, a group or a chord
             get_job(str(link.task))
     return checked
 
 
 def carried_in(options: Mapping[str, Any]) -> str:
-    """Return those of `send_task`'s options that a run's end sets off, as text for its row."""
+    """Return the follow-ups among the options of `send_task`, as text for a run's row."""
     carried = {name: options[name] for name in CARRIED if options.get(name)}
     for name in ("link", "link_error"):
         if name in carried:
@@ -89,7 +89,7 @@ def carried_in(options: Mapping[str, Any]) -> str:
 
 
 def in_words(text: str) -> str:
-    """Return for people what a run's end sets off, "" if nothing: the names of tasks."""
+    """Return a run's follow-ups for people, as names of tasks, or ""."""
     try:
         carried = loads(text) if text else {}
         named = {
@@ -98,18 +98,9 @@ def in_words(text: str) -> str:
             "part of the chord of": [carried["chord"]] if carried.get("chord") else (),
         }
         said = {words: [step["task"] for step in steps] for words, steps in named.items()}
-    except Exception:  # kombu's decoders of typed values raise whatever they like
+    except Exception:  # kombu's decoders of typed values may raise any error
         return f"cannot be read: {text[:100]!r}"
     return "; ".join(f"{words} {', '.join(tasks)}" for words, tasks in said.items() if tasks)
-
-
-def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row's options are called in the request of a Celery task."""
-    left_out = ("headers", "failure", "priority", "eta")
-    fields = {name: value for name, value in options.items() if name not in left_out}
-    if "group_id" in fields:
-        fields["group"] = fields.pop("group_id")
-    return fields
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class Ended:
             return {}
         try:
             carried: dict[str, Any] = dict(loads(self.follow_ups))
-        except Exception as error:  # kombu's decoders of typed values raise whatever they like
+        except Exception as error:  # kombu's decoders of typed values may raise any error
             event(logger, "follow_ups_unreadable", level=logging.ERROR, run=self.id, error=error)
             return {}
         return carried
@@ -149,7 +140,7 @@ class Ended:
 
     @cached_property
     def request(self) -> Context:
-        """What Celery's own code wants to know of the task that has ended."""
+        """The request of the ended task, as Celery's own code reads it."""
         return Context(
             {
                 "id": str(self.id),
@@ -185,7 +176,7 @@ SELECT id, task, args, kwargs, options, follow_ups, failures, worker,
 
 
 def ending(where: str, parameters: dict[str, Any], *, lock: str = "") -> Ended | None:
-    """Return what the follow-ups of a run that is about to end need to know of it."""
+    """Return the columns of an ending run that its follow-ups need; None if none matches."""
     with connection.cursor() as cursor:
         cursor.execute(ENDING.format(where=where, lock=lock), parameters)
         row = cursor.fetchone()
@@ -193,13 +184,13 @@ def ending(where: str, parameters: dict[str, Any], *, lock: str = "") -> Ended |
 
 
 def end(ended: Ended, outcome: Outcome, move: Callable[[StoredResult | None], int]) -> None:
-    """End a run that others follow by `move`, and write those; the caller holds its transaction.
+    """End a run by `move`, and write its follow-ups, in the caller's transaction.
 
-    The run is moved last: until then its row is not locked, and its lease is renewed. So what
-    follows may take as long as it takes.
+    The run is moved last: until then its row is not locked, and its lease is renewed. So the
+    follow-ups may take a long time to write.
 
     Raises:
-        FollowUpError: a success cannot be followed as it should; nothing of this must stay.
+        FollowUpError: a follow-up of a success cannot be written; the caller must roll back.
         MovedMeanwhileError: the attempt is over; likewise.
     """
     result = _known_result(ended, outcome)
@@ -221,7 +212,7 @@ def _moved(count: int) -> None:
 
 
 def _known_result(ended: Ended, outcome: Outcome) -> StoredResult | None:
-    """Return the result to be stored: a chord's body needs one of each part, whatever it is."""
+    """Return the result to store; a part of a chord needs one, even if its task ignores results."""
     known: StoredResult | None = outcome.result
     if ended.request.chord and (known is None or known.status not in states.READY_STATES):
         if outcome.state == State.SUCCEEDED and not isinstance(outcome.value, Ignore):
@@ -252,7 +243,7 @@ def _error_of(outcome: Outcome) -> BaseException:
 class Sender(NamedTuple):
     """The run whose end is being written; its follow-ups are its children.
 
-    `result` is what will be stored for it, once all that follows has been written.
+    `result` is stored for the run after its follow-ups have been written.
     """
 
     id: UUID
@@ -265,7 +256,7 @@ _local = threading.local()
 
 
 def sender() -> Sender | None:
-    """Return whose follow-ups this thread is writing; None where it writes none."""
+    """Return the run whose follow-ups this thread is writing, if any."""
     return getattr(_local, "sender", None)
 
 
@@ -273,7 +264,7 @@ def sender() -> Sender | None:
 def sending(
     ended: Ended, result: StoredResult | None = None, outbox: Outbox | None = None
 ) -> Iterator[None]:
-    """While this lasts, a message that this thread sends is a row: `ended`'s follow-up."""
+    """In this context, each message that this thread sends becomes a row that follows `ended`."""
     root_id, outbox = ended.request.root_id or str(ended.id), outbox or Outbox()
     outer, _local.sender = sender(), Sender(ended.id, root_id, outbox, result)
     try:
@@ -284,13 +275,13 @@ def sending(
 
 
 def _send_next(ended: Ended, value: object) -> list[Any]:
-    """Write what follows a success but for its chord: links and the next step of its chain.
+    """Write the follow-ups of a success except its chord: links, the next step of its chain.
 
     Returns:
-        The results of what was sent: the children of the run's own result.
+        The results of the follow-ups: the children of the run's own result.
 
     Raises:
-        FollowUpError: one of them cannot be written; nothing must stay of the others.
+        FollowUpError: a follow-up cannot be written; the caller must roll the others back.
     """
     links, chain = ended.carried.get("link") or [], ended.carried.get("chain") or []
     if not isinstance(links, list) or not isinstance(chain, list):
@@ -302,24 +293,24 @@ def _send_next(ended: Ended, value: object) -> list[Any]:
     if chain:
         steps.append((chain[-1], {"chain": chain[:-1], **inherited}))
     with sending(ended):
-        # Links are written together. Only the next step of a chain can go on with a run that has
-        # replaced itself, and so can find that cancelled.
+        # Links are written together. The next step of a chain is not: it may continue a run that
+        # has replaced itself, and may find that run cancelled.
         sent = [
             _send(ended, step, (value,), options, together=number < len(links))
             for number, (step, options) in enumerate(steps, start=1)
         ]
-    return [result for result in sent if result is not None]  # an empty chain has none
+    return [result for result in sent if result is not None]  # an empty chain returns None
 
 
 def replace(ended: Ended, outcome: Outcome, move: Callable[[], int]) -> None:
-    """Write what a run has replaced itself with, and let it wait for that by `move`.
+    """Write the replacement of a run, and let the run wait for it by `move`.
 
     Raises:
-        FollowUpError: it cannot be written.
+        FollowUpError: the replacement cannot be written.
         MovedMeanwhileError: the attempt is over.
     """
     _add_parts(ended, outcome.added)
-    outbox = Outbox(held=ended.id)
+    outbox = Outbox(replaced=ended.id)
     with sending(ended, outbox=outbox):
         _send(ended, loads(outcome.replacement), (), {})
     _moved(move())
@@ -328,10 +319,10 @@ def replace(ended: Ended, outcome: Outcome, move: Callable[[], int]) -> None:
 
 
 def _add_parts(ended: Ended, added: Iterable[str]) -> None:
-    """Write what a run has added to its chord: more parts, which its body waits for.
+    """Write the parts that a run has added to its chord, whose body waits for them.
 
     Raises:
-        FollowUpError: one of them cannot be written.
+        FollowUpError: a part cannot be written.
     """
     request = ended.request
     options: dict[str, Any] = {"chord": request.chord, "group_id": request.group}
@@ -355,7 +346,7 @@ def count_part(ended: Ended, state: str, value: object, result: StoredResult | N
 def _send_failure(
     ended: Ended, state: str, error: BaseException, traceback: str, result: StoredResult | None
 ) -> None:
-    """Write what follows an end that is no success: the chord's, the chain's and its errbacks."""
+    """Write the follow-ups of an end other than success: of chord, chain and errbacks."""
     _abandon(ended, state, error, traceback, result)
     if ended.request.errbacks:
         with _safely(ended):
@@ -365,7 +356,7 @@ def _send_failure(
 def _abandon(
     ended: Ended, state: str, error: BaseException, traceback: str, result: StoredResult | None
 ) -> None:
-    """End what waits for a run that has no result to give: the rest of its chain, its chord."""
+    """End the rest of a run's chain, and its chord, which wait for a result that never comes."""
     count_part(ended, state, error, result)
     if ended.request.chain:
         with _safely(ended):
@@ -374,7 +365,7 @@ def _abandon(
 
 @contextmanager
 def _safely(ended: Ended, result: StoredResult | None = None) -> Iterator[None]:
-    """Send, and let nothing that a follow-up is made of keep its run from ending."""
+    """Send; log any error of a follow-up, so that its run ends all the same."""
     try:
         with transaction.atomic(), sending(ended, result):
             yield
@@ -393,7 +384,7 @@ def _send(
     *,
     together: bool = False,
 ) -> Any:
-    """Send one follow-up; `together` leaves it to the next one to write both."""
+    """Send one follow-up; with `together`, the next follow-up writes both."""
     family = {"parent_id": str(ended.id), "root_id": ended.request.root_id}
     name = step.get("task", step) if isinstance(step, Mapping) else step
     try:
@@ -413,7 +404,7 @@ def _send(
 
 
 def _cancel_rest(step: Any, options: Mapping[str, Any], error: BaseException) -> None:
-    """End what a cancelled step of a chain would have set off."""
+    """End the follow-ups of a cancelled step of a chain."""
     request = Context(step)
     request.update(step.options, id=step.id, group=step.options.get("group_id"))
     why = TaskRevokedError(str(error))

@@ -1,9 +1,9 @@
 """Hints: the Celery messages in Redis that say a run may start.
 
-A hint holds the task's name, the run's id, the attempt, the time limits and a signature over these;
-no arguments. All hints of a task differ in ids and signatures alone, so one is built through
-Celery's and kombu's own code, which keeps the format theirs, and the others are cut from it: over
-100,000 a second, where `apply_async` makes 1,000 (docs/benchmarks.md).
+A hint holds the task's name, the run's id, the attempt, the time limits and a signature over these,
+but no arguments. Hints of a task differ in ids and signatures alone. So Celery's and kombu's own
+code builds one of them, which keeps the format theirs, and the others are copies with other ids:
+over 100,000 a second, while `apply_async` makes 1,000 (docs/benchmarks.md).
 """
 
 import logging
@@ -32,20 +32,20 @@ from scheduling.broker.signing import ATTEMPT, LEDGER, SIGNATURE, TASK, signer
 from scheduling.errors import EnqueueError
 from scheduling.logs import event
 from scheduling.postgres.identity import ledger_id
-from scheduling.runs.options import LONGEST, read_options
+from scheduling.runs.message_options import LONGEST, read_options
 
 logger = logging.getLogger(__name__)
 
-# What a template's message holds where a hint has its own id, attempt and delivery tag.
+# The placeholders of a template for a hint's id, attempt, delivery tag, ledger and signature.
 ID, TAG, TRY = "00000000-0000-7000-8000-00000000a11d", "truebeat-delivery-tag", 7_202_415_906
 WHOSE, SIGNED = "truebeat-ledger", "truebeat-signature"
 SLOTS = re.compile(f"{TAG}|{TRY}|{WHOSE}")
 ALL_BUT_ID = itemgetter(slice(1, None))
 NO_RUN = UUID(int=0)
-TOLD_EVERY = 60.0  # seconds between two lines about a lane that cannot be used
-UNUSABLE = sys.maxsize  # the length of a lane whose key is no list
-PROBE = "scheduling.probe"  # a key that is never there
-PIECE = 2000  # messages of a lane in memory at once, where it is read whole
+LOG_EVERY = 60.0  # seconds between two log lines about a lane that cannot be used
+UNUSABLE = sys.maxsize  # the length of a lane whose key is not a list
+PROBE = "scheduling.probe"  # a key that never exists
+PIECE = 2000  # messages that are in memory at once while a whole lane is read
 RUN_ID = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
 
 
@@ -74,19 +74,21 @@ class Broker:
         self._redis = clients.client(
             socket_timeout=socket_timeout, socket_connect_timeout=socket_connect_timeout
         )
-        # Hints whose push failed, or was not heard of to the end: some of them may have arrived.
+        # Hints whose push failed or got no answer: some of them may have arrived.
         self.unsure = set[Hint]()
-        self.unusable: dict[Lane, str] = {}  # and why; news for whoever empties it
-        self._told: dict[Lane, float] = {}
+        self.unusable: dict[
+            Lane, str
+        ] = {}  # lanes that beat cannot use, with the reason, until beat reports them
+        self._logged_at: dict[Lane, float] = {}
         self.searches: dict[Lane, Any] = {}  # of lost hints, in lanes that are very long
 
     def rehearse(self, lane: Lane) -> None:
-        """Connect, and make a message of no run: what comes first has not to wait for that."""
+        """Connect, and make a message without a run, so that the first push does not wait."""
         self.probe()
         message(Hint(ID, 1, "scheduling.tasks.prune", *lane, "{}"))
 
     def probe(self) -> None:
-        """Raise what is wrong if Redis is away, or takes no writes."""
+        """Raise the error of Redis if it is away, or takes no writes."""
         self.lengths(())
 
     def sign_in(self) -> list[str]:
@@ -94,17 +96,17 @@ class Broker:
         return sharing.sign_in(self._redis, names().key_of(sharing.LEDGERS), ledger_id())
 
     def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
-        """Return how many messages lie in each lane, other people's plain ones included.
+        """Return how many messages lie in each lane, plain messages of other programs included.
 
-        Fails where Redis answers and takes no writes (READONLY, OOM, MISCONF, ...): a hint could
-        not be pushed then.
+        Fails if Redis answers but takes no writes (READONLY, OOM, MISCONF, ...), because no hint
+        could be pushed then.
         """
         taken = {lane: use for lane in lanes if (use := names().why_taken(lane.queue))}
         for lane, use in taken.items():
-            self._tell_unusable(lane, f"the broker uses this name itself, for {use}")
+            self._log_unusable(lane, f"the broker uses this name itself, for {use}")
         lanes = [lane for lane in lanes if lane not in taken]
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.setrange(names().key_of(PROBE), 0, b"")  # a write that leaves nothing behind
+        pipeline.setrange(names().key_of(PROBE), 0, b"")  # a write that stores nothing
         for lane in lanes:
             pipeline.llen(list_key(lane))
         written, *found = pipeline.execute(raise_on_error=False)
@@ -116,18 +118,18 @@ class Broker:
         return lengths
 
     def _length(self, lane: Lane, found: Any) -> int:
-        """Return a list's length; what is no list at all has no room, and stops no other lane."""
+        """Return a list's length; a key of another kind has no room, and stops no other lane."""
         if isinstance(found, redis.ResponseError):
-            self._tell_unusable(lane, str(found))
+            self._log_unusable(lane, str(found))
             return UNUSABLE
         if isinstance(found, Exception):
             raise found
         return int(found)
 
-    def _tell_unusable(self, lane: Lane, why: str) -> None:
+    def _log_unusable(self, lane: Lane, why: str) -> None:
         now = time.monotonic()
-        if now - self._told.get(lane, -math.inf) > TOLD_EVERY:
-            self._told[lane] = now
+        if now - self._logged_at.get(lane, -math.inf) > LOG_EVERY:
+            self._logged_at[lane] = now
             self.unusable[lane] = why
             event(logger, "lane_unusable", level=logging.ERROR, queue=lane.queue, error=why)
 
@@ -151,7 +153,8 @@ class Broker:
     def ids_in(self, lane: Lane) -> set[UUID]:
         """Return the ids of all messages that lie in a lane.
 
-        It is read in pieces from its head, where new ones come in: what stays is never passed over.
+        It is read in pieces from its head, where new ones are pushed: so no message that stays in
+        the lane is missed.
         """
         found, first = set[UUID](), 0
         while ids := self.ids_from(lane, first):
@@ -166,7 +169,7 @@ class Broker:
 
 
 def _ids(payloads: Iterable[bytes]) -> Iterator[UUID]:
-    """Yield an id for each message; that of no run where it has none."""
+    """Yield an id for each message; or NO_RUN."""
     for payload in payloads:
         found = RUN_ID.search(payload)
         yield UUID(found[1].decode()) if found else NO_RUN
@@ -195,9 +198,9 @@ def _messages(
 
 @lru_cache(maxsize=4096)
 def _time_limits(options: str) -> tuple[float | None, float | None]:
-    """Return the hard and the soft limit, in seconds; None for what is none.
+    """Return the hard and the soft limit, in seconds; None for a missing or invalid limit.
 
-    Raw SQL can write anything. One odd row must not stop its batch: its claim will tell.
+    Raw SQL can write any options. One odd row must not stop its batch; its claim reports it.
     """
     if options == "{}":
         return None, None

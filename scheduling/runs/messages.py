@@ -15,14 +15,8 @@ from scheduling.postgres.sql import arrays
 from scheduling.registry import encode
 from scheduling.runs import follow_ups
 from scheduling.runs.inserting import KEPT, RunExistsError, insert, insert_one, waited
-from scheduling.runs.options import (
-    DELAYED,
-    asking_run,
-    checked,
-    destination,
-    message_options,
-    start,
-)
+from scheduling.runs.message_options import DELAYED, message_options
+from scheduling.runs.options import asking_run, checked, destination, start
 from scheduling.runs.running import run_id_of
 from scheduling.task_options import CeleryCall, instant_or_length
 
@@ -30,8 +24,8 @@ from scheduling.task_options import CeleryCall, instant_or_length
 def enqueue_message(call: CeleryCall) -> UUID:
     """Write the run that stands for a call of Celery's; return its id.
 
-    This process need not know the task. What the call sets off (links, a chain, a chord) goes into
-    its row. A call that the end of a run makes is a follow-up of that run, and is written with the
+    This process need not know the task. The call's follow-ups (links, a chain, a chord) go into its
+    row. A call that the end of a run makes is a follow-up of that run, and is written with the
     others: see `outbox`.
 
     Raises:
@@ -72,7 +66,10 @@ def _insert_follow_ups(calls: list[Mapping[str, Any]]) -> None:
     each = [name for name in calls[0] if name not in shared]
     rows = [tuple(_element(columns[name]) for name in each) for columns in calls]
     parameters = {**shared, **dict(zip(each, arrays(rows, len(each)), strict=True))}
-    with transaction.atomic(), connection.cursor() as cursor:  # a refusal must not spoil the end
+    with (
+        transaction.atomic(),
+        connection.cursor() as cursor,
+    ):  # its error must not abort the transaction of the run's end
         cursor.execute(f"{insert(shared, each)} {KEPT} id", parameters)
         written = {run_id for (run_id,) in cursor.fetchall()}
     if written:
@@ -100,7 +97,7 @@ UPDATE scheduling_run SET reason = '', task = %(task)s, args = %(args)s, kwargs 
 
 
 def _go_on_with(columns: Mapping[str, Any]) -> UUID:
-    """Let the run that replaced itself go on, as the last part of what it replaced itself with."""
+    """Let a run that has replaced itself go on, as the last part of its replacement."""
     run_id: UUID = columns["id"]
     with connection.cursor() as cursor:
         cursor.execute(GO_ON, {**columns, "parked": follow_ups.PARKED})

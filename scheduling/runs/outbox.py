@@ -12,21 +12,22 @@ Write = Callable[[list[Columns]], None]
 
 
 class Outbox:
-    """Collects runs that one piece of a canvas comes to, and writes them a batch at a time.
+    """Collects the runs of one piece of a canvas, and writes them a batch at a time.
 
-    `held` is the run that replaces itself: what has its id can only go on once it has been moved.
+    `replaced` is the run that replaces itself. A part with its id is kept back until the run has
+    been moved.
     """
 
-    def __init__(self, held: UUID | None = None) -> None:
-        self._held = held
+    def __init__(self, replaced: UUID | None = None) -> None:
+        self._replaced = replaced
         self._runs: list[Columns] = []
         self._write: Write | None = None
         self._kept: list[Columns] = []
 
     def add(self, run: Columns, write: Write) -> None:
-        """Add a run, which `write` writes with others. What refuses it may be raised later."""
+        """Add a run, which `write` writes with others; its errors may be raised by a later call."""
         self._write = write
-        if run["id"] == self._held:
+        if run["id"] == self._replaced:
             self._kept.append(run)
             return
         self._runs.append(run)
@@ -34,20 +35,20 @@ class Outbox:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last time.
+        """Write the runs that were added since the last time.
 
         Raises:
-            EnqueueError: one of them cannot be written; nothing of this piece must stay.
+            EnqueueError: a run cannot be written; the caller must roll this piece back.
         """
         runs, self._runs = self._runs, []
         if runs and self._write:
             self._write(runs)
 
     def discard(self) -> None:
-        """Forget what was added and has not been written."""
+        """Forget the runs that have not been written."""
         self._runs = []
 
     def release(self) -> None:
-        """Write what had to wait for the run that is held."""
-        self._held, self._runs, self._kept = None, self._kept, []
+        """Write the part that was kept back for the replaced run."""
+        self._replaced, self._runs, self._kept = None, self._kept, []
         self.flush()

@@ -12,11 +12,15 @@ from scheduling.postgres.sql import shortened
 from scheduling.registry import attempts_allowed
 from scheduling.runs.stored_results import PreparingBackend, StoredResult
 
-TEXT_MAX = 10_000  # characters kept of what an error says
+TEXT_MAX = 10_000  # characters kept of an error's message
 
 
 class NextCall(NamedTuple):
-    """What the next attempt has in place of this one's, texts in JSON; None: the same."""
+    """The next attempt: when it may start, and its call, with texts in JSON.
+
+    It starts at `run_at`, or `delay` from now. Fields of the call that are not given stay as they
+    are.
+    """
 
     task: str | None = None
     args: str | None = None
@@ -26,6 +30,8 @@ class NextCall(NamedTuple):
     priority: int | None = None
     follow_ups: str | None = None
     expires: datetime | timedelta | None = None
+    run_at: datetime | None = None
+    delay: timedelta = timedelta(0)
 
 
 UNCHANGED = NextCall()
@@ -33,16 +39,12 @@ UNCHANGED = NextCall()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one attempt.
+    """The end of one attempt: final, a retry, or a replacement.
 
-    `state` is final, or SCHEDULED for another attempt: at `run_at`, or `delay` from now. `error`
-    and `traceback` go into the run's errors; `failed` counts against its attempts; `lower` sends it
-    down one priority step. `call` is what the next attempt runs. `lease` is when a lost lease ends:
-    if it ends at another time now, it has been renewed, and the outcome does not hold. `value` is
-    what the job returned, or the error it ended with: what its follow-ups are told. `replacement`
-    is the JSON of the signature that goes on in its place, `added` are those of what the job adds
-    to its chord. `place` is where it failed, if no traceback can tell. `last` takes its place where
-    the run, which may retry for ever, has met with too many such blows.
+    `state` is final, or SCHEDULED for a retry or a replacement. `failed` counts against the run's
+    attempts, and sends a retry down one priority step. `error` and `traceback` go into the run's
+    errors. If the lease of the attempt no longer ends at `lease`, it has been renewed, and the
+    outcome has no effect.
     """
 
     state: State
@@ -50,18 +52,20 @@ class Outcome:
     error: str | None = None
     traceback: str = ""
     failed: bool = False
-    lower: bool = False
-    run_at: datetime | None = None
-    delay: timedelta = timedelta(0)
-    call: NextCall = UNCHANGED
     result: StoredResult | None = None
     lease: datetime | None = None
+    added: tuple[str, ...] = ()  # JSON of the signatures that the job adds to its chord
+    # Of a final state: the value or the error that follow-ups get, whether the run is known to have
+    # follow-ups, and the place of a failure if its traceback cannot show it.
     value: object = None
-    replacement: str = ""
-    added: tuple[str, ...] = ()
-    followed: bool = False  # the run is known to have follow-ups
+    followed: bool = False
     place: str = ""
+    # Of a retry: its call, and the outcome that ends a run which may retry for ever, after it has
+    # been ended from outside too often.
+    call: NextCall = UNCHANGED
     last: "Outcome | None" = None
+    # Of a replacement: JSON of the signature that goes on in the run's place.
+    replacement: str = ""
 
 
 def backend() -> PreparingBackend:
@@ -69,7 +73,7 @@ def backend() -> PreparingBackend:
 
 
 def text_of(error: object) -> str:
-    """Return what an error is and says, whatever its own __str__ does, and however much."""
+    """Return an error's type and message, shortened; an error in its `__str__` does no harm."""
     try:
         return shortened(f"{type(error).__name__}: {error}", TEXT_MAX)
     except Exception:
@@ -78,7 +82,7 @@ def text_of(error: object) -> str:
 
 def failed(text: str, error: BaseException, task: str | None = None) -> Outcome:
     """Return the outcome of a run that has failed, for which Celery stores no result."""
-    if not isinstance(error, Exception):  # whoever asks for the result must not exit
+    if not isinstance(error, Exception):  # a reader of the result raises it, and must not exit
         error = WorkerLostError(text)
     result = backend().prepare_error(states.FAILURE, error, task)
     return Outcome(State.FAILED, text, text, failed=True, result=result, value=error)
@@ -96,14 +100,14 @@ def failed_attempt(
 ) -> Outcome:
     """Return the outcome of an attempt that ended with `error` outside the job's own code.
 
-    Another attempt follows at once (or after `delay`), unless this failure was the last allowed;
-    `counts=False` uses none up, but where one is all: a run that may start once has started. Where
-    the job may retry for ever, that is not for ever taking its workers down: `finish` counts.
+    Another attempt follows at once (or after `delay`), unless this failure was the last allowed.
+    `counts=False` uses no attempt up, unless only one is allowed, because the run has started then.
+    A job that may retry for ever must not take down workers for ever: `finish` counts these ends.
     """
     text = text_of(error)
     allowed = attempts_allowed(task, max_attempts)
     again = Outcome(
-        State.SCHEDULED, text, text, traceback, failed=counts, lower=counts, delay=delay
+        State.SCHEDULED, text, text, traceback, failed=counts, call=NextCall(delay=delay)
     )
     if not counts and allowed != 1:
         return again
@@ -116,14 +120,14 @@ def failed_attempt(
 def handed_back(
     task: str, max_attempts: int | None, why: str, delay: timedelta = timedelta(0)
 ) -> Outcome:
-    """Return the outcome of an attempt that its worker gave up, which counts as no failure.
+    """Return the outcome of an attempt that its worker hands back, which is not a failure.
 
-    A run that may fail only once must not start twice: it has failed.
+    A run with only one attempt must not start twice: it has failed.
     """
     if attempts_allowed(task, max_attempts) == 1:
         text = f"{why}; not tried again, since one attempt is allowed"
         return failed(text, WorkerLostError(text), task)
-    return Outcome(State.SCHEDULED, f"handed back: {why}", delay=delay)
+    return Outcome(State.SCHEDULED, f"handed back: {why}", call=NextCall(delay=delay))
 
 
 def cancelled(by: str) -> Outcome:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,12 +14,14 @@ from scheduling.base_job import BaseJob
 from scheduling.models import Run, State
 from scheduling.registry import attempts_allowed, encode
 from scheduling.runs.follow_ups import carried_in
+from scheduling.runs.message_options import message_options
+from scheduling.runs.outcomes import NextCall
 from scheduling.runs.stored_results import StoredResult
-from scheduling.task_options import DESTINATION, CeleryCall, options_of
+from scheduling.task_options import DESTINATION, CeleryCall, instant_or_length, options_of
 
 
 class CurrentRun(NamedTuple):
-    """What a job may know of the run it is."""
+    """The run of the calling job, as the job may see it."""
 
     id: UUID
     schedule: str | None
@@ -28,7 +30,7 @@ class CurrentRun(NamedTuple):
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether somebody asked to cancel it: one query, for jobs in pools that cannot raise."""
+        """Whether a user asked to cancel it: one query, for pools that cannot interrupt a job."""
         asked = Run.objects.filter(pk=self.id, attempt=self.attempt, state=State.RUNNING)
         return asked.exclude(cancel_requested_by="").exists()
 
@@ -48,41 +50,24 @@ class Claimed(NamedTuple):
 
 
 @dataclass
-class Again:
-    """What a job asked for by sending itself again: its next call.
-
-    `queue`, `priority` and `follow_ups` are None where they stay as they are.
-    """
-
-    task: str
-    args: str
-    kwargs: str
-    countdown: float | None
-    eta: datetime | str | None
-    options: Mapping[str, Any]
-    queue: str | None = None
-    priority: int | None = None
-    follow_ups: str | None = None
-
-
-@dataclass
 class Execution:
-    """One execution in this thread; `tracked` where a row stands behind it."""
+    """One execution in this thread; it is `tracked` if it belongs to a run."""
 
     id: UUID | str  # a plain message's id is any text
     job: BaseJob
     attempt: int = 0
     claimed: Claimed | None = None
     result: StoredResult | None = None
-    again: Again | None = None
+    again: NextCall | None = None  # the call that a run made of itself: its next attempt
+    plain_again: CeleryCall | None = None  # likewise, of a plain message: it becomes a run
     entered: bool = False  # the job's body has begun: a call of the job from here is a plain call
-    in_body: bool = False  # the job's body runs now: it can be told something
-    exhausted: bool = False  # `retry()` said that no more retries are allowed
-    max_retries: int | None = None  # what `retry()` was given for this execution
+    in_body: bool = False  # the job's body runs now, and can be interrupted
+    exhausted: bool = False  # `retry()` found that no retry is left
+    max_retries: int | None = None  # the argument of `retry()` in this execution
     asked: Mapping[str, Any] = field(default_factory=dict)  # the options that `retry()` was given
     replacement: str = ""  # JSON of the signature that `replace()` was given
     added: tuple[str, ...] = ()  # JSON of the signatures that `add_to_chord()` was given
-    arguments: tuple[list[Any], dict[str, Any]] | None = None  # where the row's are others
+    arguments: tuple[list[Any], dict[str, Any]] | None = None  # if they differ from the row's
 
     @property
     def tracked(self) -> bool:
@@ -103,9 +88,9 @@ class Execution:
 
     @contextmanager
     def body(self, request: Any) -> Iterator[None]:
-        """Show the job what it carries while its body runs.
+        """Show the job its follow-ups in its request while its body runs.
 
-        Celery's tracer looks there afterwards, and would send it.
+        They are removed afterwards, because Celery's tracer would send them.
         """
         self.in_body = True
         carried = loads(self.claimed.follow_ups) if self.claimed and self.claimed.follow_ups else {}
@@ -121,20 +106,28 @@ class Execution:
 
     def ask_again(self, call: CeleryCall) -> None:
         """Remember that this task sent itself again; `finish` makes the call the next attempt."""
-        asked = {name: self.asked[name] for name in DESTINATION if self.asked.get(name) is not None}
         args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+        claimed = self.claimed
+        if claimed and (args, kwargs) == self.arguments:
+            texts = claimed.args, claimed.kwargs
+        else:  # as texts, because the job may change its arguments afterwards
+            texts = encode(args), encode(kwargs)
+        if claimed is None:
+            self.plain_again = call._replace(args=loads(texts[0]), kwargs=loads(texts[1]))
+            return
+        asked = {name: self.asked[name] for name in DESTINATION if self.asked.get(name) is not None}
         found = options_of(call.name, args, kwargs, asked) if asked else None
-        stored = self.claimed is not None and (args, kwargs) == self.arguments
-        self.again = Again(
+        when = instant_or_length(call.eta)
+        self.again = NextCall(
             call.name,
-            self.claimed.args if self.claimed and stored else encode(args),
-            self.claimed.kwargs if self.claimed and stored else encode(kwargs),
-            call.countdown,
-            call.eta,
-            call.options,
+            *texts,
+            options=encode({**loads(claimed.options), **message_options(call.options)}),
             queue=found.queue if found and asked.keys() - {"priority"} else None,
             priority=found.priority if found and "priority" in asked else None,
             follow_ups=carried_in(call.options) if self.in_body else None,
+            expires=instant_or_length(call.options.get("expires")),
+            run_at=when if isinstance(when, datetime) else None,
+            delay=timedelta(seconds=max(call.countdown or 0, 0)),
         )
 
 
@@ -166,7 +159,7 @@ def entered(execution: Execution) -> Iterator[None]:
 
 
 def run_id_of(task_id: object) -> UUID | None:
-    """Return a task id as a run's; None where it can be none: a plain message may have any id."""
+    """Return a task id as a run's id; None if it is not a UUID, as of some plain messages."""
     try:
         return UUID(str(task_id))
     except ValueError:

@@ -9,7 +9,8 @@ from scheduling.errors import EnqueueError
 from scheduling.models import Origin, Run
 from scheduling.registry import check_call, decode_error
 from scheduling.runs.inserting import insert_run
-from scheduling.runs.options import destination, limit, options_with, start
+from scheduling.runs.message_options import options_with
+from scheduling.runs.options import destination, limit, start
 from scheduling.task_options import asked_by
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from celery import states
 from django_celery_results.backends.database import DatabaseBackend
 
-# Columns of django-celery-results that are narrower than what they hold may well be.
+# Columns of django-celery-results that are narrower than some of their values.
 WIDTHS = {"worker": 100}
-SHORT = 100  # characters of what is encoded so often that it is kept
+SHORT = 100  # characters of a text whose encoding is cached
 
 
 @dataclass(frozen=True)
 class StoredResult:
-    """The columns of one TaskResult but for its id and dates."""
+    """The columns of one TaskResult except its id and dates."""
 
     status: str
     result: str | None
@@ -31,17 +31,17 @@ class StoredResult:
 
 
 class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
-    """Prepares results as its base stores them, and stores nothing anew."""
+    """Prepares results in the form in which its base class stores them."""
 
     def with_children(self, result: StoredResult, children: list[Any]) -> StoredResult:
-        """Return a prepared result that names what its task has set off."""
+        """Return a prepared result that names the follow-ups of its task as children."""
         meta = self.decode(result.meta) if result.meta else {}
         meta["children"] = [*meta.get("children", ()), *(child.as_tuple() for child in children)]
         return replace(result, meta=self._encode_meta(meta))
 
     @cached_property
     def no_meta(self) -> str:
-        """What is kept beside most results, encoded."""
+        """The encoded meta data of most results."""
         return self._encode_meta({"children": []})
 
     def _encode_meta(self, meta: Any) -> str:
@@ -84,9 +84,9 @@ class PreparingBackend(DatabaseBackend):  # type: ignore[misc]
         )
 
     def encode_content(self, data: Any) -> tuple[str, str, str]:
-        """Return content type, encoding and text of what a column holds, in the app's serializer.
+        """Return content type, encoding and text of a column's value, in the app's serializer.
 
-        That nothing was returned, or no argument given, is encoded once.
+        Short texts and None, which are most values, are encoded once.
         """
         if data is None or (type(data) is str and len(data) < SHORT):
             return self._encoded(data)

@@ -53,7 +53,7 @@ def _run_of(report: Report, worker: str) -> Run | None:
 
 def outcome_of(run: Run, status: str, error: BaseException, traceback: str) -> Outcome:
     if status == states.RETRY:
-        return handed_back(run.task, run.max_attempts, "its worker was told to end at once")
+        return handed_back(run.task, run.max_attempts, "its worker had to stop at once")
     # Celery reports a time limit before the child is dead: the next attempt must not meet it.
     delay = timedelta(seconds=2 if isinstance(error, TimeLimitExceeded) else 0)
     return failed_attempt(

@@ -46,6 +46,13 @@ def work(*, until: int = 100) -> list[Run]:
     return done
 
 
+NOW: Any = {"countdown": 0}  # makes a call a run
+
+
+def value_of(promised: Any) -> Any:
+    return promised.get(timeout=1, disable_sync_subtasks=False)
+
+
 def forget_tracers() -> None:
     for task in current_app.tasks.values():
         task.__trace__ = None

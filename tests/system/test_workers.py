@@ -197,7 +197,7 @@ def test_a_worker_whose_children_are_told_to_end_with_it_hands_back_its_runs(
     old.signal(signal.SIGTERM)  # as systemd does, to all processes of a service
     wait_for(lambda: run_of(run_id).attempt == 2, timeout=20)
     assert (run_of(run_id).failures, run_of(run_id).errors) == (0, [])
-    assert run_of(run_id).reason == "handed back: its worker was told to end at once"
+    assert run_of(run_id).reason == "handed back: its worker had to stop at once"
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -149,7 +149,7 @@ class TestADeadlineThatHasPassed:
         met, missed = run(deadline=soon(seconds=5)), run(deadline=ago(seconds=5))
         for made in (met, missed):
             claim(made.pk, 1, ADD)
-            finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True))
+            finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True))
         first = Run.objects.get(pk=missed.pk).late_by
         Run.objects.update(deadline=ago(hours=1))
         for made in (met, missed):
@@ -161,7 +161,7 @@ class TestADeadlineThatHasPassed:
         made = run(deadline=ago(seconds=1))
         escalate_for_deadlines()
         claim(made.pk, 1, ADD)
-        finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True))
+        finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True))
         assert standing(made) == (State.SCHEDULED, HIGH)
         escalate_for_deadlines()
         assert standing(made) == (State.SCHEDULED, FRONT)
@@ -231,7 +231,7 @@ class TestAge:
     def test_a_retry_begins_anew(self) -> None:
         made = run(priority=MEDIUM, run_at=ago(hours=1))
         claim(made.pk, 1, ADD)
-        finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True))
+        finish(made.pk, 1, Outcome(State.SCHEDULED, "down", "down", failed=True))
         assert escalate_for_age() == 0
         assert standing(made) == (State.SCHEDULED, LOW)
 

@@ -28,7 +28,7 @@ def test_a_child_that_lost_the_answer_to_its_claim_gets_the_run_again(proxy: Pro
     proxy.lose_the_answer_to(made.pk.hex.encode())
     claimed = claim_on_a_clean_connection(made.pk, 1, made.task, "w")
     assert claimed is not None
-    assert proxy.cuts == 1, "its first claim was committed, and nobody heard"
+    assert proxy.cuts == 1, "its first claim was committed, and the answer was lost"
     after = fresh(made)
     assert (after.state, after.attempt, after.failures) == (State.RUNNING, 1, 0)
     assert finish(made.pk, 1, Outcome(State.SUCCEEDED))

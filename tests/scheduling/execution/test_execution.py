@@ -667,7 +667,7 @@ class TestOutsideATransaction:
         made = of(leaves_a_block_open, how, failures=failures)
         hint(made)
         assert not connection.in_atomic_block
-        gc.collect()  # a generator that is still open would roll back what came after
+        gc.collect()  # a generator that is still open would roll back the later work
         assert fresh(made).state == state
         assert [kept["error"] for kept in fresh(made).errors] == [error][: error is not None]
         following = of(tasks.add, 1, 2)

@@ -32,8 +32,8 @@ def fail_over() -> Iterator[Callable[[], None]]:
     with second_connection() as other:
         other.autocommit = True
 
-        def alter(what: str) -> None:
-            other.execute(f'ALTER DATABASE "{name}" {what}')
+        def alter(setting: str) -> None:
+            other.execute(f'ALTER DATABASE "{name}" {setting}')
 
         def switch() -> None:
             alter("SET default_transaction_read_only = on")

@@ -1,4 +1,4 @@
-"""The ways out of a state that are no claim, one by one; and that nothing else moves."""
+"""Each way out of a state except a claim; no other state moves."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +43,7 @@ def for_ever() -> None: ...
 
 
 SUCCEEDED = Outcome(State.SUCCEEDED)
-AGAIN = Outcome(State.SCHEDULED, "down", "down", failed=True, lower=True)
+AGAIN = Outcome(State.SCHEDULED, "down", "down", failed=True)
 
 
 def result(**columns: Any) -> StoredResult:
@@ -115,7 +115,11 @@ class TestFinish:
 
     def test_a_hand_back_counts_no_failure_and_keeps_its_priority(self) -> None:
         made = run(State.RUNNING)
-        finish(made.pk, 1, Outcome(State.SCHEDULED, "shutdown", delay=timedelta(minutes=2)))
+        finish(
+            made.pk,
+            1,
+            Outcome(State.SCHEDULED, "shutdown", call=NextCall(delay=timedelta(minutes=2))),
+        )
         after = fresh(made)
         assert (after.attempt, after.failures, after.priority, after.errors) == (2, 0, 6, [])
         assert timedelta(seconds=115) < after.run_at - clock.now() <= timedelta(minutes=2)
@@ -123,7 +127,7 @@ class TestFinish:
     def test_the_next_attempt_may_have_a_time_and_a_call_of_its_own(self) -> None:
         made = run(State.RUNNING)
         finish(
-            made.pk, 1, Outcome(State.SCHEDULED, run_at=NOON, call=NextCall("t", "[9]", '{"a": 1}'))
+            made.pk, 1, Outcome(State.SCHEDULED, call=NextCall("t", "[9]", '{"a": 1}', run_at=NOON))
         )
         after = fresh(made)
         assert (after.run_at, after.task, after.args, after.kwargs) == (
@@ -300,7 +304,7 @@ def rows_read(node: dict[str, Any]) -> int:
 
 @pytest.mark.django_db(transaction=True)
 class TestHeldRunsAndOthers:
-    """What a second connection does to a held run while it is being released."""
+    """A second connection changes a held run while it is being released."""
 
     @pytest.mark.parametrize("release", ["finish", "net"])
     def test_one_that_was_cancelled_meanwhile_stays_cancelled(self, release: str) -> None:
@@ -442,7 +446,7 @@ class TestAttempts:
     def test_another_follows_until_the_last_allowed(self) -> None:
         error = WorkerLostError("gone")
         kept = failed_attempt(ADD, None, 1, error)
-        assert (kept.state, kept.failed, kept.lower) == (State.SCHEDULED, True, True)
+        assert (kept.state, kept.failed) == (State.SCHEDULED, True)
         last = failed_attempt(ADD, None, 2, error)
         assert (last.state, last.failed) == (State.FAILED, True)
         assert last.result is not None
@@ -470,7 +474,7 @@ class TestAttempts:
 
     def test_what_does_not_count_uses_none_up(self) -> None:
         kept = failed_attempt(ADD, 2, 5, WorkerLostError("gone"), counts=False)
-        assert (kept.state, kept.failed, kept.lower) == (State.SCHEDULED, False, False)
+        assert (kept.state, kept.failed) == (State.SCHEDULED, False)
 
 
 @pytest.mark.django_db
@@ -496,7 +500,7 @@ class TestCancel:
         assert snapshot(made) == before
 
     def test_what_does_not_exist_cannot_be_cancelled(self) -> None:
-        with pytest.raises(SchedulingError, match="there is no run"):
+        with pytest.raises(SchedulingError, match="no run has the id"):
             cancel(uuid7(), by="ann")
 
     def test_the_outcome_of_a_running_one_names_who_asked(self) -> None:

@@ -1,4 +1,4 @@
-"""What Celery documents of `retry`, `replace`, eager and named calls, kept for runs: durably."""
+"""Celery's documented `retry`, `replace`, eager and named calls hold for runs, durably."""
 
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -116,7 +116,7 @@ def declared() -> None:
 
 @shared_task(bind=True)
 def says(self: "Task[Any, Any]", within: bool, how: str = "return") -> Any:
-    """Return what others read of this run while it is at work."""
+    """Return this run's result as other processes read it while it runs."""
     with transaction.atomic() if within else nullcontext():
         self.update_state(state="PROGRESS", meta={"done": "half \0"})
     if how == "ignore":

@@ -1,4 +1,4 @@
-"""Backfills: runs for a range of the past, apart from what their schedule does meanwhile."""
+"""Backfills: runs for a range of the past, apart from the schedule's other runs."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -71,10 +71,10 @@ def states(backfill: Backfill) -> list[str]:
 
 
 def claimed(backfill: Backfill) -> list[Run]:
-    """Make the runs that beat let go running, as workers would."""
-    let_go = Run.objects.filter(backfill_id=backfill.pk, state=State.SCHEDULED)
-    ids = list(let_go.values_list("pk", flat=True))
-    let_go.update(
+    """Make the runs that beat has released running, as workers would."""
+    released = Run.objects.filter(backfill_id=backfill.pk, state=State.SCHEDULED)
+    ids = list(released.values_list("pk", flat=True))
+    released.update(
         state=State.RUNNING, worker="w1", lease_expires_at=clock.now() + timedelta(minutes=1)
     )
     return list(Run.objects.filter(pk__in=ids))
@@ -315,7 +315,7 @@ class TestLettingGo:
         backfill = start(hourly())
         backfill_pace.release()
         (one,) = claimed(backfill)
-        finish(one.pk, 1, Outcome(State.SCHEDULED, failed=True, lower=True))
+        finish(one.pk, 1, Outcome(State.SCHEDULED, failed=True))
         assert backfill_pace.release() == 0
         one.refresh_from_db()
         assert (one.backfill_id, one.attempt, one.priority) == (backfill.pk, 2, Priority.LOW)
@@ -357,7 +357,7 @@ class TestLettingGo:
 
 @pytest.mark.django_db(transaction=True)
 class TestManyBeats:
-    def test_together_they_let_go_no_more_than_one_alone(self) -> None:
+    def test_together_they_released_no_more_than_one_alone(self) -> None:
         backfill = start(hourly(), since=at(0), concurrency=3)
         beats = [in_thread(backfill_pace.release) for _ in range(6)]
         assert sum(beat.result(10) for beat in beats) <= 3

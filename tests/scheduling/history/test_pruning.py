@@ -1,4 +1,4 @@
-"""What prune deletes, what it keeps, and whom it does not disturb."""
+"""prune: deleted runs, kept runs, and concurrent work that it does not disturb."""
 
 import time
 from collections import Counter

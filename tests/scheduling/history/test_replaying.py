@@ -1,4 +1,4 @@
-"""Replaying all runs that match: each once, whoever else does so, and none by accident."""
+"""Replaying all runs that match: each once, also by concurrent users, and none by accident."""
 
 from datetime import timedelta
 from typing import Any
@@ -179,7 +179,7 @@ class TestReplayAll:
         self, given: str, asked: int | None, alone: str, in_bulk: str
     ) -> None:
         old = run(State.RUNNING, priority=Priority[given])
-        retry = Outcome(State.SCHEDULED, failed=True, lower=True, call=NextCall(priority=asked))
+        retry = Outcome(State.SCHEDULED, failed=True, call=NextCall(priority=asked))
         assert finish(old.pk, 1, retry)
         Run.objects.filter(pk=old.pk).update(deadline=NOON)
         assert escalate_for_deadlines() == 1

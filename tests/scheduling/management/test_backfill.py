@@ -141,7 +141,7 @@ class TestLookingAtThem:
         assert "its runs   9 held" in out
 
     def test_one_that_is_not_there_is_one_clear_line(self) -> None:
-        assert "there is no backfill" in refusal("backfill", "show", str(UUID(int=1)))
+        assert "does not exist" in refusal("backfill", "show", str(UUID(int=1)))
         assert "is not a run's id" in refusal("backfill", "show", "soon")
 
 

@@ -197,7 +197,7 @@ class TestReplay:
         answer = called("run", "replay", str(old.id))
         assert answer.err == (
             "not set off again: its chord, which has counted it once.\n"
-            "not set off again: what its success has set off already.\n"
+            "not set off again: the follow-ups that its success has sent already.\n"
         )
         answer = called("run", "replay", str(old.id), "--follow-ups")
         assert answer.err == "not set off again: its chord, which has counted it once.\n"

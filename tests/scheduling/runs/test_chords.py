@@ -1,6 +1,6 @@
-"""Chords of runs: what is nested in them, what becomes of their failures, parts that come later.
+"""Chords of runs: nested canvases, failures of their parts, and parts that are added later.
 
-The runs are worked through by a worker's child in this process. `heard` is what the jobs say.
+A worker's child in this process executes the runs. The jobs write to `heard`.
 """
 
 from collections.abc import Iterator
@@ -31,33 +31,20 @@ from tests.jobs.canvas import (
     told_id,
     total,
 )
-from tests.scheduling.child import forget_tracers, work
+from tests.scheduling.child import NOW, value_of, work
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    # Celery announces what a setting will mean for errbacks of chords one day.
+    # Celery announces a later change of this setting for errbacks of chords.
     pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header"),
 ]
 
-NOW: Any = {"countdown": 0}  # what makes a call a run
-
 
 @pytest.fixture(autouse=True)
-def client(redis_client: redis.Redis) -> Iterator[redis.Redis]:
-    heard.clear()
-    yield redis_client
-    forget_tracers()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_waits(client: redis.Redis) -> Iterator[None]:
+def _nothing_waits(canvas_redis: redis.Redis) -> Iterator[None]:
     yield
     assert not Run.objects.filter(state__in=UNFINISHED).exists()
     assert not ChordCounter.objects.exists()
-
-
-def value_of(promised: Any) -> Any:
-    return promised.get(timeout=1, disable_sync_subtasks=False)
 
 
 class TestNested:

@@ -353,7 +353,7 @@ class TestReplay:
             replay(run(state).pk, by="ann")
 
     def test_one_that_does_not_exist_cannot(self) -> None:
-        with pytest.raises(SchedulingError, match="there is no run"):
+        with pytest.raises(SchedulingError, match="no run has the id"):
             replay(uuid7(), by="ann")
 
 

@@ -1,9 +1,8 @@
 """Links, chains, groups, chords, errbacks and replacements of runs: Celery's words, in the ledger.
 
-The runs are worked through by a worker's child in this process. `heard` is what the jobs say.
+A worker's child in this process executes the runs. The jobs write to `heard`.
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -54,30 +53,15 @@ from tests.jobs.canvas import (
     told_more,
     total,
 )
-from tests.scheduling.child import deliver, forget_tracers, hint, work
+from tests.scheduling.child import NOW, deliver, hint, value_of, work
 from tests.scheduling.ledger import in_thread, run, second_connection
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    # Celery announces what a setting will mean for errbacks of chords one day.
+    pytest.mark.usefixtures("canvas_redis"),
+    # Celery announces a later change of this setting for errbacks of chords.
     pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header"),
 ]
-
-NOW: Any = {"countdown": 0}  # what makes a call a run
-
-
-@pytest.fixture(autouse=True)
-def client(redis_client: redis.Redis) -> Iterator[redis.Redis]:
-    """Nothing of this may reach the broker."""
-    heard.clear()
-    yield redis_client
-    lanes = [str(key) for key in redis_client.keys("celery*")]
-    forget_tracers()
-    assert lanes == []
-
-
-def value_of(promised: Any) -> Any:
-    return promised.get(timeout=1, disable_sync_subtasks=False)
 
 
 def row(promised: Any) -> Run:
@@ -273,13 +257,15 @@ class TestChains:
         assert [seen["stamps"] for _, seen in heard] == [{"customer": "acme"}] * 2
         assert heard[0][1]["tenant"] == "t1"
 
-    def test_a_plain_chains_step_that_retries_goes_on_as_rows(self, client: redis.Redis) -> None:
+    def test_a_plain_chains_step_that_retries_goes_on_as_rows(
+        self, canvas_redis: redis.Redis
+    ) -> None:
         key, last = str(uuid7()), plus.s(1)
         result = last.freeze()
         deliver(third_time.name, key, args=(4,), chain=[dict(last)])
         (made,) = Run.objects.all()
         assert (str(made.pk), made.failures) == (key, 1)
-        assert client.llen("celery\x06\x166") == 0, "nothing waits in the broker"
+        assert canvas_redis.llen("celery\x06\x166") == 0, "nothing waits in the broker"
         work()
         assert value_of(result) == 5
 
@@ -525,7 +511,7 @@ def encoded(signature: Any) -> str:
 
 
 class TestOtherEndings:
-    """A run that nobody's code has ended sets off what a failure does."""
+    """A run that is ended from outside its job has the follow-ups of a failure."""
 
     def make(self) -> tuple[AsyncResult[Any], AsyncResult[Any]]:
         """A part of a chord with a chain behind it and an errback, and the chord's body."""
@@ -647,10 +633,10 @@ class TestOtherEndings:
 
 class TestReplacing:
     @pytest.mark.parametrize(
-        ("what", "value"), [("one", 11), ("chain", 111), ("group", [11, 21]), ("chord", 32)]
+        ("canvas", "value"), [("one", 11), ("chain", 111), ("group", [11, 21]), ("chord", 32)]
     )
-    def test_a_run_goes_on_as_what_replaces_it(self, what: str, value: Any) -> None:
-        promised = becomes.apply_async((1, what), link=hear.s(), **NOW)
+    def test_a_run_goes_on_as_what_replaces_it(self, canvas: str, value: Any) -> None:
+        promised = becomes.apply_async((1, canvas), link=hear.s(), **NOW)
         work()
         assert value_of(promised) == value
         assert heard == [("heard", value)]
@@ -659,24 +645,24 @@ class TestReplacing:
         assert not ChordCounter.objects.exists()
         assert all_final()
 
-    @pytest.mark.parametrize("what", ["one", "chain", "group", "chord"])
-    def test_in_a_chain_the_rest_follows_the_replacement(self, what: str) -> None:
-        promised = chain(becomes.s(1, what), hear.s(), said.si("after")).apply_async(**NOW)
+    @pytest.mark.parametrize("canvas", ["one", "chain", "group", "chord"])
+    def test_in_a_chain_the_rest_follows_the_replacement(self, canvas: str) -> None:
+        promised = chain(becomes.s(1, canvas), hear.s(), said.si("after")).apply_async(**NOW)
         work()
         assert [name for name, _ in heard] == ["heard", "said"]
         assert promised.state == states.SUCCESS
         assert all_final()
 
-    @pytest.mark.parametrize(("what", "value"), [("one", 13), ("chain", 113), ("chord", 34)])
-    def test_in_a_chord_the_replacement_is_the_part(self, what: str, value: int) -> None:
-        promised = chord([becomes.s(1, what), plus.s(1, 1)], total.s()).apply_async(**NOW)
+    @pytest.mark.parametrize(("canvas", "value"), [("one", 13), ("chain", 113), ("chord", 34)])
+    def test_in_a_chord_the_replacement_is_the_part(self, canvas: str, value: int) -> None:
+        promised = chord([becomes.s(1, canvas), plus.s(1, 1)], total.s()).apply_async(**NOW)
         work()
         assert value_of(promised) == value
         assert not ChordCounter.objects.exists()
 
-    @pytest.mark.parametrize("what", ["failing chain", "failing chord"])
-    def test_a_replacement_that_fails_fails_the_run(self, what: str) -> None:
-        promised = becomes.apply_async((1, what), link_error=told_id.s(), **NOW)
+    @pytest.mark.parametrize("canvas", ["failing chain", "failing chord"])
+    def test_a_replacement_that_fails_fails_the_run(self, canvas: str) -> None:
+        promised = becomes.apply_async((1, canvas), link_error=told_id.s(), **NOW)
         work()
         assert row(promised).state == State.FAILED
         with pytest.raises(Exception, match=r"."):

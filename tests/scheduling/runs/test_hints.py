@@ -30,7 +30,7 @@ def hint(number: int = 1, *, queue: str = "celery", priority: int = 6, **columns
 
 
 def structure(payload: str | bytes) -> dict[str, Any]:
-    """Return a message without what differs from one to the next, and its body decoded."""
+    """Return a message without the fields that differ between messages, its body decoded."""
     found: dict[str, Any] = json.loads(payload)
     found["body"] = json.loads(base64.b64decode(found["body"]))
     for name in ("id", "root_id"):
