@@ -75,6 +75,7 @@ INSTALLED_APPS = [
     "django_celery_results",
     "scheduling",
     "notifications",
+    "triggers",
 ]
 
 MIDDLEWARE = [
@@ -180,6 +181,11 @@ CELERY_BEAT_SCHEDULE = {
     "scheduling.digest": {
         "task": "scheduling.tasks.digest",
         "schedule": crontab(minute="0", hour="7"),
+    },
+    "triggers.prune": {
+        "task": "triggers.tasks.prune",
+        "schedule": crontab(minute="40", hour="3"),
+        "options": {"priority": 9},
     },
 }
 

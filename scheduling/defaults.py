@@ -78,6 +78,10 @@ ALERT_AFTER_FAILURES = _env.int("ALERT_AFTER_FAILURES", default=3)
 ALERT_QUIET = _timedelta(days=_env.float("ALERT_QUIET_DAYS", default=7))
 # Whether webhooks may be sent to private addresses and without TLS: for development only.
 ALERT_ALLOW_PRIVATE = _env.bool("ALERT_ALLOW_PRIVATE", default=False)
+# Private networks that webhooks and triggers may lead to, such as 10.1.2.0/24.
+OUTGOING_ALLOW = _env.list("OUTGOING_ALLOW", default=[])
+# Fernet keys that encrypt secrets in the database, the newest first.
+SECRETS_KEYS = _env.list("SECRETS_KEYS", default=[])
 # Tasks (names, or patterns such as `reports.*`) whose calls stay Celery's plain messages. Calls of
 # all other tasks are rows in the ledger.
 UNTRACKED_TASKS = _env.list("UNTRACKED_TASKS", default=[])

@@ -17,8 +17,8 @@ PACKAGES = (
     "scheduling/beat", "scheduling/workers", "scheduling/celery_app", "scheduling/history",
     "scheduling/execution", "scheduling/failures", "scheduling/runs", "scheduling/schedules",
     "scheduling/models", "scheduling/outgoing", "scheduling/broker", "scheduling/postgres",
-    "scheduling/recurrence", "notifications", "config", "config/embedded", "bench", "chaos",
-    "chaos/laws",
+    "scheduling/recurrence", "notifications", "triggers", "config", "config/embedded", "bench",
+    "chaos", "chaos/laws",
 )  # fmt: skip
 
 

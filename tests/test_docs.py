@@ -35,7 +35,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SOURCES = [
     path
-    for app in ("scheduling", "notifications")
+    for app in ("scheduling", "notifications", "triggers")
     for path in sorted((ROOT / app).rglob("*.py"))
     if "migrations" not in path.parts
 ]

@@ -5,7 +5,10 @@ which call some addresses global that lead to the inside of a cloud.
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from django.conf import settings
 
 Address = IPv4Address | IPv6Address
 
@@ -52,12 +55,22 @@ ISATAP = (0x5EFE, 0x200_5EFE)
 
 
 def refusal(address: Address) -> str:
-    """Return why nothing may be sent to an address, or "" if the address is global."""
+    """Return why nothing may be sent to an address.
+
+    "" if the address is global, or in a network of settings.OUTGOING_ALLOW.
+    """
+    if any(address in network for network in _allowed(tuple(settings.OUTGOING_ALLOW))):
+        return ""
     for each in (address, *_embedded(address)):
         if not _is_global(each):
             inside = "" if each == address else f", which carries {each},"
             return f"{address}{inside} is not a global address"
     return ""
+
+
+@lru_cache(maxsize=8)
+def _allowed(networks: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, networks))
 
 
 def _is_global(address: Address) -> bool:
