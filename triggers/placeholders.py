@@ -1,4 +1,4 @@
-"""Placeholders such as `${run_id}` in URLs, headers and JSON: their names, and how they are filled in.
+"""Placeholders such as `${run_id}` in URLs, headers and JSON: their names and their values.
 
 The syntax is `string.Template`'s. A value is never read as a template, and no placeholder reads an
 attribute.
