@@ -19,7 +19,7 @@ def discover() -> None:
 
 
 def known_task(name: str) -> Any:
-    """Return the task of that name, or None where this process does not know it."""
+    """Return the task of that name, or None if this process does not know it."""
     if name not in current_app.tasks:
         discover()
     return current_app.tasks.get(name)
@@ -29,8 +29,8 @@ class BaseJob(DjangoTask[..., Any]):
     """A task that may be run by the ledger.
 
     `max_attempts` (an option of the decorator) is how many attempts may fail before a run has
-    failed; settings.DEFAULT_MAX_ATTEMPTS where neither it nor Celery's `autoretry_for` is given.
-    `aliases` are names that the task had: schedules and runs that still hold one run it.
+    failed; settings.DEFAULT_MAX_ATTEMPTS if neither it nor Celery's `autoretry_for` is given.
+    `aliases` are former names of the task: schedules and runs that still have one run this task.
     """
 
     abstract = True

@@ -14,9 +14,9 @@ SERVICES = ("beat", "worker")
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
-    """200 where the ledger answers and a beat and a worker were seen of late; else 503.
+    """Answer 200 if the ledger answers and a beat and a worker were seen of late; else 503.
 
-    What makes it slow is named beside that.
+    The answer also names causes of slowness.
     """
     findings = check_services()
     status = 200 if set(findings.values()) == {"ok"} else 503
@@ -24,16 +24,16 @@ def healthz(request: HttpRequest) -> JsonResponse:
 
 
 def healthz_web(request: HttpRequest) -> JsonResponse:
-    """200 where this web process can use the ledger, whatever the other services do; else 503."""
+    """Answer 200 if this web process can use the ledger, else 503; other services do not count."""
     database = check_services()["database"]
     return JsonResponse({"database": database}, status=200 if database == "ok" else 503)
 
 
 def check_services(host: str = "") -> dict[str, str]:
-    """Return "ok" or what is wrong, for the database and for each service (on `host`, if given)."""
+    """Return "ok" or the fault of the database and of each service (on `host`, if given)."""
     try:
         found = alive(host)
-    except Error:  # what it says may name hosts and users: it goes to the log
+    except Error:  # its text may name hosts and users: it goes to the log only
         logger.exception("health_unknown")
         return {"database": "cannot be read", **dict.fromkeys(SERVICES, "unknown")}
     where = f" on {host}" if host else ""
@@ -44,7 +44,7 @@ def check_services(host: str = "") -> dict[str, str]:
 
 
 def what_hurts() -> dict[str, str]:
-    """Return what makes the ledger slow, or its hints go astray, in words; empty if none."""
+    """Return in words why the ledger is slow or hints go astray; empty if neither is so."""
     try:
         snapshot, shared = snapshots.that_hurts(), shared_redis()
     except Error:

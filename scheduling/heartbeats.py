@@ -15,7 +15,7 @@ from scheduling.models import Heartbeat
 # A service not seen for this long is taken for dead; its row goes after a day.
 STALE = timedelta(seconds=45)
 FORGOTTEN = timedelta(days=1)
-SHARED = "Redis is shared with ledger"  # what a beat says in its row, and whose ids
+SHARED = "Redis is shared with ledger"  # said in a beat's row, before the ids of the others
 
 BEAT = """
 INSERT INTO scheduling_heartbeat
@@ -46,7 +46,7 @@ def new_name(service: str) -> str:
 
 
 def pulse(name: str, service: str, doing: str) -> None:
-    """Write that this process is alive, and what it did last."""
+    """Write that this process is alive, with its last activity."""
     parameters: dict[str, Any] = {
         "name": name,
         "service": service,
@@ -84,7 +84,7 @@ def shared_redis() -> str:
 
 
 def alive(host: str = "") -> dict[str, Status]:
-    """Return what is alive by service (beat, worker), on one host or, by default, anywhere."""
+    """Return the live beats and workers, by service, on one host or (by default) anywhere."""
     parameters: dict[str, Any] = {"stale": STALE, "host": host}
     with connection.cursor() as cursor:
         cursor.execute(STATUS, parameters)

@@ -31,7 +31,7 @@ def known_names() -> list[str]:
 
 
 def find_job(name: str) -> BaseJob | None:
-    """Return the job of that name, or None where this process does not know it as one."""
+    """Return the job of that name, or None if this process does not know such a job."""
     discover()
     task = current_app.tasks.get(name)
     return task if isinstance(task, BaseJob) else None
@@ -41,7 +41,7 @@ def get_job(name: str) -> BaseJob:
     """Return the job of that name.
 
     Raises:
-        EnqueueError: no such task (the nearest names are in the message), or one that is no Job.
+        EnqueueError: the task is unknown (the message has the nearest names), or it is not a Job.
     """
     job = find_job(name)
     if job is not None:
@@ -73,7 +73,7 @@ def check_arguments(job: BaseJob, args: Sequence[Any], kwargs: Mapping[str, Any]
         raise EnqueueError(f"positional arguments must be a JSON array, not {args!r}.")
     if not isinstance(kwargs, Mapping):
         raise EnqueueError(f"keyword arguments must be a JSON object, not {kwargs!r}.")
-    # Celery makes a header of functions; a task that is a class has none.
+    # Celery makes a header of a function; a task that is a class does not have one.
     signature: Any = getattr(job, "__header__", None) or inspect.signature(job.run).bind
     try:
         signature(*args, **kwargs)
@@ -95,7 +95,7 @@ def encode(value: object) -> str:
 
 
 def decode_error(args: str, kwargs: str) -> str:
-    """Return what is wrong with these JSON texts of a call, or "" if nothing is."""
+    """Return the fault of these JSON texts of a call, or ""."""
     try:
         decode_call(args, kwargs)
     except EnqueueError as error:
@@ -107,7 +107,7 @@ def decode_call(args: str, kwargs: str) -> tuple[list[Any], dict[str, Any]]:
     """Return a call's arguments from their JSON texts.
 
     Raises:
-        EnqueueError: they are no JSON, or no array and object.
+        EnqueueError: a text is not JSON, or they are not an array and an object.
     """
     return _decode("args", args, list, "array"), _decode("kwargs", kwargs, dict, "object")
 
@@ -122,7 +122,7 @@ def _plain(text: str) -> Any:
 def _decode(label: str, text: str, kind: type[T], name: str) -> T:
     try:
         value = loads(text) if "__type__" in text else _plain(text)
-    except Exception as error:  # kombu's decoders of typed values raise whatever they like
+    except Exception as error:  # kombu's decoders of typed values can raise anything
         raise EnqueueError(f"{label} are not JSON: {text[:100]!r} ({error})") from None
     if not isinstance(value, kind):
         raise EnqueueError(f"{label} must be a JSON {name}: {text[:100]!r}")
@@ -137,8 +137,8 @@ def retries_by_itself(job: BaseJob) -> bool:
 def attempts_allowed(name: str, max_attempts: int | None) -> int | None:
     """Return how many attempts may fail before a run of task `name` has failed; None: no limit.
 
-    What the run or its schedule asks for goes first, then what the job declares with
-    `max_attempts`, then Celery's own `max_retries` where the job retries by `autoretry_for`.
+    The number of the run or its schedule goes first, then the job's `max_attempts`, then Celery's
+    own `max_retries` if the job retries by `autoretry_for`.
     """
     if max_attempts is not None:
         return max_attempts

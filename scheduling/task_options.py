@@ -1,11 +1,11 @@
 """The options of a call: its queue, its priority, and when it expires.
 
-They are those that Celery would give the same call of `.delay()`: the task's own options (of its
-decorator, its class, `task_annotations`, the `task_default_*` settings), what the call or its
-schedule asks for, and what `task_routes` say. Every way in which a run is made asks here.
+They are the options that Celery would give the same call of `.delay()`: the task's own (of its
+decorator, its class, `task_annotations`, the `task_default_*` settings), the options of the call or
+its schedule, and those of `task_routes`. Every way in which a run is made asks here.
 
-What a worker reads from its own task needs no place in a run: time limits, `ignore_result`,
-serializers. A run keeps them only if the call itself asks for them.
+Options that a worker reads from its own task need no place in a run: time limits, `ignore_result`,
+serializers. A run keeps them only if the call itself gives them.
 
 An exchange and a routing key are looked up in the queues that the settings declare, by the code of
 kombu's own exchanges. A run is done once and lies in one queue: a route that would deliver copies
@@ -32,7 +32,7 @@ from scheduling.postgres.sql import clean
 from scheduling.words import Priority
 
 DESTINATION = ("queue", "exchange", "routing_key", "exchange_type", "priority")
-# What `Celery.send_task` takes for itself, and no router sees.
+# Options that `Celery.send_task` takes for itself: no router sees them.
 NOT_ROUTED = {
     "task_id", "producer", "connection", "router", "result_cls", "expires", "publisher", "link",
     "link_error", "add_to_parent", "group_id", "group_index", "retries", "chord", "reply_to",
@@ -70,10 +70,10 @@ def options_of(
     """Return the options of a call of task `name`, which this process need not know.
 
     Args:
-        asked: what the call itself says, in Celery's words; it goes before the task's own.
+        asked: the call's own options, in Celery's words; they go before the task's.
 
     Raises:
-        EnqueueError: the call is routed to no queue, to several, or to one that may not be made;
+        EnqueueError: the call is routed to no queue, to several, or to a forbidden name;
             or its router fails.
     """
     asked = asked or {}
@@ -109,7 +109,7 @@ def own_expiry(name: str) -> datetime | timedelta | None:
     """Return when a call of task `name` expires if nothing else is asked for.
 
     Raises:
-        EnqueueError: what the task says is neither an instant nor a length of time.
+        EnqueueError: the task's `expires` is neither an instant nor a length of time.
     """
     found: datetime | timedelta | None
     found = instant_or_length(getattr(known_task(name), "expires", None))
@@ -117,7 +117,7 @@ def own_expiry(name: str) -> datetime | timedelta | None:
 
 
 def routed_by_arguments() -> bool:
-    """Return whether a call's arguments may count for where it goes."""
+    """Return whether the queue of a call may depend on its arguments."""
     return asks_each_call(current_app.amqp.router)
 
 
@@ -207,7 +207,7 @@ def _queue_of(name: str, route: Mapping[str, Any]) -> Any:
 
 
 def _bound(name: str, exchange: str, key: str, named: str | None) -> str:
-    """Return the one queue to which an exchange delivers; of several, the one that is named."""
+    """Return the queue to which an exchange delivers; of several queues, the named one."""
     kind, bindings = "direct", []
     for queue in current_app.amqp.queues.values():
         for source, binding_key in _bindings(queue):
@@ -258,7 +258,7 @@ def instant_or_length(value: object) -> Any:
         return value.replace(tzinfo=UTC)
     if isinstance(value, int | float):
         try:
-            return timedelta(seconds=max(value, 0))  # what is over is over: Celery takes it as now
+            return timedelta(seconds=max(value, 0))  # Celery reads a past time as now
         except (OverflowError, ValueError):
             raise EnqueueError(f"{value!r} is not a length of time.") from None
     return value

@@ -1,7 +1,8 @@
-"""What a worker makes once, before its pool forks, for the code that Celery calls in its processes.
+"""The state of a worker that its processes share with the code that Celery calls in them.
 
-It is set as `app.worker_process`, because Celery hands the app to connections, result backends,
-requests, steps and tasks. An app that is not a worker's has one too, which does nothing.
+The worker makes it once, before its pool forks, and sets it as `app.worker_process`: Celery hands
+the app to connections, result backends, requests, steps and tasks. Outside of a worker the
+app has a process object that does nothing.
 """
 
 import mmap
@@ -20,7 +21,7 @@ CLAIMANT = "run_claimant"
 
 
 class Report(NamedTuple):
-    """What Celery reports of a message. `attempt` is None if the message is not a hint."""
+    """A report of Celery's about a message. `attempt` is None if the message is not a hint."""
 
     task_id: str
     attempt: int | None
@@ -31,13 +32,13 @@ class Report(NamedTuple):
 
 
 class LeaseThread(Protocol):
-    """What the parent's lease thread does for the consumer's loop, which must not wait for it."""
+    """The tasks of the lease thread: it queues them, so that the consumer's loop need not wait."""
 
     def take(self, report: Report) -> bool:
         """Queue a report; return whether it was a run's, or is the thread's to store."""
 
     def store(self, act: Callable[[], object]) -> bool:
-        """Queue what is to be stored for a plain message; return False if the caller must."""
+        """Queue the storing of a plain message's result; return False if the caller must do it."""
 
     def put_back(self, task_id: str, attempt: object, task: str, limit: str, wait: float) -> None:
         """Queue that a hint's run waits so many seconds for its task's rate limit."""
@@ -68,7 +69,7 @@ class WorkerProcess:
     def report(
         self, task_id: str, request: Any, status: str, error: Any, traceback: str | None
     ) -> bool:
-        """Pass on what Celery stores from outside an execution; return whether a run is meant."""
+        """Pass on a result from outside an execution; return False if the caller must store it."""
         attempt = getattr(request, ATTEMPT, None)
         if self.lease_thread is None:
             return attempt is not None
@@ -77,12 +78,12 @@ class WorkerProcess:
         return self.lease_thread.take(report)
 
     def store(self, act: Callable[[], object], request: Any) -> bool:
-        """Return whether the lease thread has taken over what is to be stored for a message."""
+        """Return whether the lease thread has taken over the storing of a message's result."""
         thread = self.lease_thread
         return thread is not None and not hasattr(request, ATTEMPT) and thread.store(act)
 
 
 def process_of(app: Any) -> WorkerProcess:
-    """Return what the worker has set; any app of this project has one."""
+    """Return the worker process of an app."""
     process: WorkerProcess = app.worker_process
     return process

@@ -89,7 +89,7 @@ def _options(query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if "virtual_host" in options:
         options["db"] = options.pop("virtual_host").strip("/")
-    if "ssl_cert_reqs" in options:  # kombu has CERT_NONE, redis-py has none
+    if "ssl_cert_reqs" in options:  # "CERT_NONE" in kombu, "none" in redis-py
         checks = options["ssl_cert_reqs"].lower().removeprefix("cert_")
         if checks not in ("none", "optional", "required"):
             raise AddressError(f"has ssl_cert_reqs {checks!r}: write none, optional or required.")

@@ -22,7 +22,7 @@ class Connection(KombuConnection):
 
 
 class AMQP(amqp.AMQP):
-    """What Celery makes connections and messages with."""
+    """Celery's factory of connections and messages."""
 
     @cached_property
     def Connection(self) -> Any:

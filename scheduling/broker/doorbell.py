@@ -1,7 +1,7 @@
 """The bell that ends beat's sleep, a Redis pub/sub channel; a lost ring costs a second.
 
-A ring says how long the run was there before anybody could see it, in a long transaction say. Where
-an old snapshot makes beat look only at what is new, that is how far back it looks then.
+A ring says how long its run has been invisible, as in a long transaction. If an old snapshot makes
+beat look at new rows only, beat looks back that far.
 """
 
 import logging
@@ -21,7 +21,7 @@ from scheduling.logs import event
 logger = logging.getLogger(__name__)
 
 CHANNEL = "scheduling.bell"
-SILENCE = 5.0  # seconds for which nobody rings after Redis has not answered a ring
+SILENCE = 5.0  # seconds without a ring after Redis has not answered one
 _silent_until = 0.0
 LONGEST = 1e9  # seconds
 NO_WAIT = 0.25  # seconds: beat looks back so far anyway
@@ -39,7 +39,7 @@ def ring(waited: float | None = 0.0) -> None:
     While Redis does not answer, only one ring in SILENCE seconds waits for that.
 
     Args:
-        waited: seconds for which a run might have started already; None: nobody knows.
+        waited: seconds for which a run might have started already; None: unknown.
     """
     global _silent_until
     if time.monotonic() < _silent_until:
@@ -54,7 +54,7 @@ def ring(waited: float | None = 0.0) -> None:
 
 
 class Ring:
-    """A ring for when a transaction commits: what it wrote could not be seen until then."""
+    """A ring for the commit of a transaction: until then its rows are invisible."""
 
     def __init__(self, waited: float | None) -> None:
         self._begun = time.monotonic()
@@ -83,7 +83,7 @@ def ring_on_commit(waited: float | None = 0.0) -> None:
     """Wake beat when the caller's transaction commits, once however often this is called.
 
     Args:
-        waited: seconds for which a run might have started already; None: nobody knows.
+        waited: seconds for which a run might have started already; None: unknown.
     """
     callbacks: list[Any] = connection.run_on_commit
     if callbacks and isinstance(callbacks[-1][1], Ring):
@@ -102,8 +102,8 @@ class Listener:
         """Return at the next ring, or after `seconds`.
 
         Returns:
-            What the rings said that came together: the seconds that a run had waited, or None.
-            Nothing, if there was none.
+            For each ring that came, the seconds that its run had waited, or None if unknown.
+            Empty if no ring came.
         """
         until = time.monotonic() + max(seconds, 0.0)
         try:

@@ -10,11 +10,11 @@ from celery import current_app
 
 from scheduling.broker.transport import Channel
 
-OWN = "scheduling."  # what the names of the engine's own keys and channels begin with
+OWN = "scheduling."  # the prefix of the engine's own keys and channels
 
 
 class Names(Channel):
-    """kombu's channel without a connection: it only knows what things are called."""
+    """kombu's channel without a connection, which only forms names."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -28,10 +28,10 @@ class Names(Channel):
         return f"{self.global_keyprefix}{key}"
 
     def why_taken(self, queue: str) -> str:
-        """Return what the broker itself keeps under a queue's name, or "" if the name is free.
+        """Return the broker's own use of a queue's name, or "" if the name is free.
 
-        A list under such a key would break what it is for: with one that is called "unacked" no
-        plain message could be taken any more.
+        A list under such a key would break that use: with a queue named "unacked", workers could
+        take no plain message any more.
         """
         conf = current_app.conf
         control, events = f"{conf.control_exchange}.pidbox", str(conf.event_queue_prefix)

@@ -1,9 +1,9 @@
 """Checks the form of a message from Redis, field by field, before Celery sees it.
 
-Celery and kombu trust what they read: one header of an odd type ends a worker, or takes its only
-place in the pool for good. So a plain message is checked here field by field, and handed on only if
-each field that Celery reads is of a kind that Celery writes. Other headers stay as they are: a task
-may read its own.
+Celery and kombu trust each message: one header of an odd type ends a worker, or takes its only
+place in the pool for good. So each field of a plain message is checked here. The message is handed
+on only if every field that Celery reads is of a kind that Celery writes. Other headers stay as they
+are: a task may read its own.
 """
 
 import base64
@@ -23,27 +23,27 @@ from kombu.utils import json
 LONGEST_MESSAGE = 64 * 2**20  # bytes, also once it is decompressed
 LONGEST_NAME = 1000  # characters of an id, or of a task's name
 LONGEST_HEADERS = 256 * 2**10  # characters of all headers together: stamps, representations
-MOST_SECONDS = 366 * 86_400.0  # of a time limit: what a timer can count down
+MOST_SECONDS = 366 * 86_400.0  # of a time limit, which a timer must be able to count down
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 
 Fields = Mapping[str, Any]
 
 
 class UnfitError(ValueError):
-    """A message that no sender of Celery's writes; says what is wrong."""
+    """A message that Celery itself would not write; the text says why."""
 
 
 def read(item: bytes | str) -> dict[str, Any]:
-    """Return what lay in Redis as a message, without a look at what its parts hold.
+    """Return an item of a Redis list as a message; the content of its parts is not checked.
 
     Raises:
-        UnfitError: it is no JSON object with headers and properties, or too long.
+        UnfitError: it is not a JSON object with headers and properties, or it is too long.
     """
     if len(item) > LONGEST_MESSAGE:
         raise UnfitError("it is too long")
     try:
         message = json.loads(item)
-    except Exception:  # its types ("__type__") read what anybody may have written
+    except Exception:  # kombu's typed values ("__type__") can raise anything
         raise UnfitError("it is not JSON") from None
     return with_parts(message)
 
@@ -52,7 +52,7 @@ def with_parts(message: Any) -> dict[str, Any]:
     """Return a message that has headers and properties.
 
     Raises:
-        UnfitError: it is no JSON object, or these are none.
+        UnfitError: it is not a JSON object, or headers or properties are not.
     """
     if not isinstance(message, dict):
         raise UnfitError("it is not a JSON object")
@@ -65,14 +65,14 @@ def with_parts(message: Any) -> dict[str, Any]:
 
 
 def plain(message: dict[str, Any], queue: str, accept: Collection[str]) -> dict[str, Any]:
-    """Return a plain message that Celery can take without harm, in the place where it was.
+    """Check a plain message and return it in a form that cannot harm Celery.
 
     Args:
         message: as `read` returns it; it is changed.
         accept: content types that workers accept.
 
     Raises:
-        UnfitError: one of its fields is not what Celery writes.
+        UnfitError: a field is not of a kind that Celery writes.
     """
     headers, properties = message["headers"], message["properties"]
     tag = properties.get("delivery_tag")
@@ -82,7 +82,7 @@ def plain(message: dict[str, Any], queue: str, accept: Collection[str]) -> dict[
     _check("properties", properties, PROPERTIES)
     info = properties.get("delivery_info")
     exchange = info.get("exchange") if isinstance(info, dict) else None
-    # It is put back where it came from, whatever it says of that.
+    # A message is put back into the queue that it came from, not into another that it names.
     properties["delivery_info"] = {
         "exchange": exchange if isinstance(exchange, str) and len(exchange) < LONGEST_NAME else "",
         "routing_key": queue,
@@ -99,9 +99,9 @@ def plain(message: dict[str, Any], queue: str, accept: Collection[str]) -> dict[
     elif isinstance(payload, dict):  # protocol 1 says all in its body
         _check("body", payload, {**HEADERS, **OF_BODY})
         if not {"task", "id", "args", "kwargs"} <= payload.keys():
-            raise UnfitError("it is no task's")
+            raise UnfitError("it is not a task's message")
     else:
-        raise UnfitError("it is no task's")
+        raise UnfitError("it is not a task's message")
     return message
 
 
@@ -114,13 +114,13 @@ def _check_call(payload: Any, headers: Fields) -> None:
             raise UnfitError("its body has no kwargs")
         return
     if not isinstance(payload, list) or len(payload) != 3:
-        raise UnfitError("its body is not args, kwargs and what follows")
+        raise UnfitError("its body is not args, kwargs and options")
     args, kwargs, embedded = payload
     if not (isinstance(args, list) and isinstance(kwargs, dict)):
         raise UnfitError("its args and kwargs are not a list and an object")
     if embedded is not None and not isinstance(embedded, dict):
-        raise UnfitError("what follows it is not an object")
-    _check("what follows it", embedded or {}, EMBEDDED)
+        raise UnfitError("the options of its body are not an object")
+    _check("options of the body", embedded or {}, EMBEDDED)
 
 
 def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> bytes:
@@ -181,11 +181,11 @@ Check = Callable[[Any], bool]
 ENCODINGS = ("utf-8", "UTF-8", "us-ascii", "binary", "ascii-8bit")
 
 
-def _check(what: str, fields: Fields, checks: Mapping[str, Check]) -> None:
+def _check(part: str, fields: Fields, checks: Mapping[str, Check]) -> None:
     for name, check in checks.items():
         value = fields.get(name)
         if value is not None and not check(value):
-            raise UnfitError(f"{what}: {name} is not what Celery writes")
+            raise UnfitError(f"{part}: {name} is not of a kind that Celery writes")
 
 
 def _check_size(headers: Fields) -> None:
@@ -256,7 +256,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _is_signature(value: object) -> bool:
-    """Whether Celery can make a signature of it; what is in it, it takes apart in a child."""
+    """Whether Celery can make a signature of it; Celery reads its content in a child."""
     if not isinstance(value, dict):
         return False
     kinds = {"task": str, "args": list, "kwargs": dict, "options": dict}

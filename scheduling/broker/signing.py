@@ -1,7 +1,7 @@
 """Signs hints, so that a program without the key cannot forge one by writing to Redis.
 
-The key is HINT_KEY, or SECRET_KEY where that is not set. To change it without a pause, name the old
-one in SECRET_KEY_FALLBACKS: hints are signed with the new key, and signatures of the old one count.
+The key is HINT_KEY, or SECRET_KEY if HINT_KEY is not set. To change it without a pause, put the old
+key into SECRET_KEY_FALLBACKS: beat signs with the new key, and workers accept both.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from django.conf import settings
 
-# What a hint holds besides Celery's own fields: the attempt it may start (its presence makes a
-# message a hint), whose ledger the run is in, and the signature.
+# Fields of a hint beside Celery's own: the attempt that it may start (its presence makes a message
+# a hint), the run's ledger, and the signature.
 ATTEMPT, LEDGER, SIGNATURE = "run_attempt", "run_ledger", "run_signature"
 # The task's name. Celery's own field for that is missing while a hint lies in Redis: a worker that
 # is not Truebeat's would call the task, without the run's arguments. So it drops the message.

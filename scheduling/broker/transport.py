@@ -354,11 +354,11 @@ class Channel(redis.Channel):
         """Put a message back (see kombu's).
 
         Raises:
-            UnfitError: it is not a message, or does not say where it came from.
+            UnfitError: it is not a message, or its origin is not two names.
         """
         shape.with_parts(payload)
         if not (isinstance(exchange, str) and isinstance(routing_key, str)):
-            raise shape.UnfitError("where it came from is not a name")
+            raise shape.UnfitError("its exchange or routing key is not a name")
         super()._do_restore_message(payload, exchange, routing_key, *args, **kwargs)  # type: ignore[misc]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-# What embeds other tasks in a signature, and is taken apart by whoever sends it.
+# Signatures that embed other tasks; the sender takes them apart.
 WRAPPERS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
@@ -27,7 +27,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _tasks_in(carried: object) -> Iterator[str]:
-    """Yield the names of the tasks in (lists of) signatures, and in what these carry."""
+    """Yield the names of the tasks in (lists of) signatures, and in their own links and parts."""
     waiting: list[Any] = [carried]
     while waiting:
         value = waiting.pop()

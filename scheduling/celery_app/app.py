@@ -26,10 +26,10 @@ make_ids_by(uuid7)
 
 @worker_process_init.connect
 def forget_lost_connection(**_: Any) -> None:
-    """Let a new child know nothing of a connection that its parent has lost.
+    """Drop, in a new child, a connection that its parent has lost.
 
-    Celery would close its file, and fail with a traceback, in each new child: there is none.
-    Connected here, which is before Celery connects its own.
+    Celery would close the connection's file in each new child, and fail with a traceback because
+    the file is gone. This handler is connected before Celery connects its own.
     """
     from django.db import connection
 
@@ -52,7 +52,7 @@ class Beat(CeleryBeat):
             is_the_ledgers = False
         if not is_the_ledgers:
             raise ClickException(
-                f"beat was told to use the scheduler {given!r}, which knows nothing of the ledger:"
+                f"beat was started with the scheduler {given!r}, which does not read the ledger:"
                 f" start it without -S, and set CELERY_BEAT_SCHEDULER = {SCHEDULER!r}."
             )
 
@@ -76,7 +76,7 @@ class App(Celery):
         return self.subclass_with_self(Beat)
 
     def create_task_cls(self) -> Any:
-        """Create the app's base class of tasks (see Celery's): a Job, whatever `task_cls` is."""
+        """Create the app's base class of tasks (see Celery's): a Job with any `task_cls`."""
         from scheduling.celery_app.bases import job_class
 
         return self.subclass_with_self(
@@ -108,9 +108,9 @@ class App(Celery):
     ) -> AsyncResult[Any]:
         """Write a run, in the caller's own transaction (see Celery's for the options).
 
-        Only what UNTRACKED_TASKS names, and has no delay, is a plain message. A task that sends
-        itself again under its own id (`retry`) sends nothing: what it wants is remembered, and
-        becomes the run's next attempt when this one is finished.
+        Only a call of a task in UNTRACKED_TASKS, without a delay, is a plain message. A task that
+        sends itself again under its own id (`retry`) sends no message: the call is remembered, and
+        becomes the run's next attempt when this attempt is finished.
         """
         sending.set_up()
         from scheduling.runs.follow_ups import sender
@@ -148,7 +148,7 @@ class App(Celery):
         return promised
 
     def _declared(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Return what the task itself says of its execution, where Celery would not have asked."""
+        """Return the options that the task itself declares, if Celery has not read them."""
         task: Any = None if "task_type" in options else self.tasks.get(name)
         if task is None:
             return {}

@@ -2,8 +2,8 @@
 
 The claim stands in the tracer of a Job. A task with a base class of the project's own, or of
 Celery's such as AbortableTask, would run unclaimed and without its arguments. So a task that comes
-into the app's registry gets a class that is both: `type(name, (its class, Job), {})`. It stays what
-it was: `isinstance`, attributes, a `__call__` of its own, and its name when it is pickled.
+into the app's registry gets a class that is both: `type(name, (its class, Job), {})`. The task
+keeps its behaviour: `isinstance`, attributes, a `__call__` of its own, its name in a pickle.
 """
 
 import inspect

@@ -20,13 +20,13 @@ OF_A_BROADCAST = {"destination", "connection", "reply", "timeout", "limit", "cal
 class Control(CeleryControl):
     """Celery's remote control, whose `revoke` no restart of a worker forgets.
 
-    A run that waits is cancelled at once. One that runs goes on, unless `terminate` is given: then
-    it is cancelled too. By stamps, it is the runs that are there: workers themselves go on to
-    refuse plain messages which come later.
+    A waiting run is cancelled at once. A running one goes on, unless `terminate` is given: then it
+    is cancelled too. Stamps cancel runs that exist at this moment; for plain messages, workers go
+    on to refuse later ones as well.
     """
 
     def broadcast(self, command: str, arguments: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Tell the workers something (see Celery's); first tell the ledger, where that is due."""
+        """Send a command to the workers (see Celery's); a revoke is first written to the ledger."""
         if command == "revoke" and arguments:
             _revoke(arguments.get("task_id"), terminate=bool(arguments.get("terminate")))
         if command == "revoke_by_stamped_headers" and arguments:
@@ -71,8 +71,8 @@ def _revoke(task_ids: Any, *, terminate: bool) -> None:
             try:
                 cancelling.cancel(run_id, by=BY)
             except RowLockedError:
-                raise  # it has not been cancelled, and nobody will
+                raise  # the run has not been cancelled, and the caller must know
             except SchedulingError:
-                pass  # no run, or one that has ended
+                pass  # the run does not exist or has ended
         elif run_id is not None:
             cancelling.cancel_waiting(run_id, by=BY)

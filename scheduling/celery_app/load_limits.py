@@ -11,7 +11,7 @@ _changed: dict[str, float] = {}
 
 
 def limits() -> dict[str, float]:
-    """Return the limit of each figure, as set or as changed since; 0 is none."""
+    """Return the limit of each figure, as set or as changed since; 0 means no limit."""
     return {name: float(getattr(settings, f"MAX_{name.upper()}")) for name in FIGURES} | _changed
 
 
@@ -21,6 +21,6 @@ def limits() -> dict[str, float]:
 def load_limit(state: Any, figure: str, limit: float) -> dict[str, str]:
     """Change a limit of the workers' load guards until they restart."""
     if figure not in FIGURES:
-        return {"error": f"there is no figure {figure!r}: give one of {', '.join(FIGURES)}"}
+        return {"error": f"unknown figure {figure!r}: give one of {', '.join(FIGURES)}"}
     _changed[figure] = float(limit)
     return {"ok": f"the limit of {figure} is {float(limit):g}"}

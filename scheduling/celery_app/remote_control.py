@@ -1,8 +1,8 @@
 """Remote control: workers obey signed commands, and answer questions from any sender.
 
-Commands (`shutdown`, `time_limit`, `rate_limit`, `revoke`, ...) come by Redis, as hints do: with
-them, whoever can write there could stop workers, and end what they run. So the app signs those that
-it sends, with the key of hints; each counts once, and for a minute.
+Commands (`shutdown`, `time_limit`, `rate_limit`, `revoke`, ...) come by Redis, as hints do.
+Anybody who can write there could stop workers and end their runs with them. So the app signs its
+commands with the key of hints; each command counts once, and for a minute.
 """
 
 import hmac

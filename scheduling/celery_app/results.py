@@ -55,14 +55,14 @@ class Backend(PreparingBackend):
             else:
                 finishing.record_progress(UUID(task_id), running.attempt, prepared)
         elif request is None and status == states.REVOKED and _is_run(task_id):
-            pass  # a worker was told of a revoke: what becomes of the run, the ledger says
+            pass  # a worker reports a revoke, but only the ledger ends a run
         elif not process_of(self.app).report(task_id, request, status, result, traceback):
             store = super()._store_result
             _patiently(partial(store, task_id, result, status, traceback, request, using))
         return result
 
-    # What a worker's parent learns of plain messages its lease thread stores: the consumer's loop
-    # must not wait for the ledger, and an error there would end the worker.
+    # The lease thread stores the parent's reports of plain messages: the consumer's loop must not
+    # wait for the ledger, and an error there would end the worker.
 
     def mark_as_failure(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
@@ -83,7 +83,7 @@ class Backend(PreparingBackend):
         return None if process_of(self.app).store(act, request) else act()
 
     def _get_task_meta_for(self, task_id: str) -> Any:
-        """Read a result by the id of its task: of a run in whatever form its UUID was given."""
+        """Read a result by the id of its task; a run's UUID can be given in any form."""
         meta = super()._get_task_meta_for(task_id)
         run_id = run_id_of(task_id)
         if run_id is None or str(run_id) == task_id or meta["status"] in states.READY_STATES:
@@ -96,7 +96,7 @@ class Backend(PreparingBackend):
         super()._store_result(task_id, result, status, traceback)
 
     def cleanup(self) -> None:
-        """Delete what has expired (`result_expires`); a run's result stays as long as its run."""
+        """Delete expired results (`result_expires`); a run's result stays as long as its run."""
         if self.expires:
             pruning.prune_results(clock.now() - maybe_timedelta(self.expires))
             self.GroupModel._default_manager.delete_expired(self.expires)
@@ -171,8 +171,8 @@ class Backend(PreparingBackend):
     def _call_errbacks_of(self, step: Any, error: Any, others: Sequence[Any] = ()) -> None:
         """Call each errback of a step that will never be sent, and `others`, once.
 
-        Those that the chord has too which this step is a part of are left to that chord: it fails
-        as well, and `on_error` of a chord gives its errback to the chords inside it.
+        If the step is a part of a chord, errbacks that the chord has too are left to the chord: it
+        fails as well, and `on_error` of a chord gives its errback to the chords inside it.
         """
         task_id, errbacks = result_errbacks(step, self.app)
         outer = _chord_around(step)
@@ -191,7 +191,7 @@ class Backend(PreparingBackend):
         store_result: bool = True,
         state: str = states.FAILURE,
     ) -> None:
-        """Fail the steps that would have come after one that failed (see Celery's)."""
+        """Fail the steps after a failed one (see Celery's)."""
         if sender() is None:
             super()._fail_chain(chain, exc, traceback, store_result, state)
             return
@@ -199,7 +199,7 @@ class Backend(PreparingBackend):
             self._fail(maybe_signature(step, app=self.app), exc, state, traceback)
 
     def _fail(self, step: Any, error: Any, state: str, traceback: str | None = None) -> None:
-        """Fail what will never be sent: each task in it has a result that others may wait for.
+        """Fail a step that will never be sent: other tasks may wait for its tasks' results.
 
         Celery does so for tasks alone, and where a chain ends with a group, the chord around it
         waits for ever. The header of a chord is left out: nothing but its body waits for it.
@@ -219,7 +219,7 @@ class Backend(PreparingBackend):
     def _handle_group_chord_error(self, group_callback: Any, backend: Any, exc: Any = None) -> None:
         """Fail each part of a chord's body that is a group; Celery would also revoke them.
 
-        They were never sent, and a transaction is no place for a broadcast.
+        The parts were never sent, and a broadcast must not happen inside a transaction.
         """
         if sender() is None:
             super()._handle_group_chord_error(group_callback, backend, exc)
@@ -238,7 +238,7 @@ def _patiently(act: Callable[[], object]) -> None:
     if running is None or running.in_body:
         act()
     else:
-        drop_unclean()  # what the job has left must not keep its result from being written
+        drop_unclean()  # a session that the job has spoilt could refuse its result
         patiently(act, settings.RUN_LEASE)
 
 

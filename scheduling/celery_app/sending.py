@@ -1,7 +1,7 @@
 """Turns Celery's calls (`delay`, `apply_async`, `send_task`) into runs.
 
 The row is written on the caller's own connection, and so in the caller's own transaction. Celery's
-signals are sent as for a message, so that what adds headers to messages adds them to runs.
+signals are sent as for a message, so that receivers which add headers to messages add them to runs.
 """
 
 import logging
@@ -46,8 +46,8 @@ def set_up() -> None:
 def stays_plain(name: str, options: Mapping[str, Any]) -> bool:
     """Return whether a call goes to the broker as a plain message, as Celery would send it.
 
-    UNTRACKED_TASKS must name all that the message would set off, too: a worker starts nothing
-    else for a plain message.
+    UNTRACKED_TASKS must also name every task that the message would set off: a worker starts no
+    other task for a plain message.
     """
     return is_untracked(name) and all_untracked([options.get(what) for what in CARRIED])
 

@@ -12,7 +12,7 @@ from scheduling.postgres.silence import waits
 
 
 class NoFork:
-    """A lock that is also taken for each fork; who holds it waits for Postgres."""
+    """A lock that is also taken for each fork; its holder waits for Postgres."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +28,7 @@ class NoFork:
 
 
 def share_memory() -> None:
-    """Keep what has been imported out of Python's garbage collector, before the first fork.
+    """Keep imported objects out of Python's garbage collector, before the first fork.
 
     It writes into every object that it looks at, and so gives each child a copy of nearly all of
     the parent's memory: 40 MB, where 10 MB do.

@@ -1,8 +1,8 @@
 """The lease thread of a worker's parent, and the thread that stops runs without a lease.
 
-It renews the leases of the runs that children work on, ends those that are cancelled or somebody
-else's, and writes what Celery reports from the parent. Where the worker is told to end, it gives
-the runs that do not end in time back.
+The lease thread renews the leases of the runs that children work on. It ends runs that are
+cancelled or belong to another worker, and writes Celery's reports in the parent. When the worker
+shuts down, it hands back the runs that do not end in time.
 """
 
 import logging
@@ -49,13 +49,13 @@ logger = logging.getLogger(__name__)
 
 SUSPECT_FOR = 2.0  # seconds in which the answer of a child whose run has ended gets here
 HURRY = 1.0  # seconds between looks while something is to be settled
-REPORT_FOR = 2  # leases, after which there is no use in a report that could not be written
+REPORT_FOR = 2  # leases for which writing a report is tried: a later one is of no use
 ATTEMPTS_END = 2**31  # no attempt has so high a number
 LEAVE_WITHIN = 5.0  # seconds for the rest of a shutdown, when nothing runs any more
 
 
 class Doing:
-    """What a worker says in its heartbeat: what it does, and what it took last."""
+    """The words of a worker's heartbeat: its activity, and the task that it took last."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
@@ -77,7 +77,7 @@ class LeaseThread:
         self._worker = worker
         self._name = name
         self._parent = os.getpid()
-        self._thread: threading.Thread | None = None  # the one that lives
+        self._thread: threading.Thread | None = None  # the lease thread itself
         self._reports: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._kept = True  # whether all leases that are needed were renewed
         self._unwritten = deque[tuple[Callable[[], object], float]]()  # until when to try
@@ -85,12 +85,12 @@ class LeaseThread:
         self._stopped = set[TakenHint]()  # hints whose children were killed for their leases
         self._doing = Doing(intake)
         self._suspects: dict[TakenHint, float] = {}  # since when
-        self._cancelled: dict[TakenHint, float] = {}  # since when their jobs have been told
+        self._cancelled: dict[TakenHint, float] = {}  # when their jobs were interrupted
         self._end_by = math.inf
         self._gave_up = False
 
     def take(self, report: Report) -> bool:
-        """Queue what Celery reports of a message. Does no database work."""
+        """Queue a report of Celery's about a message. Does no database work."""
         if os.getpid() != self._parent:
             return report.attempt is not None
         if report.attempt is None:
@@ -120,17 +120,17 @@ class LeaseThread:
         self._reports.put(partial(postponing.put_back, run_id, attempt, task, reason, seconds))
 
     def take_unknown(self, run_id: UUID, attempt: int, task: str) -> None:
-        """Queue that a hint has come whose task this worker does not know. No database work."""
+        """Queue that a hint's task is unknown here. Does no database work."""
         self._reports.put(partial(postponing.hand_back_unknown, run_id, attempt, task, self._name))
 
     def look_soon(self) -> None:
-        """Ask the ledger within a second whose runs shall end: a worker was told of a revoke."""
+        """Ask the ledger within a second which runs are cancelled: a revoke has arrived."""
         if self._tend_at > time.monotonic() + HURRY:
             self._tend_at = time.monotonic() + HURRY / 2
             self._reports.put(lambda: None)  # wakes the thread
 
     def store(self, act: Callable[[], object]) -> bool:
-        """Queue what is to be stored for a plain message; not what a job stores itself."""
+        """Queue the storing of a plain message's result, except if a job stores it itself."""
         lease_thread = threading.current_thread() is self._thread
         if os.getpid() != self._parent or lease_thread or current() is not None:
             return False
@@ -166,7 +166,7 @@ class LeaseThread:
             time.sleep(max(min(until - time.monotonic(), _lease() / 3), 0.05))
 
     def shut_down(self, how: str = "Warm", **_: Any) -> None:
-        """Note that the worker was told to end. Called in a signal handler."""
+        """Note that the worker shuts down. Called in a signal handler."""
         process_of(self._worker.app).note_end()
         grace = settings.SHUTDOWN_GRACE.total_seconds()
         if how == "Cold":
@@ -177,7 +177,7 @@ class LeaseThread:
         self._reports.put(lambda: None)  # wakes the thread
 
     def drain(self, **_: Any) -> None:
-        """Write what is still queued, at the worker's end, within a few seconds."""
+        """Write the reports that are still queued, at the worker's end, within a few seconds."""
         until = time.monotonic() + 5
         while (self._unwritten or not self._reports.empty()) and time.monotonic() < until:
             time.sleep(0.02)
@@ -193,7 +193,7 @@ class LeaseThread:
             self._tend_at = min(self._tend_at, time.monotonic() + HURRY)
 
     def _write_again(self) -> None:
-        """Write what could not be written, for a second at most: leases are to be renewed."""
+        """Try again to write reports, for a second at most: leases are to be renewed."""
         begun = time.monotonic()
         for _ in range(len(self._unwritten)):
             report, until = self._unwritten[0]  # it stays there meanwhile: `drain` looks
@@ -227,7 +227,7 @@ class LeaseThread:
             time.sleep(0.5)
 
     def _tend(self) -> None:
-        """Renew the leases of what runs here; end what is cancelled or not ours any more."""
+        """Renew the leases of the runs here; end runs that are cancelled or no longer ours."""
         running, self._kept = running_here(), False
         try:
             with no_fork:
@@ -249,10 +249,10 @@ class LeaseThread:
             process.gate.ledger = ask_ledger_id()
             process.intake.reopen("gate")
 
-    # --- What must not go on ---------------------------------------------------------------------
+    # --- Runs that must end ----------------------------------------------------------------------
 
     def _cancel(self, asked: dict[TakenHint, str], running: dict[TakenHint, Any]) -> None:
-        """Tell the jobs whose runs are cancelled; kill those that go on for the grace time."""
+        """Interrupt the jobs of cancelled runs; kill jobs that outlast the grace time."""
         interrupted, self._cancelled = self._cancelled, {}
         for hint, by in asked.items():
             since = self._cancelled[hint] = interrupted.get(hint, time.monotonic())
@@ -269,10 +269,9 @@ class LeaseThread:
         self._write(end, _lease())
 
     def _stop_if_still_running(self, lost: list[TakenHint], running: dict[TakenHint, Any]) -> None:
-        """Stop those that were lost two seconds ago too.
+        """Stop runs that have been lost for two seconds.
 
-        An attempt that has just ended looks like one that was lost, until the child's answer has
-        reached this process.
+        An attempt that has just ended looks lost until the child's answer has reached this process.
         """
         now, suspects = time.monotonic(), self._suspects
         self._suspects = {hint: suspects.get(hint, now) for hint in lost}
@@ -297,7 +296,7 @@ class LeaseThread:
         stopping.start_anew(self._worker, f"run {request.id} must end; this pool cannot stop one")
 
     def _stop_late(self, late: dict[TakenHint, Any]) -> None:
-        """Stop what this worker may not own any more, since its lease could not be renewed.
+        """Stop runs that may no longer be this worker's: their leases could not be renewed.
 
         Either the ledger cannot be asked, or another transaction has locked the run's row.
         """
@@ -313,14 +312,14 @@ class LeaseThread:
         stopping.start_anew(self._worker, "its leases run out; this pool cannot stop runs")
 
     def _give_up(self) -> None:
-        """Hand back what did not end within the grace time of a shutdown; then see to the end."""
+        """Hand back runs that outlast the grace time of a shutdown; then end the process."""
         if self._gave_up:
             self._leave()
         self._gave_up, self._end_by = True, time.monotonic() + LEAVE_WITHIN
         running, overlap = list(running_here().values()), stopping.OVERLAP
         if stopping.can_stop_one(self._worker):
             running, overlap = stopping.stop_running(running), timedelta(0)
-        why = "its worker was told to end, and it did not end in time"
+        why = "its worker shut down, and it did not end in time"
         handed = stopping.hand_back(running, why, overlap)
         event(logger, "runs_handed_back", level=logging.WARNING, runs=handed)
         if not stopping.can_stop_one(self._worker):

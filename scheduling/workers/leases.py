@@ -44,11 +44,11 @@ class TakenHint(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """What became of the leases of what runs here.
+    """The outcome of a renewal of leases.
 
-    `asked` are those renewed that shall be cancelled, with who asked. `lost` are other workers'
-    now, or have ended. `kept` is whether the leases of all others have been renewed, or are not
-    needed yet.
+    `asked` are renewed hints whose runs are cancelled, and who asked. `lost` are hints whose runs
+    have ended or are another worker's. `kept` is whether the leases of all others have been renewed
+    or are not needed yet.
     """
 
     asked: dict[TakenHint, str]
@@ -146,9 +146,9 @@ def _renew(running: Mapping[TakenHint, Any], worker: str) -> dict[TakenHint, str
 def _unclaimed_and_lost(
     missed: set[TakenHint], worker: str
 ) -> tuple[list[TakenHint], list[TakenHint]]:
-    """Ask what has become of the runs whose lease was not renewed.
+    """Ask the ledger why the leases of these hints' runs were not renewed.
 
-    What is in neither list is this worker's still: another transaction has locked its row.
+    A hint in neither list is this worker's still: another transaction has locked the run's row.
     """
     unclaimed, lost = list[TakenHint](), list[TakenHint]()
     if not missed:

@@ -1,8 +1,8 @@
 """Notices a worker that lives but takes no work although hints wait and it has room.
 
-After a restart of Redis, or a network that forgot a connection, a consumer can wait for ever on
-what will never answer. A ping would be answered still. So this asks for progress, with a fresh
-connection of its own, and starts the worker anew where there is none.
+After a restart of Redis, or a network that forgot a connection, a consumer can wait for ever
+on a dead connection. It would still answer a ping. So this looks for progress, over a fresh
+connection of its own, and restarts a worker that makes none.
 """
 
 import logging
@@ -32,7 +32,7 @@ LOOP_SLEEPS = 10.0  # seconds for which kombu's loop sleeps, at most, with nothi
 
 
 class Liveness:
-    """Looks again and again whether the worker does what it is there for."""
+    """Looks repeatedly whether the worker takes work."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -61,7 +61,7 @@ class Liveness:
     def _could_take(self) -> bool:
         """Whether this worker takes messages, and has room for one or a loop that stands still."""
         if time.monotonic() - self._intake.refused_at < REFUSAL_LASTS:
-            return False  # a restart would not change what Redis answers
+            return False  # a restart would not change the answer of Redis
         if self._intake.closed() or worker_state.should_stop is not None or self._limits_rates():
             return False
         pool = self._worker.pool
@@ -75,16 +75,16 @@ class Liveness:
         return standing or busy < slots
 
     def _limits_rates(self) -> bool:
-        """Whether messages wait in this process for Celery's rate limits, which is no fault."""
+        """Whether messages wait in this process for Celery's rate limits: then it is not stuck."""
         consumer = getattr(self._worker, "consumer", None)
         buckets = list(getattr(consumer, "task_buckets", {}).values())
         return any(bucket is not None and bucket.contents for bucket in buckets)
 
     def _waiting(self) -> int:
-        """Return how many messages lie in this worker's queues; 0 where Redis does not answer."""
+        """Return how many messages lie in this worker's queues; 0 if Redis does not answer."""
         queues = list(self._worker.app.amqp.queues.consume_from)
         try:
-            # A connection of its own each time: one that is kept may be as dead as the worker's.
+            # A new connection each time: a kept one may be as dead as the worker's.
             with no_fork, clients.client(socket_timeout=2) as client:
                 pipeline = client.pipeline(transaction=False)
                 for queue in queues:

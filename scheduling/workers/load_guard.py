@@ -1,6 +1,6 @@
 """Stops the intake of a worker on an overloaded machine, and starts it again afterwards.
 
-What runs already goes on. The hints stay in Redis, for workers elsewhere.
+Running jobs go on. Hints stay in Redis, for workers on other machines.
 """
 
 import logging
@@ -24,7 +24,7 @@ CGROUP = Path("/sys/fs/cgroup")
 def measure() -> dict[str, float]:
     """Return the load average of a minute per core, and the memory and CPU in use in per cent.
 
-    CPU is that since this thread's last call.
+    The figure of the CPU is for the time since this thread's last call.
     """
     return {
         "load": os.getloadavg()[0] / (os.cpu_count() or 1),
@@ -34,7 +34,7 @@ def measure() -> dict[str, float]:
 
 
 def memory_of_container(cgroup: Path) -> float:
-    """Return how much of its memory limit a container uses, in per cent; 0 where it has none.
+    """Return how much of its memory limit a container uses, in per cent; 0 if it has no limit.
 
     Pages of files that can be dropped at any time do not count.
     """

@@ -1,9 +1,9 @@
 """Celery's `rate_limit` for hints: a run that must wait goes back to the ledger.
 
-Celery keeps such messages in the worker, where they take up the places of others. A run that may
-start within AHEAD seconds is kept here until then, without such a place. One that must wait longer
-becomes scheduled again, at the same attempt, for when its turn comes; each after the last, so that
-it is sent once more and not again and again.
+Celery keeps such messages in the worker, in the places of others. Here a run whose turn comes
+within AHEAD seconds waits without a place. A run that must wait longer becomes scheduled again, at
+the same attempt, for the time of its turn. Each gets a turn of its own, so that its hint is sent
+once more and not repeatedly.
 """
 
 import time
@@ -23,7 +23,7 @@ FARTHEST, FAR = 60, 60.0
 
 
 class Turn(NamedTuple):
-    """When a task's next turn is: for what is here, and for what is put back."""
+    """The time of a task's next turn: for a run kept here, and for a run put back."""
 
     here: float
     back: float
@@ -39,7 +39,7 @@ class Turns:
         """Return in how many seconds the turn is, and whether it is taken, or the run put back."""
         here, back = self._next.get(task, Turn(now, now))
         if now - here > interval:
-            back = now  # there was a turn that nobody wanted: nothing waits, as far as known
+            back = now  # a turn passed unused: no run waits, as far as known
         here = max(here, now)
         if here - now <= AHEAD:
             self._next[task] = Turn(here + interval, max(back, here + interval))

@@ -15,9 +15,9 @@ from scheduling.workers.leases import claimed_run, taken_hint
 
 
 def write(report: Report, worker: str) -> None:
-    """Write what Celery reported of a hint, if it is an end that this process has seen.
+    """Write Celery's report of a hint, if it is an end that this process has seen.
 
-    Nothing else that Celery says of a hint (revoked, rejected, expired) moves its run.
+    Other reports of a hint (revoked, rejected, expired) do not move its run.
     """
     run = _run_of(report, worker) if report.status in (states.FAILURE, states.RETRY) else None
     if run is not None:

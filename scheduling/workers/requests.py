@@ -25,7 +25,7 @@ class HintRequest(Request):
     Remote control does not reach hints: anybody who can write to Redis can ask workers to revoke a
     run. The ledger says which runs are cancelled.
 
-    The ledger also says what becomes of a hint whose child was lost, and the lease thread asks it.
+    The ledger also decides on a hint whose child was lost, and the lease thread asks it.
     Celery would look for the result here, in the consumer's loop, and send the task again.
     """
 

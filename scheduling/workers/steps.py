@@ -1,4 +1,4 @@
-"""The step of a worker's start that makes what its parent adds to Celery's.
+"""The step of a worker's start that makes its gate, its intake and its threads.
 
 The consumer's loop itself never waits for the database: `LeaseThread` does. Another thread looks at
 load and progress (`Watch`).

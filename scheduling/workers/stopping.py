@@ -1,8 +1,8 @@
 """Stops runs: interrupts a job, kills its child, hands its run back, restarts the worker.
 
 Only the child that has the run may be hit, and a child may have gone on to another run a moment
-ago. So it is frozen first; then its answers, if it gave any, are looked for; then it is told,
-killed, or thawed unharmed.
+ago. So it is frozen first. Then the parent looks for its answers. Then it is interrupted, killed,
+or thawed unharmed.
 """
 
 import logging
@@ -34,8 +34,9 @@ from scheduling.workers.leases import active_requests, claimed_run, hint_of
 logger = logging.getLogger(__name__)
 
 CANCEL = signal.SIGUSR2  # Celery's children listen to SIGUSR1 for soft time limits
-OVERLAP = timedelta(seconds=2)  # between the end of a process that hands back, and what it had
-SETTLED = 0.2  # seconds in which the parent reads what a frozen child had answered
+# How long a run waits that was handed back by a process which has not ended yet.
+OVERLAP = timedelta(seconds=2)
+SETTLED = 0.2  # seconds in which the parent reads the answers of a frozen child
 
 
 def listen_in_child(**_: Any) -> None:
@@ -115,10 +116,10 @@ def _run_of(request: Any) -> Run | None:
 
 
 def hand_back(requests: Iterable[Any], why: str, delay: timedelta = timedelta(0)) -> int:
-    """Make the runs of these hints, which nobody works on any more, wait again; return how many."""
+    """Make the runs of these hints wait again, as no child works on them; return how many."""
     handed = 0
     for request in requests:
-        with suppress(Error), brief_waits():  # what cannot be written now, its lease brings back
+        with suppress(Error), brief_waits():  # if it fails, the run comes back with its lease
             run = _run_of(request)
             if run is not None:
                 outcome = handed_back(run.task, run.max_attempts, why, delay)
@@ -127,7 +128,7 @@ def hand_back(requests: Iterable[Any], why: str, delay: timedelta = timedelta(0)
 
 
 def hand_back_within(seconds: float, requests: list[Any], why: str) -> None:
-    """Likewise, for as long as there is time; then what is left has to wait for its lease."""
+    """Hand back runs for so many seconds; the remaining ones have to wait for their leases."""
     act = partial(hand_back, requests, why, OVERLAP)
     helper = threading.Thread(target=act, name="hand back", daemon=True)
     helper.start()
@@ -149,8 +150,8 @@ def brief_waits() -> Iterator[None]:
 def start_anew(worker: Any, why: str) -> None:
     """Replace this process by a new one of the same command, under the same process id.
 
-    So whatever supervises the worker, or nothing at all, has nothing to do. Its children are
-    killed: what they worked on must have been handed back, or be lost on purpose.
+    So a supervisor of the worker, if there is one, has nothing to do. The children are killed:
+    their runs must have been handed back, or be lost on purpose.
     """
     event(logger, "worker_restarts", level=logging.CRITICAL, why=why)
     # For good. A pool that forks nothing has nothing to wait for.
@@ -163,6 +164,6 @@ def start_anew(worker: Any, why: str) -> None:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # who reads it may be gone, and a job may have taken it away
+            with suppress(Exception):  # its reader may be gone, and a job may have closed it
                 stream.flush()
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606

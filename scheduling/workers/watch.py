@@ -22,7 +22,7 @@ FIRST_LOOK = 0.1  # seconds of which the first figure of the CPU is
 
 
 class Watch:
-    """Looks every two seconds; ends the worker's process, for a new one, where it is stuck."""
+    """Looks every two seconds; replaces the worker's process if it is stuck."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -48,7 +48,7 @@ class Watch:
             pause = min(LOOK_EVERY, settings.STUCK_AFTER.total_seconds() / 5 or LOOK_EVERY)
 
     def _start_anew(self, why: str) -> None:
-        """Let what runs end, as a shutdown would, hand back the rest, and begin again.
+        """Wait for runs to end, as a shutdown would, hand back the rest, and restart.
 
         A worker that takes a message meanwhile is not stuck: it goes on.
         """

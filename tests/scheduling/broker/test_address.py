@@ -1,4 +1,4 @@
-"""What REDIS_URL may say, and what its connections make of it."""
+"""The values of REDIS_URL, and the connections that they make."""
 
 from pathlib import Path
 from typing import Any

@@ -133,7 +133,7 @@ class TestRingingOnCommit:
 
 
 class Rings:
-    """Counts what came through the channel."""
+    """Counts the rings in the channel."""
 
     def __init__(self, listener: Listener) -> None:
         self._pubsub = listener._pubsub

@@ -1,4 +1,4 @@
-"""What a worker lets in of what lies in Redis: the gate."""
+"""The gate: which messages in Redis a worker lets in."""
 
 import base64
 import json
@@ -249,7 +249,7 @@ class TestAWorkersTransport:
     ) -> None:
         assert [args for args, _, _ in got] == [[1, 2]]
         assert redis_client.llen("probe") == 0
-        assert redis_client.hlen("unacked") == 1, "the one that passed, which is not acknowledged"
+        assert redis_client.hlen("unacked") == 1, "the message that passed is not acknowledged"
 
     @pytest.mark.parametrize(
         ("queue", "judged"),

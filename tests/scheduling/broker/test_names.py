@@ -1,4 +1,4 @@
-"""Hints lie where kombu's own channel puts a message, whatever the transport options say."""
+"""Hints lie where kombu's own channel puts a message, with any transport options."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -119,7 +119,7 @@ class TestEveryTransportOption:
 
 @pytest.mark.django_db
 class TestEveryFace:
-    """A name that the broker uses itself is refused wherever a queue can be named."""
+    """A name that the broker uses itself is refused in every place that names a queue."""
 
     def test_enqueue_and_schedules(self) -> None:
         acts: tuple[Callable[[], object], ...] = (

@@ -1,4 +1,4 @@
-"""What a worker's connection keeps in Redis of the messages it has taken."""
+"""The notes in Redis of messages that a worker's connection has taken."""
 
 from collections.abc import Iterator
 from typing import Any

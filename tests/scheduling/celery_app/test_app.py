@@ -459,7 +459,7 @@ def test_a_new_child_forgets_a_connection_that_its_parent_has_lost() -> None:
         other.execute("SELECT pg_terminate_backend(%s)", [raw.info.backend_pid])
     with pytest.raises(OperationalError):
         connection.cursor().execute("SELECT 1")
-    with pytest.raises(psycopg.OperationalError):  # what Celery would do with it
+    with pytest.raises(psycopg.OperationalError):  # as Celery would call it
         raw.fileno()
     forget_lost_connection()
     assert connection.connection is None

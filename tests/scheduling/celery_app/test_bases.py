@@ -1,4 +1,4 @@
-"""Tasks with any base class are Jobs: claimed, with their arguments, and what they were before."""
+"""Tasks with any base class are Jobs: claimed, with their arguments and their own behaviour."""
 
 import pickle
 from collections.abc import Iterator

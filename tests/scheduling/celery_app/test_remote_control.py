@@ -1,4 +1,4 @@
-"""Remote control: what workers obey."""
+"""Remote control: which commands workers obey."""
 
 import time
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from scheduling.celery_app.remote_control import guard, is_command, signed
 
 @pytest.fixture(autouse=True)
 def obeyed(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[list[Any]]:
-    """What a guarded `time_limit` has been told; for this test alone."""
-    told: list[Any] = []
+    """Return the list of arguments that a guarded `time_limit` gets, for this test alone."""
+    obeyed: list[Any] = []
     before = dict(Panel.data)
     monkeypatch.setattr(remote_control, "_seen", {})
-    Panel.data["time_limit"] = lambda state, **arguments: told.append(arguments)
+    Panel.data["time_limit"] = lambda state, **arguments: obeyed.append(arguments)
     settings.ACCEPT_UNSIGNED_CONTROL = False
     guard()
-    yield told
+    yield obeyed
     Panel.data.update(before)
 
 

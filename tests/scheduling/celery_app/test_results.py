@@ -1,4 +1,4 @@
-"""What the ecosystem reads of a result, whoever has written it."""
+"""Results as the ecosystem reads them, with every writer."""
 
 from typing import Any
 

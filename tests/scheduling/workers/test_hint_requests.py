@@ -1,4 +1,4 @@
-"""What a worker's parent makes of a hint, in the loop that takes the next ones."""
+"""How a worker's parent treats a hint, in the loop that takes the next messages."""
 
 import json
 from typing import Any
@@ -34,7 +34,7 @@ def retried() -> None:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return the list of what the lease thread is to write."""
+    """Return the list of reports that the lease thread gets."""
     return collect_reports(monkeypatch)
 
 

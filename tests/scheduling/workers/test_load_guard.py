@@ -51,5 +51,5 @@ def test_the_memory_of_a_container_is_judged_by_its_own_limit(
 
 
 def test_a_limit_that_is_none_is_refused_by_name() -> None:
-    assert "no figure 'disk'" in load_limit(None, "disk", 1)["error"]
+    assert "unknown figure 'disk'" in load_limit(None, "disk", 1)["error"]
     assert limits() == NONE
