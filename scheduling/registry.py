@@ -1,6 +1,5 @@
 """The jobs that this process knows: their arguments and their attempts."""
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from json import JSONDecoder
@@ -13,6 +12,7 @@ from kombu.utils.json import dumps, loads
 
 from scheduling.base_job import BaseJob, discover
 from scheduling.errors import EnqueueError
+from scheduling.near_names import did_you_mean
 
 T = TypeVar("T")
 
@@ -50,8 +50,7 @@ def get_job(name: str) -> BaseJob:
         raise EnqueueError(
             f"task {name!r} is not a Job: its base class must derive from scheduling.jobs.Job."
         )
-    nearest = difflib.get_close_matches(name, job_names(), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else "no job has a similar name."
+    hint = did_you_mean(name, job_names(), "no job has a similar name.", cutoff=0.4)
     raise EnqueueError(f"unknown task {name!r}: {hint}")
 
 

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The packages and modules of `scheduling/`, from low to high: each imports from earlier rows only.
 LAYERS = (
     (
-        "base_job", "celery_internals", "clock", "defaults", "errors", "ids", "logs", "recurrence",
+        "base_job", "celery_internals", "clock", "defaults", "errors", "ids", "logs", "near_names",
         "words",
     ),
-    ("postgres", "outgoing", "broker", "registry"),
+    ("postgres", "outgoing", "broker", "recurrence", "registry"),
     ("models", "task_options", "worker_process"),
     ("heartbeats", "runs", "schedules"),
     ("shapes", "health"),

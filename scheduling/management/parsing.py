@@ -9,13 +9,14 @@ import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from django.utils import timezone
+from django.conf import settings
 
-from scheduling.recurrence import WEEKDAYS
+from scheduling.recurrence import WEEKDAYS, first_instant
 
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+){unit[0]})?" for unit in UNITS), re.ASCII)
@@ -54,9 +55,10 @@ def moment(text: str) -> Moment:
     """Read an ISO 8601 time; without an offset, it is a local time in TIME_ZONE."""
     try:
         read = datetime.fromisoformat(text.strip())
+        _refuse_late_year(text, read)
         if read.tzinfo is None:
-            return _bounded(text, on_wall_clock(read, timezone.get_default_timezone()))
-        return _bounded(text, Moment(read.astimezone(UTC)))
+            return on_wall_clock(read, ZoneInfo(settings.TIME_ZONE))
+        return Moment(read.astimezone(UTC))
     except (ValueError, OverflowError):
         raise ArgumentTypeError(
             f"{shown(text)} is not an ISO 8601 time: write 2026-12-01T06:00,"
@@ -82,21 +84,20 @@ def moment_or_duration(text: str) -> Moment | timedelta:
         ) from None
 
 
-def on_wall_clock(wall: datetime, zone: tzinfo) -> Moment:
+def on_wall_clock(wall: datetime, zone: ZoneInfo) -> Moment:
     """Return the instant at which a clock in `zone` shows the naive time `wall`.
 
     As in recurrence: a time that the clock jumps over is the first instant after the jump, and a
     time that it shows twice is the first of the two.
     """
-    first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    if first == second:
-        return Moment(first)
-    if first.astimezone(zone).replace(tzinfo=None) == wall:
-        return Moment(first, f"{wall} occurs twice in {zone}: the first one was taken.")
-    return Moment(
-        _jump_between(second, first, zone),
-        f"{wall} does not exist in {zone}: the first instant after the jump was taken.",
-    )
+    at = first_instant(wall, zone)
+    if at.astimezone(zone).replace(tzinfo=None) != wall:
+        note = f"{wall} does not exist in {zone}: the first instant after the jump was taken."
+    elif at != wall.replace(tzinfo=zone, fold=1):
+        note = f"{wall} occurs twice in {zone}: the first one was taken."
+    else:
+        note = ""
+    return Moment(at, note)
 
 
 def weekdays(text: str) -> list[int]:
@@ -196,23 +197,9 @@ def _length(counts: dict[str, str]) -> timedelta:
         return timedelta.max
 
 
-def _bounded(text: str, read: Moment) -> Moment:
-    if read.at.year >= LAST_YEAR:
+def _refuse_late_year(text: str, read: datetime) -> None:
+    if read.year >= LAST_YEAR:
         raise ArgumentTypeError(f"{shown(text)} is out of range: years end at {LAST_YEAR - 1}.")
-    return read
-
-
-def _jump_between(before: datetime, after: datetime, zone: tzinfo) -> datetime:
-    """Return the first second in `zone`'s new offset; `before` lies in the old one."""
-    before, after = before.replace(microsecond=0), after.replace(microsecond=0)
-    old = before.astimezone(zone).utcoffset()
-    while after - before > timedelta(seconds=1):
-        middle = (before + (after - before) / 2).replace(microsecond=0)
-        if middle.astimezone(zone).utcoffset() == old:
-            before = middle
-        else:
-            after = middle
-    return after
 
 
 def _json(text: str) -> Any:

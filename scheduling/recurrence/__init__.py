@@ -8,7 +8,8 @@ strictly after: so they split anywhere without loss or repeat. Rules are frozen,
 """
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from .bounds import BoundedRule, bounded
 from .cron import CronRule, cron
@@ -30,6 +31,7 @@ from .interval import SHORTEST, ClockedRule, IntervalRule, every, once
 from .publicholidays import check_country, countries, country_names, holidays_version
 from .rule import Occurrence, Rule, as_utc
 from .solar import SolarRule, solar
+from .wallclock import first_instant as _first_instant
 from .wallclock import tzdata_version
 from .workdays import ExcludedDay, on_working_days
 
@@ -69,6 +71,7 @@ __all__ = [
     "difference",
     "every",
     "fires_between",
+    "first_instant",
     "holidays_version",
     "latest_between",
     "next_after",
@@ -119,6 +122,11 @@ def preview(rule: Rule, after: datetime, n: int) -> list[Occurrence]:
         occurrences.append(rule.marked(previous, due))
         previous = due
     return occurrences
+
+
+def first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
+    """The first instant at which the clocks of a zone show the naive `wall`, or jump over it."""
+    return _first_instant(zone, wall).replace(tzinfo=UTC)
 
 
 def working(rule: Rule) -> Rule:

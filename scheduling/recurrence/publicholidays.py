@@ -4,7 +4,6 @@ Years are computed when they are asked for, and kept by country for whoever asks
 the package does not know have no holidays.
 """
 
-import difflib
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from datetime import date
 from functools import lru_cache
 from importlib import import_module, metadata
 from typing import Any
+
+from scheduling.near_names import near_names
 
 from .errors import MissingDependency, UnknownCountry
 
@@ -75,8 +76,8 @@ def holidays_version() -> str:
 def _nearest(wanted: str) -> str:
     """The codes that look most like `wanted`, or whose country is called so."""
     by_name = {name.lower(): code for code, name in country_names().items()}
-    near = [by_name[name] for name in difflib.get_close_matches(wanted.lower(), by_name, n=2)]
-    near += difflib.get_close_matches(wanted.upper(), countries(), n=3, cutoff=0.5)
+    near = [by_name[name] for name in near_names(wanted.lower(), by_name, n=2)]
+    near += near_names(wanted.upper(), countries(), cutoff=0.5)
     return f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
 
 

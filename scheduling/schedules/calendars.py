@@ -1,6 +1,5 @@
 """Calendars: reads their days off, adds and removes them."""
 
-import difflib
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from datetime import date
@@ -13,6 +12,7 @@ from scheduling import recurrence
 from scheduling.errors import CalendarError
 from scheduling.logs import event
 from scheduling.models import Calendar, ExcludedDate
+from scheduling.near_names import did_you_mean
 from scheduling.postgres.sql import clean
 from scheduling.recurrence import DaysOff
 
@@ -171,9 +171,8 @@ def named(name: str) -> Calendar:
     """
     calendar = Calendar.objects.filter(name=name).first()
     if calendar is None:
-        names = list(Calendar.objects.order_by("name").values_list("name", flat=True)[:1000])
-        near = " or ".join(map(repr, difflib.get_close_matches(name, names, n=3)))
-        hint = f"did you mean {near}?" if near else "`calendar list` shows all."
+        names = Calendar.objects.order_by("name").values_list("name", flat=True)[:1000]
+        hint = did_you_mean(name, names, "`calendar list` shows all.")
         raise CalendarError(f"there is no calendar {name!r}: {hint}")
     return calendar
 

@@ -22,12 +22,13 @@ from scheduling.logs import event
 from scheduling.models import Policy, Schedule
 from scheduling.recurrence import Difference, Rule
 from scheduling.registry import check_call
-from scheduling.schedules import policies, refuse_if_code
+from scheduling.schedules import policies
+from scheduling.schedules.adding import refuse_if_code
 from scheduling.schedules.destinations import refuse_without_queue
 from scheduling.schedules.planning import MOMENT
 from scheduling.schedules.rule_rows import Cron, Every, Once, column_of, hold, is_length, row_of
 from scheduling.schedules.rules import build_rule, fields_of, rule_of, same_rule
-from scheduling.schedules.standing import plan_of, policy_of, standing, with_rows
+from scheduling.schedules.standing import plan_of, policy_of, removed_meanwhile, standing, with_rows
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def edit(
     with transaction.atomic():
         locked = Schedule.objects.select_for_update(no_key=True, of=("self",))
         if not locked.filter(pk=schedule.pk).exists():
-            raise ScheduleError(f"schedule {schedule.name!r} has been removed meanwhile.")
+            raise removed_meanwhile(schedule)
         schedule = with_rows().get(pk=schedule.pk)  # as the edit before this one has left it
         edited, changed, treatment = _edited(schedule, rule, columns, policy, now)
         made = _compared(schedule, edited, changed, treatment, now)

@@ -18,6 +18,7 @@ from django_celery_beat.models import PeriodicTask
 from scheduling import clock, recurrence
 from scheduling.errors import ScheduleError
 from scheduling.models import ManagedBy, Policy
+from scheduling.near_names import did_you_mean
 from scheduling.schedules import code_entries, policies
 from scheduling.schedules.code_entries import Entry
 from scheduling.schedules.rule_rows import Every, column_of, is_length, row_of, rule_of_row
@@ -132,7 +133,9 @@ def _entries(take_over: Collection[str]) -> dict[str, Entry]:
     entries = code_entries.entries()
     for name in take_over:
         if name not in entries:
-            raise ScheduleError(f"code has no schedule {name!r}: {policies.near(name, entries)}")
+            known = f"there are {', '.join(list(entries)[:20]) or 'none'}."
+            hint = did_you_mean(name, entries, known)
+            raise ScheduleError(f"code has no schedule {name!r}: {hint}")
     return entries
 
 

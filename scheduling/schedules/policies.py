@@ -1,6 +1,5 @@
 """Policies as users ask for them: checks their values and writes them."""
 
-import difflib
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -11,6 +10,7 @@ from django_celery_beat.models import PeriodicTask
 
 from scheduling.errors import CalendarError, ScheduleError
 from scheduling.models import Calendar, Policy
+from scheduling.near_names import did_you_mean
 from scheduling.postgres.sql import clean
 from scheduling.schedules import calendars
 
@@ -41,7 +41,10 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in options:
         if name not in POLICIES:
-            raise ScheduleError(f"{name!r} is no policy: {near(name, POLICIES)}")
+            raise ScheduleError(
+                f"{name!r} is not a policy: "
+                + did_you_mean(name, POLICIES, f"there are {', '.join(POLICIES)}.")
+            )
     columns = dict(options)
     if columns.get("calendar") is not None:
         columns["calendar"] = _calendar(columns["calendar"])
@@ -85,10 +88,3 @@ def _calendar(name: str) -> Calendar:
         return calendars.named(str(name))
     except CalendarError as error:
         raise ScheduleError(f"calendar: {error}") from None
-
-
-def near(name: str, names: Any) -> str:
-    """Return which of the names may have been meant, for a message."""
-    known = list(names)
-    near = " or ".join(map(repr, difflib.get_close_matches(name, known, n=3)))
-    return f"did you mean {near}?" if near else f"there are {', '.join(known[:20]) or 'none'}."

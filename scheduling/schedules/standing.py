@@ -9,6 +9,7 @@ from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 
 from scheduling import clock, recurrence
+from scheduling.errors import ScheduleError
 from scheduling.models import Plan, Policy, Schedule
 from scheduling.schedules import planning
 from scheduling.schedules.rule_rows import CRON_FIELDS
@@ -85,6 +86,11 @@ def is_paused(policy: Policy, now: datetime) -> bool:
     """Return whether a pause stands at `now`."""
     until = policy.paused_until
     return policy.paused_at is not None and (until is None or until > now)
+
+
+def removed_meanwhile(schedule: PeriodicTask) -> ScheduleError:
+    """Return the error for a schedule that another user has removed since it was fetched."""
+    return ScheduleError(f"schedule {schedule.name!r} has been removed meanwhile.")
 
 
 def _changed(schedule: PeriodicTask, plan: Plan) -> planning.Changed:

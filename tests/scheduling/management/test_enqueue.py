@@ -73,7 +73,7 @@ def test_a_unique_key_finds_the_unfinished_run() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["notifications.tasks.swep"], "did you mean notifications.tasks.sweep"),
+        (["notifications.tasks.swep"], "did you mean 'notifications.tasks.sweep'"),
         ([SWEEP, "--args", "[1, 2, 3]"], "arguments do not fit"),
         ([SWEEP, "--kwargs", '{"nonsense": 1}'], "arguments do not fit"),
         ([SWEEP, "--args", "[1"], "'[1' is not JSON"),

@@ -186,7 +186,7 @@ class TestTheRest:
             ({"columns": {"args": "[1]"}}, EnqueueError, "do not fit"),
             ({"columns": {"headers": "{}"}}, ScheduleError, "'headers' cannot be changed here"),
             ({"columns": {"queue": "q" * 201}}, ScheduleError, "queue: .*at most 200"),
-            ({"policy": {"paused_by": "me"}}, ScheduleError, "'paused_by' is no policy"),
+            ({"policy": {"paused_by": "me"}}, ScheduleError, "'paused_by' is not a policy"),
             ({"policy": {"max_attempts": 0}}, ScheduleError, "greater than or equal to 1"),
         ],
     )

@@ -115,8 +115,8 @@ def test_a_policy_that_code_takes_back_has_its_default_again(settings: Settings)
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"overlaps": "skip"}, "policy: 'overlaps' is no policy: did you mean 'overlap'"),
-        ({"managed_by": "user"}, "'managed_by' is no policy"),
+        ({"overlaps": "skip"}, "policy: 'overlaps' is not a policy: did you mean 'overlap'"),
+        ({"managed_by": "user"}, "'managed_by' is not a policy"),
         ({"overlap": "both"}, "policy: overlap: .*'both' is not a valid choice"),
         ({"spread": -1}, "policy: spread: .*greater than or equal to"),
         ({"spread": "soon"}, "policy: spread: .*soon"),

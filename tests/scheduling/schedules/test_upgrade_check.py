@@ -132,7 +132,7 @@ class TestTheCommand:
         (_, line) = answer.lines
         assert line.startswith("nightly")
         assert line.endswith(f"planned by {OLD}")
-        assert answer.err.startswith("1 of 2 plans that were looked at moved. With --fix")
+        assert answer.err.startswith("1 of 2 checked plans have moved. With --fix")
         assert not Plan.objects.filter(needs_plan=True).exists()
 
     def test_fix_asks_for_new_plans_and_its_json_can_be_read(self) -> None:
@@ -142,7 +142,7 @@ class TestTheCommand:
         (one,) = json.loads(answer.out)
         assert one["name"] == "nightly"
         assert datetime.fromisoformat(one["now"]) == says
-        assert "Beat plans all of them anew" in answer.err
+        assert "Beat plans all checked ones again" in answer.err
         planning.plan_changed()
         assert moved() == []
         assert plan_of(row).next_due_at == says
