@@ -46,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.benches) - set(BENCHES):
         parser.error(f"no bench is called {', '.join(unknown)}.")
-    # A bench that is told to stop ends its processes and drops its database.
+    # A bench that is stopped ends its processes and drops its database.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with prepared(options) as testbed:

@@ -1,7 +1,7 @@
 """edit: schedules that are due in 2 seconds are created during a stream.
 
-Are they on time, and does the stream notice? The first half of the time nobody edits; in the second
-half one schedule is saved through the ORM every quarter of a second, with a time of its own.
+Are they on time, and does the stream notice? The first half of the time has no edits. In
+the second half, one schedule is saved through the ORM every quarter of a second.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from bench.testbed import Testbed
 SIZE = 200_000
 AHEAD = 2.0  # seconds from the edit to its instant
 EVERY = 0.25  # seconds between edits
-FIRST_NUMBER = 1_000_000_000  # edited schedules count from here, to be told from the stream's
+FIRST_NUMBER = 1_000_000_000  # the first number of edited schedules; the stream's are smaller
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

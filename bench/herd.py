@@ -18,7 +18,7 @@ from bench.testbed import Testbed
 
 PEERS = (TRUEBEAT, DATABASE_SCHEDULER, REDBEAT)
 ALL_THERE = {10_000: 0.8, 100_000: 5.0}  # the targets, in seconds
-READ_PER_SECOND = 1000  # what DatabaseScheduler reads, so that it has read all in time
+READ_PER_SECOND = 1000  # schedules that DatabaseScheduler reads, to give it enough time
 
 
 class Herd(NamedTuple):

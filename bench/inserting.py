@@ -1,7 +1,7 @@
 """inserting: the cost of the triggers to a bulk insert of schedules through the ORM.
 
 One process, `PeriodicTask.objects.bulk_create` in batches of 1,000, in turns with Truebeat's
-triggers on and off; off is what django-celery-beat alone would cost.
+triggers on and off; without them it is the cost of django-celery-beat alone.
 """
 
 import argparse

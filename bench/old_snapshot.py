@@ -1,10 +1,9 @@
 """old-snapshot: the cost of beat's look while a dump or an idle transaction keeps a snapshot.
 
-No dead row can be removed while a snapshot sees it: not from the table, and not from an index. So
-every run that passes leaves an entry in each index of a waiting state. Here runs pass by the
-statements that the engine's amount to, many at a time: scheduled, queued, running, succeeded; some
-were held before. Then a beat looks. "With what waits": a run that nobody can take is left in each
-state, as a queue without workers leaves them.
+Postgres cannot remove a dead row that a snapshot sees, from the table or from an index. So every
+run that passes leaves an entry in each index of a waiting state. Here runs pass in batches, by
+statements with the effect of the engine's: scheduled, queued, running, succeeded; some are held
+first. Then a beat looks.
 """
 
 import argparse
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 BATCH = 10_000
 LIMIT = 5  # the target, in milliseconds
 SCHEDULES = 200
-ON_THE_WAY = 2.0  # seconds after which what passed is as old as what a beat finds there
+ON_THE_WAY = 2.0  # seconds after the last run, as a beat would look later
 
 NEW = """
 INSERT INTO scheduling_run (id, origin, task, queue, priority, schedule_id, due_at, run_at,

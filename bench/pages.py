@@ -1,8 +1,8 @@
 """pages: the admin's pages over many schedules, as a browser's request sees them.
 
 A real gunicorn with one worker, over HTTP, signed in. "Cold" is the first request of all to a
-process that has just begun, which imports and compiles what it needs; a page's figure is the median
-of those after its first. The peer is django-celery-beat's own admin over the same rows.
+new process, which imports and compiles its code first; a page's figure is the median of its other
+requests. The peer is django-celery-beat's own admin over the same rows.
 """
 
 import argparse
@@ -142,7 +142,7 @@ class Web(Process):
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
     def visit(self, page: Page, sample: Sample) -> None:
-        """Ask for a page, and add how long it took; one that is slow is not asked again."""
+        """Request a page and add its time; a slow page is requested only once."""
         url = page.ours if self._peer.own else page.theirs
         if url is None or sample.gave_up or max(sample.values, default=0) > SLOW:
             return

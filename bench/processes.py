@@ -66,7 +66,7 @@ class Process(ModuleProcess):
         )
 
     def memory(self) -> float:
-        """Return the megabytes it holds in memory; what it shares with its children counts once."""
+        """Return its megabytes of memory; memory that it shares with its children counts once."""
         family = self._family()
         if len(family) == 1:
             return float(family[0].memory_info().rss) / 1e6
@@ -84,7 +84,7 @@ def _cpu_of(process: psutil.Process) -> float:
 
 
 def cpu_of_all(pid: int) -> float:
-    """Return the CPU time of a process, its children, and those that it had."""
+    """Return the CPU time of a process and of its children, also of ended ones."""
     parent = psutil.Process(pid)
     times = parent.cpu_times()
     gone = float(times.children_user + times.children_system)

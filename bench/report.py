@@ -50,7 +50,7 @@ class Sample:
 
 
 class Target(NamedTuple):
-    """What Truebeat promises itself: a figure of at most `most`, or one that beats a column's.
+    """A target of Truebeat: a figure of at most `most`, or better than the figure of a column.
 
     `times`: at least so many times that figure. `faster`: at most that figure divided by so many.
     """
@@ -109,7 +109,7 @@ class Row:
 
 
 class Table(NamedTuple):
-    """What one bench found; the first of `columns` is Truebeat."""
+    """The results of one bench; the first of `columns` is Truebeat."""
 
     title: str
     columns: Sequence[str]
@@ -140,12 +140,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def load() -> str:
-    """Return the load average of the last minute: how busy the machine is with whatever."""
+    """Return the load average of the last minute."""
     return f"load {os.getloadavg()[0]:.1f}"
 
 
 def heading(testbed: Testbed) -> str:
-    """Return where and on what this is measured."""
+    """Return the machine and the versions of this measurement."""
     return "\n".join(f"- {line}" for line in _about(testbed)) + "\n"
 
 

@@ -10,7 +10,7 @@ from bench.testbed import Testbed
 TASK = "bench.tasks.nothing"
 
 # They ran one interval ago, so they are due when they should be by every peer's way of counting.
-# Neighbours in time are no neighbours on disk: `slot` is the place in time of row n.
+# Neighbours in time are not neighbours on disk: `slot` is the place in time of row n.
 LOAD = """
 WITH rule AS (
     INSERT INTO django_celery_beat_intervalschedule (every, period) VALUES (%(every)s, 'seconds')
@@ -24,7 +24,7 @@ SELECT 'schedule ' || slot, %(task)s, rule.id, '[' || slot || ']', '{}', '{}', t
     LATERAL (SELECT n::bigint * 7919 %% %(size)s) AS place (slot),
     LATERAL (SELECT to_timestamp(%(due)s + %(step)s * slot - %(every)s)) AS last (since)
 """
-# What beat would have planned, at its own pace; here in one statement.
+# Makes the plans that beat would make at its own pace, in one statement.
 PLAN = """
 INSERT INTO scheduling_plan (schedule_id, needs_plan, next_due_at, anchor_at)
 SELECT id, false, start_time + %(every)s * interval '1 s', start_time

@@ -13,7 +13,7 @@ from bench.streams import Lateness, Watched, expected, lateness, streaming, told
 from bench.testbed import Testbed
 
 SIZES = [200_000, 10_000]
-GRACE = 5  # seconds after the stream's end at which what has not come counts as missed
+GRACE = 5  # seconds after the stream's end; later messages count as missed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ def _once(testbed: Testbed, peer: Peer, samples: list[Sample]) -> None:
 
 def _watch_idle(testbed: Testbed, beat: Process, ticks: Path, tick: Sample, idle: Sample) -> None:
     """Add the milliseconds of each idle tick, and those of CPU time in each idle second."""
-    time.sleep(2)  # what follows a start and a firing is not idleness
+    time.sleep(2)  # a start and a firing are followed by work
     skip, before = len(ticks.read_text().splitlines()), beat.cpu()
     time.sleep(testbed.options.idle)
     spent = beat.cpu().since(before)

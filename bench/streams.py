@@ -1,7 +1,7 @@
 """A stream: schedules due one after the other, evenly, for as long as a bench lasts.
 
-Lateness is what a worker would see: from the instant at which a schedule was due to the instant at
-which its message could be taken from Redis, by Postgres's clock. A stand-in for workers takes each
+Lateness is the time from the due instant of a schedule to the instant at which a worker could take
+its message from Redis, by Postgres's clock. A stand-in for workers takes each
 message at once; of Truebeat's runs it records that they have ended, many in one statement, so that
 nothing looks lost. It does no job's work, which would need more cores than the beat.
 """
@@ -90,7 +90,7 @@ class Taker:
                     message = self._to_end.get()
 
     def arrivals(self, stock: Stock) -> "list[Arrival]":
-        """Return what was taken so far, with the instants at which it was due."""
+        """Return the messages taken so far, with their due instants."""
         taken = list(self.taken)  # the runs of all these are in the ledger by now
         if not self._peer.own:
             numbered = ((at, _number(message)) for at, message in taken)
@@ -109,7 +109,7 @@ class Arrival(NamedTuple):
 
 
 class Lateness(NamedTuple):
-    """How late the messages were that came in some seconds, in milliseconds; None where none did.
+    """The lateness of the messages of some seconds, in milliseconds; None without messages.
 
     `missed`: so many of the `expected`, due in these seconds, had not come a while after them.
     """
@@ -123,7 +123,7 @@ class Lateness(NamedTuple):
 
 
 def lateness(arrivals: Iterable[Arrival], since: float, until: float, expected: int) -> Lateness:
-    """Return how late what came from `since` to `until` was, and what of those seconds did not."""
+    """Return the lateness of messages due from `since` to `until`, and the missed ones."""
     arrivals = list(arrivals)
     late = [
         (arrival.at - arrival.due) * 1000 for arrival in arrivals if since <= arrival.at < until
@@ -137,7 +137,7 @@ def lateness(arrivals: Iterable[Arrival], since: float, until: float, expected: 
 
 
 class Stream(NamedTuple):
-    """A running beat amid a stream: what is stored, who takes it, and the beat."""
+    """A running beat in a stream: the stored schedules, the stand-in for workers, the beat."""
 
     stock: Stock
     taker: Taker
@@ -200,7 +200,7 @@ def told(late: Lateness) -> str:
 def _run_id(message: bytes) -> UUID:
     found = RUN_ID.search(message)
     if found is None:
-        raise ValueError(f"{message[:80]!r} is no hint.")
+        raise ValueError(f"{message[:80]!r} is not a hint.")
     return UUID(found[1].decode())
 
 

@@ -8,7 +8,7 @@ from celery import shared_task
 
 @shared_task
 def nothing(*_: object) -> None:
-    """Do nothing: what is measured is the way here."""
+    """Do nothing: only the way to this call is measured."""
 
 
 @shared_task

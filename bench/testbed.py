@@ -45,7 +45,7 @@ class Testbed:
     ledger: "psycopg.Connection[tuple[Any, ...]]"
     redis: "redis.Redis"
     clock_ahead: float = field(init=False)  # seconds of Postgres's clock over this process's
-    postmaster: int = field(init=False)  # Postgres's first process; 0 where it is not on this host
+    postmaster: int = field(init=False)  # Postgres's first process; 0 if it runs on another host
 
     def __post_init__(self) -> None:
         self.postmaster = _postmaster(self.ledger)
@@ -76,7 +76,7 @@ class Testbed:
         self.redis.flushdb()
 
     def settle(self) -> None:
-        """Do what autovacuum would have done some time after a load, and write it all to disk."""
+        """Vacuum and analyse as autovacuum would some time after a load, and write it to disk."""
         self.run("VACUUM ANALYZE")
         self.run("CHECKPOINT")
 
@@ -103,8 +103,8 @@ class Testbed:
 def prepared(options: argparse.Namespace) -> Iterator[Testbed]:
     """Make a database beside the one of DATABASE_URL, migrate it, and drop it afterwards.
 
-    Whatever else lies in these services is left alone, so that a bench pointed at real ones by
-    mistake costs them time and nothing more.
+    Other data of these services stay as they are: a bench that is pointed at real services by
+    mistake costs them only time.
     """
     given = urlsplit(_required("DATABASE_URL"))
     name = f"truebeat_bench_{os.getpid()}"

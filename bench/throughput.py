@@ -18,7 +18,7 @@ from bench.testbed import BenchError, Testbed
 
 
 class Case(NamedTuple):
-    """An app, and where it keeps results."""
+    """An app, and the place of its results."""
 
     name: str
     app: str
@@ -36,7 +36,7 @@ SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current
 
 
 class Done(NamedTuple):
-    """What a run took: milliseconds of CPU time are for each."""
+    """The cost of a run: the milliseconds of CPU time are per run."""
 
     per_second: float
     transactions: float

@@ -49,12 +49,14 @@ def _parser() -> argparse.ArgumentParser:
                         help="within which everything must be final afterwards")  # fmt: skip
     parser.add_argument("--place", type=Path, default=ROOT / "var" / "chaos",
                         help="where a directory named by the seed keeps it all")  # fmt: skip
-    parser.add_argument("--check", type=Path, metavar="DIR", help="check what is there already")
+    parser.add_argument(
+        "--check", type=Path, metavar="DIR", help="check a history that is there already"
+    )
     return parser
 
 
 def _play(options: argparse.Namespace, place: Path) -> None:
-    """Carry out a seed's plan, and keep all that is known of it in `place`."""
+    """Carry out a seed's plan, and keep its history in `place`."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     planned = plan.make(

@@ -1,8 +1,8 @@
 """Checks a history against the promises, in the manner of Jepsen's test of Chronos.
 
 Pure: a story goes in, breaches come out, each with the law it breaks and whom it concerns. It takes
-the jobs' own evidence for what ran, the oracle for what should have run, and asks the ledger for
-the reason wherever the two differ.
+the jobs' own diary for the executions, the oracle for the expected ones, and asks the ledger for
+the reason if the two differ.
 """
 
 from collections import defaultdict

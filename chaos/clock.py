@@ -68,7 +68,7 @@ class Clock:
         return self._moments(shown)[-1]
 
     def elapsed(self, since: datetime, until: datetime) -> float:
-        """Return the least number of seconds that passed between what the ledger's clock showed."""
+        """Return the least number of seconds between two readings of the ledger's clock."""
         begin, ends = self._moments(since), self._moments(until)
         return min(abs(end - moment) for end in ends for moment in begin)
 

@@ -1,7 +1,7 @@
 """The diary of jobs: one JSON line for each start and end, outside the ledger.
 
-Each process has a file of its own, appended to and synced before the job goes on: what is in it has
-happened, whatever was killed a moment later.
+Each process appends to a file of its own and syncs it before the job goes on: a line in it has
+happened, even if the process was killed a moment later.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-# In the environment of workers: where the files go, and what the process is called.
+# In the environment of workers: the directory of the files, and the name of the process.
 PLACE, PROCESS = "CHAOS_EVIDENCE", "CHAOS_PROCESS"
 
 
@@ -20,7 +20,7 @@ PLACE, PROCESS = "CHAOS_EVIDENCE", "CHAOS_PROCESS"
 class Line:
     """One line: `what` is start, end or fail; `at` is the machine's clock, in seconds since 1970.
 
-    `token` is the job's first argument: a schedule's name, or what names a call of `enqueue`.
+    `token` is the job's first argument: a schedule's name, or the name of a call of `enqueue`.
     """
 
     what: str

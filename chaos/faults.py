@@ -1,6 +1,6 @@
 """The faults: each kind is a function that bears its name.
 
-A fault says what it did, or "" where there was nothing to do it to.
+A fault returns a description of its effect, or "" without a target.
 """
 
 import os
@@ -62,7 +62,7 @@ def kill_beat(testbed: Testbed, fault: Fault, random: Random) -> str:
 
 
 def kill_beats(testbed: Testbed, fault: Fault, random: Random) -> str:
-    """Kill all beats: what comes due meanwhile is for catch-up to decide."""
+    """Kill all beats: catch-up decides about occurrences that come due meanwhile."""
     return ", ".join(filter(None, (_kill(beat, fault, group=True) for beat in testbed.beats)))
 
 
@@ -283,7 +283,7 @@ def lock_rows(testbed: Testbed, fault: Fault, random: Random) -> str:
 
 
 def double_hints(testbed: Testbed, fault: Fault, random: Random) -> str:
-    """Put copies of hints into their lists; where these are empty, of hints that were there."""
+    """Put copies of hints into their lists; of earlier hints, if a list is empty."""
     lane, found = _wait_for_messages(testbed, random)
     for _ in range(random.randint(1, 3)):
         if found:
@@ -315,7 +315,7 @@ NO_TASK = ("chaos.tasks.unknown",)
 
 
 def garbage_hints(testbed: Testbed, fault: Fault, random: Random) -> str:
-    """Push messages of all odd shapes, and hints that name another attempt or nobody's run."""
+    """Push messages of all odd shapes, and hints that name another attempt or an unknown run."""
     garbage = Garbage(random, NO_TASK)
     payloads = [garbage.message() for _ in range(random.randint(50, 300))]
     lane, found = _wait_for_messages(testbed, random)

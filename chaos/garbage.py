@@ -1,7 +1,7 @@
 """Odd messages, made from a seed, that any program could write to Redis.
 
 Most begin as a message that Celery could have written, of which one to three parts are then
-replaced, removed or added; some are no message at all.
+replaced, removed or added; some are not messages at all.
 """
 
 import base64
@@ -67,13 +67,13 @@ def _bomb() -> bytes:
 
 
 class Garbage:
-    """Messages made with `random`; those that could start a task name one of `tasks`."""
+    """Messages made with `random`; a message that could start a task names one of `tasks`."""
 
     def __init__(self, random: Random, tasks: Sequence[str]) -> None:
         self._random, self._tasks = random, tasks
 
     def message(self, like: bytes | None = None) -> bytes:
-        """Return what may lie in a list of messages; it may begin as a copy of `like`."""
+        """Return an odd item for a list of messages; it may begin as a copy of `like`."""
         if self._random.random() < 0.1:
             return self._no_message()
         made = json.loads(like) if like else self._whole()
@@ -98,7 +98,7 @@ class Garbage:
         return channel, said
 
     def note(self) -> str:
-        """Return what may stand in the hash of messages that workers have taken."""
+        """Return an odd value for the hash of messages that workers have taken."""
         whole = self._whole()
         self._spoil(whole)
         parts = [whole, self._odd(("", "x")), self._odd(("no-such-queue",))]
@@ -189,7 +189,7 @@ class Garbage:
 
 
 def _paths(value: Any, way: Path = ()) -> list[Path]:
-    """Return the ways to all parts of a value, but for the elements of long lists."""
+    """Return the paths to all parts of a value, except elements of long lists."""
     items = value.items() if isinstance(value, dict) else ()
     if isinstance(value, list):
         items = enumerate(value[:5])  # type: ignore[assignment]

@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
 
-# What becomes of the bytes while it is cut. Connections that have lost some end when it is mended.
+# The fate of bytes while the link is cut. Connections that have lost some end when it is mended.
 REFUSED = "refused"  # connections end, and new ones too
-SWALLOWED = "swallowed"  # nothing gets through either way, and nobody is told
-DEAF = "deaf"  # what the client says arrives, and no answer does
+SWALLOWED = "swallowed"  # no byte gets through either way, and no end is notified
+DEAF = "deaf"  # the client's bytes arrive, and the answers do not
 DELAYED = "delayed"  # nothing gets through, and all of it does afterwards, as TCP sends it again
 MANNERS = (REFUSED, SWALLOWED, DEAF, DELAYED)
 
@@ -17,7 +17,7 @@ QUESTIONS, ANSWERS = "questions", "answers"  # the two ways of a connection
 
 
 class Proxy:
-    """Passes bytes on between its own port and a server's, until it is told otherwise."""
+    """Passes bytes on between its own port and a server's, until it is cut."""
 
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
@@ -115,7 +115,7 @@ class Proxy:
         self._end(link)
 
     def _lets_through(self, link: "_Link", way: str) -> bool:
-        """Return whether what was just read goes on; where it is delayed, after that time."""
+        """Return whether the bytes just read are passed on; wait first if they are delayed."""
         if self.cut == DELAYED:
             self._whole.wait()
         if self.cut == SWALLOWED or (self.cut == DEAF and way == ANSWERS):
@@ -125,7 +125,7 @@ class Proxy:
         return way not in link.silent
 
     def _end(self, link: "_Link") -> None:
-        """Tell each end that the other is gone, once that can be told."""
+        """Notify each end that the other is gone, as soon as that is possible."""
         if self.cut != REFUSED:
             self._whole.wait()
         link.end()

@@ -47,7 +47,7 @@ class Once:
 
 @dataclass(frozen=True)
 class Noon:
-    """The sun's highest point at a longitude; known to a second, like all that ephem says."""
+    """The sun's highest point at a longitude; known to a second, like all of ephem's answers."""
 
     longitude: float
 
@@ -57,9 +57,9 @@ Rule = Every | Cron | Once | Noon
 
 @dataclass(frozen=True)
 class Off:
-    """Days off, by the clocks of a zone, as ISO dates; and what becomes of what is due on them.
+    """Days off, by the clocks of a zone, as ISO dates; and the treatment of occurrences on them.
 
-    It is skipped, or takes place on the previous or the next day that is none, if that has nothing
+    An occurrence is skipped, or moves to the previous or next working day, if that has nothing
     of its own.
     """
 
@@ -69,7 +69,7 @@ class Off:
 
 
 def is_off(off: Off, instant: datetime) -> bool:
-    """Return whether an instant is on a day off, and what is due then is skipped."""
+    """Return whether an instant is on a day off whose occurrences are skipped."""
     day = instant.astimezone(ZoneInfo(off.zone)).date()
     return off.treatment == "skip" and day.isoformat() in off.dates
 
@@ -80,9 +80,9 @@ def slack(rule: Rule) -> timedelta:
 
 
 def instants(rule: Rule, after: datetime, upto: datetime, off: Off | None = None) -> list[datetime]:
-    """Return all instants with after < t <= upto, ascending: where they take place.
+    """Return all instants with after < t <= upto, ascending, after days off have moved them.
 
-    Those that are skipped are among them.
+    Skipped instants are among them.
     """
     if off is not None and off.treatment != "skip":
         return [instant for instant in _moved(rule, off, after, upto) if after < instant <= upto]
@@ -99,7 +99,7 @@ def instants(rule: Rule, after: datetime, upto: datetime, off: Off | None = None
 
 
 def _moved(rule: Rule, off: Off, after: datetime, upto: datetime) -> Iterator[datetime]:
-    """Yield what takes place on each day that is none off: its own, or else its neighbour's."""
+    """Yield the occurrences of each working day: its own, or else those of its neighbour."""
     zone = ZoneInfo(off.zone)
     day = after.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     step = DAY if off.treatment == "previous" else -DAY

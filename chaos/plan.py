@@ -61,7 +61,7 @@ SKEWS = (-3600, -90, 0, 90, 3600)
 
 @dataclass(frozen=True)
 class Fault:
-    """At second `at`: what is done, to which of several, for how long; `draw` seeds the rest."""
+    """An act at second `at`: its kind, target and length; `draw` seeds the rest."""
 
     at: float
     kind: str
@@ -226,7 +226,7 @@ def _with_calendar(random: Random, schedule: Planned) -> Planned:
     off = random.choice([(-1, 0, 1), (-1, 0, 1), (5,)])
     rule = schedule.rule
     if treatment != "skip" and kind == "cron" and random.random() < 0.8:
-        # What is due yesterday alone, a day off, takes place today; or what is due tomorrow.
+        # An occurrence due yesterday alone, on a day off, takes place today; or one due tomorrow.
         off = (1,) if treatment == "previous" else (-1,)
         rule = ("cron", random.choice(MINUTES), "*", off[0], "")
     return replace(schedule, rule=rule, excluded_day=treatment, off=off)
@@ -328,7 +328,7 @@ def _requests(random: Random, seconds: float) -> list[Request]:
 
 
 def _backfills(random: Random, schedules: list[Planned], seconds: float) -> list[Backfill]:
-    """Fill the past of some schedules; a crontab has one, an interval only what has passed."""
+    """Fill the past of some schedules; that of an interval has a beginning."""
     fills, at = list[Backfill](), random.uniform(1, 6)
     may = [schedule for schedule in schedules if schedule.rule[0] in ("cron", "every")]
     while at < seconds - 2 and may:

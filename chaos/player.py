@@ -43,7 +43,7 @@ class Player:
         self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="fault")
 
     def play(self, settle: float) -> Story:
-        """Play it, wait up to `settle` seconds until all is final, and tell what happened."""
+        """Carry out the plan, and wait up to `settle` seconds until all runs are final."""
         users = self._set_up()
         threading.Thread(target=self._testbed.supervise, daemon=True).start()
         self._begun = time.monotonic()
@@ -82,11 +82,11 @@ class Player:
             users.make(schedule)
         for worker in self._testbed.workers:
             wait(partial(worker.said, " ready."), f"{worker.name} is not ready")
-        connection.close()  # it would not survive what follows
+        connection.close()  # it would not survive the faults
         return users
 
     def _act(self, users: Users, operators: Operators) -> None:
-        """Do what users and operators do, in order of time."""
+        """Act as users and operators, in order of time."""
         acts: list[tuple[float, Callable[[Any], None], Any]] = [
             *((edit.at, users.edit, edit) for edit in self._plan.edits),
             *((call.at, users.call, call) for call in self._plan.calls),
@@ -104,7 +104,7 @@ class Player:
         connection.close()
 
     def _strike(self) -> None:
-        """Begin each fault at its second; those that last go on beside the next ones."""
+        """Begin each fault at its second; long faults go on beside the next ones."""
         for fault in self._plan.faults:
             self._wait_until(fault.at)
             self._done.append(self._pool.submit(faults.commit, self._testbed, fault))

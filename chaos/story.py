@@ -97,7 +97,7 @@ class Cancel:
 
 @dataclass
 class Replay:
-    """A replay of a final run. None was `made` where no answer arrived: one may have been."""
+    """A replay of a final run; `made` is None if no answer arrived: it may exist or not."""
 
     of: str
     made: str | None = None
@@ -117,7 +117,7 @@ class Fill:
     concurrency: int
     again: bool
     at: datetime
-    cancelled: bool = False  # somebody has tried to
+    cancelled: bool = False  # a user has tried to
     cancelled_at: float | None = None  # when that had happened, if the answer arrived
 
 
@@ -160,7 +160,7 @@ class Story:
     asked: list[Asked] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)
-    # Processes that ended though nobody had done anything to them.
+    # Processes that ended although no fault had targeted them.
     ended_by_themselves: list[str] = field(default_factory=list)
     lines: list[evidence.Line] = field(default_factory=list)
     anew: list[Anew] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Story:
 
 
 def save(story: Story, place: Path) -> None:
-    """Write a story, but for its evidence, which lies in files beside it already."""
+    """Write a story, without its evidence, which lies in files beside it already."""
     fields = {name: value for name, value in asdict(story).items() if name != "lines"}
     for schedule, kept in zip(fields["schedules"], story.schedules, strict=True):
         for phase, real in zip(schedule["phases"], kept.phases, strict=True):

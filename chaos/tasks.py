@@ -12,7 +12,7 @@ from scheduling.jobs import current_run
 
 
 class Deliberate(Exception):
-    """What a job raises that is told to fail."""
+    """Raised by a job whose argument asks it to fail."""
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class SupervisedProcess(ModuleProcess):
 
 
 class Testbed:
-    """The services of one seed, and what is asked of them from outside."""
+    """The services of one seed, and questions to them from outside."""
 
     def __init__(self, postgres: PostgresServer, redis_server: RedisServer, place: Path) -> None:
         self.postgres, self.redis_server, self.place = postgres, redis_server, place
@@ -92,7 +92,7 @@ class Testbed:
         return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=2)
 
     def now(self) -> datetime:
-        """Return what the ledger's clock shows."""
+        """Return the time of the ledger's clock."""
         ahead = sum(step.size for step in self.steps)
         return datetime.now(UTC) + timedelta(seconds=ahead)
 
@@ -244,7 +244,7 @@ class SteppedPostgres(PostgresServer):
 
 
 def skewed(seconds: int) -> dict[str, str]:
-    """Return the variables of a process whose clock is off; none where that cannot be done."""
+    """Return the variables of a process with a wrong clock; none if that is not possible."""
     library = faketime()
     if not seconds or library is None:
         return {}

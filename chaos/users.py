@@ -36,7 +36,7 @@ MOMENT = timedelta(microseconds=1)
 
 
 class Users:
-    """Acts by the plan, and keeps account of what it did: `schedules` and `asked`."""
+    """Acts by the plan, and records its acts: `schedules` and `asked`."""
 
     def __init__(self, begun: datetime, now: Callable[[], datetime]) -> None:
         self._begun = begun
@@ -75,7 +75,7 @@ class Users:
             since = _plan_from(row.pk)
         if isinstance(rule, Every) and rule.anchor == END:
             rule = Every(rule.seconds, since, with_anchor=False)
-        if isinstance(rule, Once):  # one that has passed already still fires
+        if isinstance(rule, Once):  # also fires if its instant has passed already
             since = min(since, rule.at - MOMENT)
         self.schedules[planned.name] = Schedule(
             row.pk, planned.name, planned.catch_up, planned.catch_up_window, planned.overlap,
@@ -146,7 +146,7 @@ class Users:
             kept.phases.append(Phase(until - MOMENT, END, last.rule, last.off))
 
     def _treated(self, edit: Edit, kept: Schedule) -> Phase:
-        """Return the phase that an edit begins, but for when."""
+        """Return the phase that an edit begins, without its times."""
         last = kept.phases[-1]
         rule: Rule | None = None
         if edit.kind == "resume":
@@ -196,7 +196,7 @@ class Users:
     # --- Calls ----------------------------------------------------------------------------------
 
     def call(self, call: Call) -> None:
-        """Enqueue, and note what became of it; some do so at the same moment."""
+        """Enqueue and note the result; some calls happen at the same moment."""
         if call.times == 1:
             self._call(call)
             return
@@ -266,7 +266,7 @@ class Users:
         return "committed"
 
     def cancel(self, run_id: UUID) -> None:
-        """Cancel a run, and note what is known of it."""
+        """Cancel a run, and note the result."""
         kept = Cancel(str(run_id))
         self.cancels.append(kept)
         try:
@@ -280,7 +280,7 @@ class Users:
         kept.attempt = run.attempt
 
     def _send_canvas(self, call: Call, job: Any) -> None:
-        """Send what others follow, as a user of Celery would."""
+        """Send a call with follow-ups, as a user of Celery would."""
 
         def part(name: str) -> Any:
             return work.si(f"{call.token}/{name}", 0.0)
@@ -299,7 +299,7 @@ class Users:
 
 
 class _RollBack(Exception):
-    """What ends a transaction that is meant to come to nothing."""
+    """Ends a transaction that is to be rolled back."""
 
 
 def unfinished() -> int:

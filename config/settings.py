@@ -39,7 +39,7 @@ def required(name: str, in_development: str) -> str:
 
 
 def check_key(name: str, key: str) -> None:
-    """Refuse what could be guessed: by Django's own measure (security.W009)."""
+    """Refuse a key that could be guessed, by Django's own measure (security.W009)."""
     if len(key) < 50 or len(set(key)) < 5 or key.startswith("django-insecure-"):
         refuse(
             f"{name} can be guessed: it needs 50 characters or more, 5 different ones, and no"
@@ -51,7 +51,7 @@ def check_key(name: str, key: str) -> None:
 # --- Core -----------------------------------------------------------------------------------------
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = required("SECRET_KEY", in_development="insecure-development-key")
-# Keys that were SECRET_KEY (or HINT_KEY) before: what was signed with them still counts.
+# Keys that were SECRET_KEY (or HINT_KEY) before: their signatures are still accepted.
 SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
 # Signs hints, for beat and workers alike.
 HINT_KEY = env.str("HINT_KEY", default=SECRET_KEY) or SECRET_KEY

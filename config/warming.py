@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from scheduling.registry import job_names
 
-# Whatever the admin's pages and their forms include.
+# Everything that the admin's pages and their forms include.
 TEMPLATES = ("admin/**/*.html", "django/forms/**/*.html")
 
 

@@ -48,7 +48,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class DeliveryColumns:
-    """What the list of deliveries and the page of a lifecycle id both show of a delivery."""
+    """Columns of a delivery, for the list of deliveries and the page of a lifecycle id."""
 
     @admin.display(description="state")
     def state(self, delivery: Any) -> str:
@@ -69,7 +69,7 @@ class DeliveryColumns:
 
 
 class ReadOnly:
-    """Rows that the sweep and the deliveries' runs write, and nobody else."""
+    """Rows that only the sweep and the runs of deliveries write."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -97,7 +97,7 @@ class LifecycleIdAdmin(admin.ModelAdmin[LifecycleId]):
     list_display = ("lcid", "name", "expires_on", "days_left", "requester_email", "status")
     list_filter = ("status", ExpiryFilter)
     search_fields = ("lcid", "name", "requester_email")
-    # Sorted by what has an index; by anything else on a click.
+    # Sorted by an indexed column; by any other column on a click.
     ordering = ("lcid",)
     show_full_result_count = False
     inlines = (DeliveryInline,)
@@ -122,7 +122,7 @@ class ReminderAdmin(admin.ModelAdmin[Reminder]):
     actions = None
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        # What was sent was sent for it: another lead time is another row.
+        # A sent delivery names its lead time: another lead time is another row.
         return ("days_before",) if obj else ()
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

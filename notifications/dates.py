@@ -29,7 +29,7 @@ def parse_day(text: str) -> date:
     """Return the date that `text` writes as YYYY-MM-DD, and in no other form of ISO 8601.
 
     Raises:
-        ValueError: it is no such date.
+        ValueError: the text is not such a date.
     """
     day = date.fromisoformat(text)
     if day.isoformat() != text:

@@ -56,7 +56,7 @@ def deliver(delivery_id: int, today: date, *, run_id: UUID | None) -> str:
         Delivery.objects.with_state().select_related("reminder").filter(pk=delivery_id).first()
     )
     if delivery is None:
-        raise PermanentError(f"there is no delivery {delivery_id}.")
+        raise PermanentError(f"delivery {delivery_id} does not exist.")
     if not taken:
         return str(delivery.state)
     record = LifecycleId.objects.filter(lcid=delivery.record_id).first()
@@ -102,7 +102,7 @@ def _why_superseded(delivery: Delivery, record: LifecycleId) -> str:
 
 
 def _persist(write: Callable[[], int]) -> int:
-    """Return what `write` returns, tried for some 20 seconds while Postgres restarts."""
+    """Call `write`, again for some 20 seconds while Postgres restarts; return its result."""
     for pause in PAUSES:
         try:
             return write()

@@ -1,7 +1,7 @@
 """Lifecycle ids from a CSV file: read as a stream, checked by line, written in one transaction.
 
-The lines go into a temporary table, where Postgres finds duplicates and what has changed, so that
-memory stays bounded whatever the size of the file. Importing a file twice changes nothing.
+The lines go into a temporary table, in which Postgres finds duplicates and changes. So memory stays
+bounded for a file of any size. Importing a file twice changes nothing.
 """
 
 import csv
@@ -29,7 +29,7 @@ LONGEST = {
     if field.max_length is not None
 }
 WHOLE_LINE = "(whole line)"
-# What bytes that are not UTF-8 become under errors="surrogateescape".
+# Bytes that are not UTF-8 become these under errors="surrogateescape".
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f]")
 
@@ -42,7 +42,7 @@ CREATE TEMPORARY TABLE lifecycle_stage (
 
 COPY_TO_STAGE = f"COPY lifecycle_stage (line, valid, {', '.join(COLUMNS)}) FROM STDIN"
 
-# A line whose LCID stood above already, on a valid line or not: which one is meant, nobody knows.
+# A line whose LCID stood on an earlier line, valid or not: the intended line is unknown.
 REMOVE_DUPLICATES = f"""
 WITH doubled AS (
     SELECT lower(lcid) AS lcid, min(line) AS first_line
@@ -100,7 +100,7 @@ class Refused(Exception):
 
 @dataclass
 class Imported:
-    """Numbers of lines: those read, and what became of them."""
+    """Numbers of lines: read, added, changed and so on."""
 
     read: int = 0
     rejected: int = 0
@@ -110,7 +110,7 @@ class Imported:
 
 
 class Line(NamedTuple):
-    """One record of the file: the line it begins on, and its values, or why there are none."""
+    """One record of the file: its first line, and its values or the problem with them."""
 
     number: int
     values: list[str]
@@ -162,7 +162,7 @@ def import_lifecycle_ids(
 
 
 def _delimited(lines: Iterable[str]) -> tuple[Iterable[str], str]:
-    """Return the lines, and what stands between their values: `,`, or `;` or a tab by the header.
+    """Return the lines and the separator of their values: `,`, or `;` or a tab by the header.
 
     Spreadsheets write `;` where the comma is for decimals.
     """
@@ -246,7 +246,7 @@ def _check_values(number: int, values: Sequence[str]) -> Iterator[Problem]:
 
 
 def _what_is_wrong(column: str, value: str) -> str:
-    """Return what is wrong with the value of a column, or "" if nothing is."""
+    """Return the problem with the value of a column, or ""."""
     if not value:
         return "" if column in MAY_BE_EMPTY else "is empty"
     if NOT_UTF8.search(value):

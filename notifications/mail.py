@@ -29,7 +29,7 @@ def reminder(delivery: Delivery, record: LifecycleId, today: date) -> EmailMulti
         to=[formataddr((" ".join(record.requester_name.split()), recipient))],
         headers={
             "Message-ID": message_id(delivery),
-            # RFC 3834: nobody's out-of-office note shall answer.
+            # RFC 3834: asks for no automatic answer, such as an out-of-office note.
             "Auto-Submitted": "auto-generated",
         },
     )

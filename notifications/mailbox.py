@@ -18,8 +18,8 @@ from django.core.mail.backends.base import BaseEmailBackend
 class FilePerMessageBackend(BaseEmailBackend):
     """Writes each mail to EMAIL_FILE_PATH, named after the local part of its Message-ID.
 
-    A file appears whole or not at all, and none is ever written over: the second mail with an id
-    is `<id>.2.eml`, whichever processes write at once.
+    A file appears whole or not at all, and is never overwritten: the second mail with an id is
+    `<id>.2.eml`, also if several processes write at once.
     """
 
     def __init__(self, *args: Any, file_path: str | Path | None = None, **kwargs: Any) -> None:

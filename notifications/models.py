@@ -48,14 +48,14 @@ class LifecycleId(models.Model):
     class Meta:
         verbose_name = "lifecycle id"
         indexes = (
-            # What the sweep reads, in its order.
+            # The rows that the sweep reads, in its order.
             models.Index(
                 fields=["expires_on", "id"], name="lifecycle_expiring", condition=Q(status="active")
             ),
         )
         constraints = (
             models.CheckConstraint(name="lifecycle_status", condition=Q(status__in=Status.values)),
-            # The LCID is what its deliveries know it by.
+            # Deliveries refer to it by its LCID.
             models.CheckConstraint(name="lifecycle_has_lcid", condition=~Q(lcid="")),
         )
 
@@ -69,7 +69,7 @@ class LifecycleId(models.Model):
 
 
 class Reminder(models.Model):
-    """A lead time: requesters are told once when so many days, or fewer, are left."""
+    """A lead time: requesters receive one reminder when this many days, or fewer, are left."""
 
     days_before = models.PositiveSmallIntegerField(
         "days before the expiry", unique=True, validators=[MaxValueValidator(LONGEST_LEAD_TIME)]
@@ -89,7 +89,7 @@ class Reminder(models.Model):
 
 
 class DeliveryState(models.TextChoices):
-    """Where a delivery stands: what it says itself goes first, then what its run says."""
+    """The states of a delivery: its own columns come first, then the state of its run."""
 
     PENDING = "pending", "pending"
     SENT = "sent", "sent"
@@ -139,8 +139,8 @@ class Delivery(models.Model):
     server has accepted it. `superseded_because` says why nothing is sent.
     """
 
-    # Known by its LCID, without a foreign key in Postgres: what was sent stays on record when the
-    # lifecycle id is deleted, and still counts when it is imported again.
+    # By LCID, without a foreign key in Postgres: a sent delivery stays on record when the lifecycle
+    # id is deleted, and still counts when it is imported again.
     record = models.ForeignKey(
         LifecycleId,
         to_field="lcid",
@@ -159,7 +159,7 @@ class Delivery(models.Model):
     superseded_at = models.DateTimeField(null=True)
     superseded_because = models.CharField(max_length=200, default="", db_default="")
 
-    # What `with_state()` adds.
+    # `with_state()` adds these.
     state: str
     run_state: str | None
     run_reason: str | None

@@ -4,9 +4,9 @@ A record is due while 0 <= days left <= lead time. Of the lead times that apply 
 sends and the larger ones are recorded as superseded, so that a record which came in late, or was
 missed by a week of sweeps, is reminded once. A lead time that is reached later sends again.
 
-The sweep holds no state: it reads the due records in the order of their expiry, a chunk in each
-transaction, and adds what is missing. One that was killed, or that runs beside another, or for the
-second time today, changes nothing of what is there.
+The sweep keeps no state: it reads the due records in the order of their expiry, a chunk in each
+transaction, and adds missing deliveries. A sweep that was killed, that runs beside another one, or
+that runs twice a day, changes no existing delivery.
 """
 
 import logging
@@ -75,7 +75,7 @@ RETURNING delivery.id, CASE WHEN delivery.superseded_at IS NULL THEN delivery.ru
 
 @dataclass
 class Swept:
-    """What a sweep found and added, in numbers of records and of deliveries."""
+    """The result of a sweep, in numbers of records and of deliveries."""
 
     on: str
     due: int = 0
@@ -96,7 +96,7 @@ class Place(NamedTuple):
 def sweep(deliver: Job, today: date, *, call_on: str | None = None) -> Swept:
     """Make the deliveries that are due `today`, each with a run of the job `deliver`.
 
-    `deliver` is called with the delivery's id, and with `call_on` where that is given.
+    `deliver` is called with the delivery's id, and with `call_on` if that is given.
     """
     swept = Swept(on=today.isoformat())
     longest = Reminder.objects.filter(enabled=True).aggregate(days=Max("days_before"))["days"]
@@ -128,7 +128,7 @@ def _next_page(after: Place, last_day: date) -> list[Place]:
 def settle_page(
     page: list[Place], today: date, deliver: Job, call_on: str | None
 ) -> list[tuple[int, UUID | None]]:
-    """Add the deliveries of one page and the runs of those that send, in one transaction."""
+    """Add the deliveries of one page, and runs for deliveries that send, in one transaction."""
     parameters: dict[str, Any] = {
         "today": today,
         "records": [place.id for place in page],

@@ -13,7 +13,7 @@ from scheduling.jobs import Job, PermanentError, current_run
 
 @shared_task(base=Job)
 def sweep(on: str | None = None) -> dict[str, Any]:
-    """Find what expires, and make a delivery with a run of its own for each reminder that is due.
+    """Find records that expire, and make a delivery with a run of its own for each due reminder.
 
     `on` is a date such as 2026-11-20, in place of today's; its mails count from it as well.
     """

@@ -39,6 +39,8 @@ PLAIN_FORMS = {
 }
 PATTERNS = {re.compile(pattern, re.IGNORECASE): plain for pattern, plain in PLAIN_FORMS.items()}
 
+BRACES = re.compile(r"\{[^{}]*\}")
+
 
 class Finding(NamedTuple):
     """One phrase in one line of a tracked file."""
@@ -79,11 +81,12 @@ def _code_prose(source: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], _without_code(token.string.lstrip("# "))
-        elif token.type == tokenize.STRING:
+        elif token.type == tokenize.STRING and " " in token.string:  # else it is a key or a name
             for offset, line in enumerate(token.string.splitlines()):
                 yield (
                     token.start[0] + offset,
-                    _without_code(line.strip().lstrip("rbfu").lstrip("\"'")),
+                    # Names in braces of an f-string are code.
+                    _without_code(BRACES.sub("…", line.strip().lstrip("rbfu").lstrip("\"'"))),
                 )
 
 

@@ -1,4 +1,4 @@
-"""What the peers run on: a Django project and a Celery app as their own documentation sets them up.
+"""The project of the peers: a Django project and a Celery app, as their documentation sets them up.
 
-Nothing of Truebeat's is installed here, so that a peer costs what it costs alone.
+Truebeat is not installed in it, so that a peer has its own cost alone.
 """

@@ -1,6 +1,6 @@
 """A plain Celery app: `celery -A bench.plain.app beat` and `celery -A bench.plain.app worker`.
 
-Where it keeps results, the environment says: nowhere, in Redis, or in django-celery-results.
+The environment chooses where results are kept: not at all, in Redis, or in django-celery-results.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The promises, each as a function from a history to its breaches. Pure.
 
-`windows`: every instant of every rule has its run. `calls`: so has every call, and what follows it.
+`windows`: every instant of every rule has its run. `calls`: so has every call, and each follow-up.
 `requests`: cancels, replays and backfills. `ends`: every run is final, for a reason. `starts`: none
-is early, none doubled. `alone`: those that exclude each other did.
+is early, none doubled. `alone`: runs that exclude each other did not overlap.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FROZEN = timedelta(seconds=12)
 
 
 class Breach(NamedTuple):
-    """A promise that was not kept: which one, and what shows it."""
+    """A promise that was not kept: its name, and the evidence."""
 
     law: str
     what: str

@@ -17,7 +17,7 @@ def alone(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> Iterat
     for row in story.rows:
         if row.backfill_id is None:
             of_schedule[row.schedule_id or 0].append(row)
-        # A replay starts whatever its schedule does; that waits for it.
+        # A replay starts beside its schedule's runs; the schedule waits for it.
         if row.origin == "schedule" and overlap.get(row.schedule_id or 0, "allow") != "allow":
             groups[f"schedule {row.schedule_id}"].append(row)
         if row.unique_key:

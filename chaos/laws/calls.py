@@ -1,4 +1,4 @@
-"""Every call has its run, and every end sets off what it should."""
+"""Every call has its run, and every end sets off its follow-ups."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from chaos.laws import CLOCK, Breach, named
 from chaos.story import Asked, Row, Story
 
 CALLED = ("adhoc", "follow_up")
-# What may follow a call, by what came `then`.
+# The possible follow-ups of a call, by its `then`.
 FOLLOWERS = {
     "": (), "link": ("link", "error"), "chord": ("body",), "chain": ("second", "third")
 }  # fmt: skip
@@ -31,7 +31,7 @@ def calls(story: Story) -> Iterator[Breach]:
             )
     followers = {f"{asked.token}/{name}" for asked in story.asked for name in FOLLOWERS[asked.then]}
     for token in rows.keys() - followers:
-        yield Breach("unexplained row", f"nobody asked for {token}")
+        yield Breach("unexplained row", f"no user asked for {token}")
 
 
 def found(story: Story, clock: Clock) -> Iterator[Breach]:
@@ -47,7 +47,7 @@ def found(story: Story, clock: Clock) -> Iterator[Breach]:
 
 
 def follow_ups(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> Iterator[Breach]:
-    """What an end sets off is there once, if and only if it ended so; and starts after it."""
+    """A follow-up exists once, if and only if its run ended that way; and starts after it."""
     by_token = defaultdict[str, list[Row]](list)
     for row in story.rows:
         if row.origin in CALLED:
@@ -61,7 +61,9 @@ def follow_ups(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> I
             ended = max((_end(row, evidence[row.id], clock) for row in first), default=0.0)
             for row in found:
                 if any(line.at < ended - CLOCK for line in evidence[row.id]):
-                    yield Breach("early", f"{named(row)} began before what it follows had ended")
+                    yield Breach(
+                        "early", f"{named(row)} began before the run that it follows had ended"
+                    )
 
 
 def _expected(

@@ -11,9 +11,9 @@ from chaos.laws import CLOCK, DEFAULT_ATTEMPTS, Breach, allowed, begun, instant,
 from chaos.story import Asked, Row, Schedule, Story
 
 FINAL = {"succeeded", "failed", "cancelled", "expired", "skipped"}
-# Within which a beat must have raised what is late to the front, though all were down meanwhile.
+# Within which a beat must have escalated late runs to front, even if all beats were down meanwhile.
 RAISED_WITHIN = 20.0  # seconds
-# What may end an attempt in failure: the job itself, or the loss of its worker.
+# Possible reasons for a failed attempt: the job itself, or the loss of its worker.
 EXPECTED_ERRORS = ("Deliberate:", "WorkerLostError:", "Terminated:")
 # How the error of a run ends that its worker gave up, and that must not start twice.
 ONCE = "not tried again, since one attempt is allowed"
@@ -21,7 +21,7 @@ ONCE = "not tried again, since one attempt is allowed"
 
 @dataclass(frozen=True)
 class Requests:
-    """What may have been asked of a run: by its schedule's policy, its call, or by hand."""
+    """The possible requests about a run: by its schedule's policy, its call, or a user."""
 
     schedules: dict[int, Schedule]
     asked: dict[str, Asked]
@@ -97,7 +97,7 @@ def _errors(row: Row, lines: list[Line]) -> Iterator[Breach]:
 
 
 def _unexplained(row: Row, requests: Requests) -> str:
-    """Return what is wrong with the reason that a run gives for its end, or ""."""
+    """Return the problem with the reason that a run gives for its end, or ""."""
     schedule = requests.of_schedule(row)
     overlap = schedule.overlap if schedule else ""
     if row.state in ("skipped", "expired", "cancelled") and not row.reason:
@@ -112,7 +112,7 @@ def _unexplained(row: Row, requests: Requests) -> str:
     if row.coalesced and schedule and schedule.catch_up == "all":
         return f"it has coalesced {row.coalesced}, and catch_up is all"
     if row.state == "cancelled":
-        return "" if requests.may_cancel(row) else f"nobody asked for it: {row.reason!r}"
+        return "" if requests.may_cancel(row) else f"no user asked for it: {row.reason!r}"
     if row.state == "expired":
         passed = row.expires_at and row.finished_at and row.finished_at >= row.expires_at
         return "" if passed else "before its time"

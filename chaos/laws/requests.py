@@ -28,7 +28,7 @@ def cancels(story: Story, evidence: dict[str, list[Line]]) -> Iterator[Breach]:
 
 
 def replays(story: Story) -> Iterator[Breach]:
-    """Each replay is one run, which names the one that it repeats."""
+    """Each replay is one run, which names the run that it repeats."""
     rows = Counter((row.replay_of, row.id) for row in story.rows if row.origin == "replay")
     unknown = Counter[str]()
     for replay in story.replays:
@@ -39,7 +39,7 @@ def replays(story: Story) -> Iterator[Breach]:
     for (of, run), _ in rows.items():
         unknown[of or ""] -= 1
         if unknown[of or ""] < 0:
-            yield Breach("unexplained row", f"nobody asked for the replay {run} of run {of}")
+            yield Breach("unexplained row", f"no user asked for the replay {run} of run {of}")
 
 
 def backfills(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> Iterator[Breach]:
@@ -55,7 +55,7 @@ def backfills(story: Story, evidence: dict[str, list[Line]], clock: Clock) -> It
         yield from _pace(fill, rows, evidence, clock)
         yield from _after_its_cancel(fill, rows, evidence, clock)
     for backfill in filled:
-        yield Breach("unexplained row", f"nobody asked for backfill {backfill}")
+        yield Breach("unexplained row", f"no user asked for backfill {backfill}")
 
 
 def _range(fill: Fill, rows: list[Row], others: list[Row], clock: Clock) -> Iterator[Breach]:

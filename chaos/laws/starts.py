@@ -15,7 +15,7 @@ UNBEGUN = 20.0  # seconds
 
 
 class Stops:
-    """When workers were told to end, were frozen, or said that they start themselves anew."""
+    """When workers were stopped, were frozen, or logged that they restart themselves."""
 
     def __init__(self, story: Story) -> None:
         self._told = defaultdict[str, list[float]](list)
@@ -65,8 +65,8 @@ def starts(row: Row, lines: list[Line], stops: Stops, clock: Clock) -> Iterator[
         elif not stops.explain(first, second):
             yield Breach(
                 "doubled",
-                f"{named(row)}: attempt {second.attempt} started, and nothing says what became"
-                f" of attempt {first.attempt}",
+                f"{named(row)}: attempt {second.attempt} started, and no entry says how"
+                f" attempt {first.attempt} ended",
             )
     yield from _at_work_twice(row, lines, stops)
     if all_starts and all_starts[-1].attempt > row.attempt:
@@ -93,7 +93,7 @@ def early(
 ) -> Iterator[Breach]:
     """No attempt starts before its time: by Postgres's clock, and by the job's own evidence.
 
-    What had come due before a step back may still start after it.
+    Runs that came due before a step back may still start after it.
     """
     offset = row.run_at - row.due_at if row.attempt == 1 else timedelta(0)
     if offset < timedelta(0) and clock.showed_again(row.due_at):

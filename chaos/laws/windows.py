@@ -18,7 +18,7 @@ from chaos.laws import FROZEN, MOMENT, Breach, named
 from chaos.oracle import instants, is_off, slack
 from chaos.story import Phase, Row, Schedule, Story
 
-# A beat plans what it has fired in the same tick; a tick of a busy machine takes so long.
+# A beat plans a fired schedule in the same tick; a tick of a busy machine takes this long.
 PLANNED_WITHIN = timedelta(seconds=1)
 
 
@@ -98,17 +98,19 @@ def _windows_in(
                 yield Breach("unexplained row", f"{named(row)} is due at no instant of its rule")
             continue
         if at < place and not doubt.of(row.due_at):
-            yield Breach("doubled", f"{named(row)} stands for what another row stands for")
+            yield Breach("doubled", f"{named(row)} counts instants of another row")
         missed = [instant for instant in expected[place:at] if not doubt.of(instant)]
         yield from _missing(schedule, missed, f"before {named(row)}")
         place, shown = at + 1 + row.coalesced, _shown(row.created_at, clock) + more
         if any(map(doubt.of, [*expected[at:place], phase.until])):
-            # It may count instants of another rule: of this one, those that were due by then.
+            # It may count instants of another rule: of this one, only those due by then.
             place = min(place, max(at + 1, bisect_right(expected, shown)))
         elif place > len(expected):
             yield Breach("unexplained row", f"{named(row)} counts more than there were")
         elif expected[place - 1] > shown:
-            yield Breach("early", f"{named(row)} was made before what it stands for was due")
+            yield Breach(
+                "early", f"{named(row)} was made before the instants that it counts were due"
+            )
     if place < len(expected) and not _edited_in_arrears(phase, rows or before):
         missed = [instant for instant in expected[place:] if not doubt.of(instant)]
         yield from _missing(schedule, missed, f"until {phase.until}")
@@ -124,9 +126,9 @@ def _shown(created_at: datetime, clock: Clock) -> datetime:
 def _edited_in_arrears(phase: Phase, rows: list[Row]) -> bool:
     """Whether the edit that ended a phase came between an instant and its firing.
 
-    That instant fires as it was planned. What would have followed it before the edit had not been
-    planned yet, and is the old rule's, which nobody has any more. The same holds if no instant of
-    the phase has fired, and one from before it fired only as the phase ended.
+    That instant fires as it was planned. The next instants before the edit had not been planned
+    yet, and belong to the old rule, which no process knows any longer. The same holds if no instant
+    of the phase has fired, and one from before it fired only as the phase ended.
     """
     return bool(rows) and rows[-1].created_at >= phase.until - PLANNED_WITHIN
 
@@ -138,7 +140,7 @@ def _missing(schedule: Schedule, expected: list[datetime], where: str) -> Iterat
 
 
 def _days_off(phase: Phase, rows: list[Row]) -> Iterator[Breach]:
-    """What is due on a day off is skipped, and says so; nothing else says that."""
+    """Occurrences on a day off are skipped with that reason; no other row has the reason."""
     for row in rows:
         if row.created_at >= phase.until:  # by the days of before the edit, or of after it
             continue

@@ -1,7 +1,7 @@
 """Keeps one Procfile line of `make up` running: starts, restarts and ends its process.
 
 honcho stops everything as soon as one process ends and kills after 5 s; a worker that was killed is
-what this project is about, and one that is told to stop first finishes what it does.
+the matter of this project, and a process that is stopped first finishes its work.
 """
 
 import os
@@ -29,12 +29,12 @@ TOO_SOON = 10.0
 GIVE_UP_AFTER = 3
 # Seconds after the request to stop, the signal, and whether the whole process group gets it.
 ENDINGS = [
-    (0.0, signal.SIGTERM, False),  # Celery finishes what runs, gunicorn answers what came
-    (4.0, signal.SIGQUIT, False),  # Celery hands back what runs
+    (0.0, signal.SIGTERM, False),  # Celery finishes running jobs, gunicorn answers requests
+    (4.0, signal.SIGQUIT, False),  # Celery hands back running jobs
     (6.5, signal.SIGKILL, True),
 ]
 STOPPED_WITHIN = 7.5
-READY_WITHIN = 20.0  # seconds; after that, the processes' own lines say what they wait for
+READY_WITHIN = 20.0  # seconds; later, the processes' own lines show the reason
 TROUBLE = re.compile(r"\b(CRITICAL|Traceback)\b|ended \(exit status")
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -42,7 +42,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 class Keeper(Process):  # type: ignore[misc]  # honcho has no types
     """Keeps one command alive, from a process forked for it, until SIGTERM or the parent's end.
 
-    The command runs in a session of its own: what a terminal or honcho sends to a group must not
+    The command runs in a session of its own: a signal from a terminal or honcho to a group must not
     reach the children of a worker.
     """
 
@@ -65,7 +65,7 @@ class Keeper(Process):  # type: ignore[misc]  # honcho has no types
         self._send_message({"pid": os.getpid()}, type="start")
         self._send_message({"returncode": self._keep()}, type="stop")
         if self._is_orphan():
-            os._exit(0)  # nobody reads the queue any more, and a normal exit would flush it
+            os._exit(0)  # the queue has no reader any longer, and a normal exit would flush it
 
     def _keep(self) -> int:
         failures = 0
@@ -199,7 +199,7 @@ class Terminal(honcho.manager.Manager):  # type: ignore[misc]  # honcho has no t
         super().__init__(SteadyPrinter())
         self._process_ctor = Keeper
         self._is_ready, self._greeting = is_ready, greeting
-        # Its own would kill the keepers before they have ended what they keep.
+        # Its own would kill the keepers before they have ended their processes.
         honcho.manager.KILL_WAIT = STOPPED_WITHIN
 
     def run(self) -> int:

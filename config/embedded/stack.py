@@ -1,6 +1,6 @@
 """All of Truebeat in one terminal, and single commands, on embedded services.
 
-What has to survive lies in var/: postgres/, redis/, mail/, secret-key, admin-password. While `up`
+Data that must survive lie in var/: postgres/, redis/, mail/, secret-key, admin-password. While `up`
 runs, var/up.env holds its addresses, which settings.py reads in a second terminal.
 """
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VAR = ROOT / "var"
 UP_ENV = VAR / "up.env"
 KEPT = ("web", "beat", "worker")
-# What a second terminal needs to work on the same services.
+# The variables that a second terminal needs for the same services.
 SHARED = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DEBUG", "EMAIL_URL")
 
 
@@ -71,7 +71,7 @@ def run(command: Sequence[str], *, throwaway: bool) -> int:
 
 @contextmanager
 def services(place: Path, *, durable: bool) -> Iterator[dict[str, str]]:
-    """Yield an environment for Truebeat's processes; start in `place` what it does not name yet."""
+    """Yield an environment for Truebeat's processes; start missing services in `place`."""
     env = _environment(place)
     with ExitStack() as stack:
         if not env.get("DATABASE_URL"):
@@ -182,7 +182,7 @@ def _manage(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess
 
 
 def _migrate(env: dict[str, str]) -> None:
-    """Apply the migrations, and say how many; of the other lines, those that ask for something."""
+    """Apply the migrations; print their number, and other lines only if they ask for something."""
     done = _manage(env, "migrate", "--noinput")
     if done.returncode:
         print(done.stdout, flush=True)
@@ -197,7 +197,7 @@ def _migrate(env: dict[str, str]) -> None:
             print(line, flush=True)
 
 
-# How the lines begin that `migrate` prints each time, and those that are counted above.
+# Beginnings of lines that `migrate` prints each time, and of lines that are counted above.
 MIGRATING = ("Operations to perform", "  Apply all", "Running migrations", "  Applying ",
              "  No migrations to apply", "Schedules of CELERY_BEAT_SCHEDULE:", "  + ")  # fmt: skip
 
@@ -230,7 +230,7 @@ def _greeting(url: str, password: str) -> str:
   Truebeat is ready.
 
   Look at  {url}/admin/scheduling/   schedules and the runs they make
-           {url}/healthz             what works and what does not
+           {url}/healthz             the health of all services
            var/mail/                 the mails it sends
   Try      .venv/bin/python manage.py schedule list     in a second terminal
            kill -9 the worker, or beat: it comes back, and no run is lost or doubled
@@ -256,7 +256,7 @@ def _run_in_foreground(command: Sequence[str], env: dict[str, str]) -> int:
     try:
         process = popen_bound(command, signal.SIGTERM, env=env)
     except FileNotFoundError as error:
-        raise EmbeddedError(f"There is no command {command[0]}.") from error
+        raise EmbeddedError(f"The command {command[0]} does not exist.") from error
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, _: process.send_signal(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -275,5 +275,5 @@ def _stop_in_order_on_signals() -> None:
 
     for each in signums:
         signal.signal(each, leave)
-    if "MAKELEVEL" in os.environ:  # when make is killed, nobody is left to ask for an end
+    if "MAKELEVEL" in os.environ:  # a killed make cannot ask for an end
         follow_parent(signal.SIGTERM)

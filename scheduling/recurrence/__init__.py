@@ -2,7 +2,7 @@
 
 Pure: no Django, no clock; the answers depend on the arguments alone, and on the data of time zones
 and of public holidays.
-Instants that come in are aware datetimes (NaiveInstant otherwise), those that go out are in UTC.
+Arguments are aware datetimes (NaiveInstant otherwise); returned instants are in UTC.
 Ranges of instants are open at the start and closed at the end, a < t <= b, as `next_after` is
 strictly after: so they split anywhere without loss or repeat. Rules are frozen, hashable values.
 """
@@ -91,7 +91,7 @@ _HORIZON = timedelta(days=3653)  # ten years
 
 
 def next_after(rule: Rule, instant: datetime) -> datetime | None:
-    """The first occurrence strictly after `instant`; None if there is no more."""
+    """The first occurrence strictly after `instant`; None after the last one."""
     return rule.next_after(as_utc(instant))
 
 
@@ -116,7 +116,7 @@ def latest_between(rule: Rule, a: datetime, b: datetime) -> datetime | None:
 
 
 def preview(rule: Rule, after: datetime, n: int) -> list[Occurrence]:
-    """The next n occurrences after an instant, each marked with what clock changes did to it."""
+    """The next n occurrences after an instant, each marked with the effect of clock changes."""
     previous, occurrences = as_utc(after), list[Occurrence]()
     while len(occurrences) < n and (due := rule.next_after(previous)) is not None:
         occurrences.append(rule.marked(previous, due))
@@ -135,14 +135,14 @@ def working(rule: Rule) -> Rule:
 
 
 def day_off(rule: Rule, due: datetime) -> str:
-    """Why a calendar leaves the rule's occurrence at `due` out: "" where it does not."""
+    """Why a calendar leaves out the rule's occurrence at `due`, or ""."""
     return rule.day_off(as_utc(due))
 
 
 def check(rule: Rule, after: datetime) -> None:
     """Refuse a rule with no occurrence in the ten years after an instant: raises NeverFires.
 
-    What a calendar leaves out does not count.
+    Occurrences that a calendar leaves out do not count.
     """
     start = as_utc(after)
     for what in dict.fromkeys((rule, rule.working())):

@@ -77,7 +77,7 @@ def bounded(
 ) -> Rule:
     """`rule` from not_before to not_after, both included; with `one_off` its first occurrence only.
 
-    Which occurrence is the first depends on where one starts to look: one_off needs not_before.
+    The first occurrence depends on the beginning of the search: one_off needs not_before.
     Raises NaiveInstant, RecurrenceError.
     """
     if one_off and not_before is None:

@@ -25,8 +25,8 @@ from .pattern import WallPattern, times_of_day
 from .rule import TICK, Dst, Occurrence, Rule
 from .wallclock import FIRST, LAST, Stretch, stretch_at, zone
 
-# More than the clocks are ever turned back by: later than this after an instant, they do not show
-# again what they showed before it.
+# Longer than clocks are ever turned back: later than this after an instant, they do not show
+# earlier times again.
 _REPLAY = timedelta(days=2)
 
 
@@ -103,8 +103,8 @@ class CronRule(Rule):
     def _passed(self, stretch: Stretch, after: datetime) -> datetime:
         """The last wall clock that this stretch has no occurrence for, of those after `after`.
 
-        A fixed rule leaves out what was shown before. A rule with fixed hours takes in what the
-        gap left out: those times map to instants before the stretch, hence the max() of the
+        A fixed rule leaves out times that were shown before. A rule with fixed hours takes in the
+        gap's times: those times map to instants before the stretch, hence the max() of the
         callers.
         """
         takes_reached = self.fixed_hours if stretch.after_gap else self.fixed

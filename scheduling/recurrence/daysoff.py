@@ -19,10 +19,10 @@ _SEARCH_DAYS = 3653  # ten years
 
 @dataclass(frozen=True, slots=True)
 class DaysOff:
-    """Built by `days_off()`. What its days are, and what they are called, is its identity."""
+    """Built by `days_off()`. Its days and their names are its identity."""
 
     identity: str
-    # Changes whenever its days may, but not with what they are called.
+    # Changes if its days may change, but not with their names.
     fingerprint: str = field(compare=False, repr=False)
     name: str = field(compare=False)
     weekdays: frozenset[int] = field(compare=False)  # Monday = 0

@@ -14,9 +14,9 @@ MOST_COMPARED = 100_000
 class Difference:
     """How many occurrences are added, removed and kept, up to an instant.
 
-    `moved` is the first occurrence that is not where it was: the old instant and the new one, None
-    where the old rule or the new one has no more. It is None itself where nothing changes.
-    `complete` is False where there were too many to compare: the counts then end at `until`.
+    `moved` is the first occurrence that moves: its old instant and its new one, either of them None
+    after the last occurrence of that rule. `moved` is None if no occurrence changes. `complete` is
+    False if there were too many to compare: the counts then end at `until`.
     """
 
     added: int

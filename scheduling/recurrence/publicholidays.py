@@ -1,6 +1,6 @@
-"""Public holidays by country, from the package `holidays`: named in English where it can.
+"""Public holidays by country, from the package `holidays`: in English if it can be.
 
-Years are computed when they are asked for, and kept by country for whoever asks next. Years that
+Years are computed on demand, and kept by country for the next call. Years that
 the package does not know have no holidays.
 """
 
@@ -60,7 +60,11 @@ def check_country(country: str, subdivision: str = "") -> None:
         )
     if subdivision and subdivision not in known[country]:
         parts = known[country]
-        some = f"use one of {', '.join(parts)}" if parts else "leave it out, there are none"
+        some = (
+            f"use one of {', '.join(parts)}"
+            if parts
+            else "leave it out: the country has no subdivisions"
+        )
         raise UnknownCountry(f"{country} has no subdivision {subdivision!r}: {some}")
 
 

@@ -19,7 +19,7 @@ class Occurrence:
     """One occurrence as a person should see it.
 
     `due_at` is the instant (UTC); `local` the same instant in the rule's zone (UTC for rules
-    without one). `dst` says what a change of the zone's clocks did to it:
+    without one). `dst` says how a change of the zone's clocks affects it:
 
     - `""`: nothing.
     - `"shifted"`: the time it was written for does not exist; it runs at the first instant after
@@ -31,8 +31,8 @@ class Occurrence:
     `missing` is a naive wall-clock datetime: it has no instant. `missing_more` says how many such
     times there were after it.
 
-    What a calendar did to it: `moved_from` is the day off that it was moved from; `day_off` says
-    why nothing runs for it.
+    If a calendar moved it, `moved_from` is the day off on which it was. If a calendar leaves it
+    out, `day_off` says why.
     """
 
     due_at: datetime
@@ -45,13 +45,13 @@ class Occurrence:
 
 
 class Rule(ABC):
-    """A frozen, hashable value. Instants that come in are aware; those that go out are in UTC."""
+    """A frozen, hashable value. Arguments are aware instants; returned instants are in UTC."""
 
     __slots__ = ()
 
     @abstractmethod
     def next_after(self, instant: datetime) -> datetime | None:
-        """The first occurrence strictly after `instant`, or None if there is no more."""
+        """The first occurrence strictly after `instant`, or None after the last one."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -88,7 +88,7 @@ class Rule(ABC):
         return None
 
     def working(self) -> "Rule":
-        """The rule without what its calendar leaves out: itself where nothing is left out."""
+        """The rule without occurrences that its calendar leaves out; itself without a calendar."""
         return self
 
     def day_off(self, due: datetime) -> str:
@@ -101,7 +101,7 @@ class Rule(ABC):
 
 
 def as_utc(instant: datetime) -> datetime:
-    """The same instant in UTC; a datetime without a zone is no instant."""
+    """The same instant in UTC; a datetime without a zone is not an instant."""
     if instant.tzinfo is UTC:
         return instant
     if instant.utcoffset() is None:

@@ -2,7 +2,7 @@
 
 ephem's answer for an event moves by fractions of a second with the instant it is asked from. Each
 event is therefore computed once, from a fixed time of its local day, and cut to the whole second:
-the same event is the same instant whoever asks.
+so the same event always is the same instant.
 """
 
 from dataclasses import dataclass

@@ -27,8 +27,8 @@ _LEAD = timedelta(days=2)
 _SECOND = timedelta(seconds=1)
 # No clock is further ahead of UTC than this.
 _BEHIND = timedelta(hours=26)
-# What lies beside the zones on many machines: clocks that count leap seconds, and whatever zone
-# this machine is in. No other machine need have the same.
+# Files beside the zones on many machines: clocks that count leap seconds, and the zone of this
+# machine, which other machines need not have.
 _NO_ZONES = {"localtime", "posixrules"}
 _NO_DIRECTORIES = ("right/", "posix/")
 
@@ -37,7 +37,7 @@ class Stretch(NamedTuple):
     """The instants start <= t < end, for which a zone's clocks show t + offset.
 
     `opens` is the wall clock at `start`; `reached` is the latest wall clock shown before `start`.
-    Where they differ, the clocks changed: [reached, opens) was never shown (a gap), or
+    If they differ, the clocks changed: [reached, opens) was never shown (a gap), or
     [opens, reached) is shown a second time.
     """
 
@@ -86,7 +86,7 @@ def first_instant(tz: ZoneInfo, wall: datetime) -> datetime:
 
 @lru_cache(maxsize=4096)
 def _stretches(tz: ZoneInfo, year: int) -> tuple[Stretch, ...]:
-    """The year's stretches, knowing what the last days of the year before have shown already."""
+    """The year's stretches, with regard to the times shown in the last days of the year before."""
     opening, closing = _new_year(year), _new_year(year + 1)
     edges = [opening - _LEAD, *_changes(tz, opening - _LEAD, closing), closing]
     reached = edges[0] + _offset(tz, edges[0])
@@ -95,7 +95,7 @@ def _stretches(tz: ZoneInfo, year: int) -> tuple[Stretch, ...]:
         offset = _offset(tz, start)
         if end > opening:
             begin = max(start, opening)
-            if begin > start:  # what was repeated then may still be
+            if begin > start:  # the repeated time may go on
                 reached = max(reached, begin + offset)
             stretches.append(Stretch(begin, end, offset, begin + offset, reached))
         reached = end + offset
@@ -139,7 +139,7 @@ def _new_year(year: int) -> datetime:
 def tzdata_version() -> str:
     """The release of the time zone database in use, such as "2025b"; "unknown" if it has no name.
 
-    zoneinfo reads the system's database first and the `tzdata` package only where there is none,
+    zoneinfo reads the system's database first and the `tzdata` package only without it,
     so this looks in the same order.
     """
     for directory in map(Path, zoneinfo.TZPATH):

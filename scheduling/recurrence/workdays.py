@@ -5,9 +5,9 @@ time the clocks jump over is of the day it was written for. With `skip`, the occ
 stay occurrences of the rule, which says of each why nothing runs for it. With `previous` and
 `next` they move to the nearest working day:
 
-- A working day on which the rule occurs anyway keeps its own occurrences, and what would move there
-  is made up for by them. So a rule that occurs each day, or every five minutes, loses its days off
-  and gains nothing.
+- A working day on which the rule occurs anyway keeps its own occurrences, and they stand for the
+  occurrences that would move there. So a rule that occurs each day, or every five minutes, loses
+  its days off and gains nothing.
 - A working day without its own takes those of one day off, the nearest: at the same times on the
   clocks, by the rules for times that the clocks leave out or show twice.
 """
@@ -37,7 +37,7 @@ _DENSE = timedelta(hours=12)
 def on_working_days(
     rule: Rule, days_off: DaysOff, excluded_day: ExcludedDay, timezone: str
 ) -> Rule:
-    """`rule` with what `excluded_day` says of its occurrences on days off.
+    """`rule` with its occurrences on days off treated as `excluded_day` says.
 
     `timezone` is where the days of a rule without a zone of its own begin and end. A rule within
     limits keeps them: they hold for where its occurrences are moved to.
@@ -46,7 +46,7 @@ def on_working_days(
     """
     if excluded_day not in get_args(ExcludedDay):
         raise RecurrenceError(
-            f"{excluded_day!r} is not what becomes of a day off: use skip, previous or next"
+            f"{excluded_day!r} is not a treatment of days off: use skip, previous or next"
         )
     if isinstance(rule, BoundedRule):
         inner = on_working_days(rule.rule, days_off, excluded_day, timezone)
@@ -130,7 +130,7 @@ def _cron(rule: CronRule, days_off: DaysOff, step: Step | None) -> CronRule:
 
 @dataclass(frozen=True, slots=True)
 class WorkingDaysPattern(WallPattern):
-    """The pattern's times on working days; what is on days off moves by `step`, or is left out."""
+    """The pattern's times on working days; times on days off move by `step`, or are left out."""
 
     days_off: DaysOff
     step: Step | None
@@ -325,7 +325,7 @@ def start_of(tz: ZoneInfo, day: date) -> datetime:
 
 
 def day_of(tz: ZoneInfo, instant: datetime) -> date:
-    """The day that the clocks show at an instant; one that they have left does not come again."""
+    """The day that the clocks show at an instant; a day that has ended does not come again."""
     bare = instant.replace(tzinfo=None)
     stretch = stretch_at(tz, bare)
     return max(bare + stretch.offset, stretch.reached - TICK).date()

@@ -1,7 +1,7 @@
 """Schedules: add, pause, resume, remove and preview them.
 
 Commands, pages and other code that acts for a user fetch a schedule and call one function of this
-package. Beat alone writes plans: the triggers of migration 0002 pass on what is written here.
+package. Only beat writes plans: the triggers of migration 0002 pass on these changes.
 """
 
 from scheduling.schedules.adding import add, named, refuse_if_code, remove

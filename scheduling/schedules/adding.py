@@ -74,7 +74,7 @@ def add(
     check_columns(schedule)
     refuse_without_queue(schedule)
     if name and not name.strip():
-        raise ScheduleError(f"the name {name!r} is blank: give one that can be read.")
+        raise ScheduleError(f"the name {name!r} is blank: give a readable one.")
     columns = policies.checked(policy)
     schedule.policy = Policy(**columns)
     try:
@@ -92,18 +92,18 @@ def named(name: str) -> Schedule:
     """Return the schedule of that name.
 
     Raises:
-        ScheduleError: there is none; the nearest names are in the message.
+        ScheduleError: it does not exist; the message has the nearest names.
     """
     schedule: Schedule | None = with_rows().filter(name=name).first()
     if schedule is None:
         names = Schedule.objects.values_list("name", flat=True)[:NAMES_COMPARED]
         hint = did_you_mean(name, names, "`schedule list` shows all.")
-        raise ScheduleError(f"there is no schedule {name!r}: {hint}")
+        raise ScheduleError(f"schedule {name!r} does not exist: {hint}")
     return schedule
 
 
 def remove(schedule: PeriodicTask, *, by: str = "") -> None:
-    """Delete the schedule; the runs it has made stay, and those that wait still run.
+    """Delete the schedule; its runs stay, and waiting ones still run.
 
     Raises:
         ScheduleError: it belongs to code, or is gone already.
@@ -126,7 +126,7 @@ def refuse_if_code(schedule: PeriodicTask) -> None:
 
 
 def _insert(schedule: Schedule, policy: Mapping[str, Any]) -> None:
-    """Save a checked schedule, with the rule's row and the policy where they are new."""
+    """Save a checked schedule, with its rule's row and its policy if these are new."""
     try:
         if schedule.scheduler.pk is None:
             schedule.scheduler.save()

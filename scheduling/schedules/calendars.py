@@ -25,8 +25,8 @@ KEPT = 1000
 
 VERSIONS = "SELECT id, version FROM scheduling_calendar WHERE id = ANY(%s)"
 
-# Dates that Python cannot hold, or that no rule reaches, are left where they are. An array of
-# arrays, which raw SQL can write, is read as one.
+# Dates that Python cannot hold, or that no rule reaches, are not read. An array of arrays, which
+# raw SQL can write, is read as one array.
 CONTENT = """
 SELECT c.id, c.version, c.name, ARRAY(SELECT unnest(c.weekdays)), c.country, c.subdivision,
     d.dates, d.reasons
@@ -43,7 +43,7 @@ _kept: dict[tuple[int, int], DaysOff] = {}
 
 
 def days_off_by_id(ids: Collection[int]) -> dict[int, DaysOff]:
-    """Return the days off of calendars; what has been read once is read again when it changes."""
+    """Return the days off of calendars, from memory until a calendar changes."""
     if not ids:
         return {}
     with connection.cursor() as cursor:
@@ -142,7 +142,7 @@ def add(
 
 
 def remove(calendar: Calendar, *, by: str) -> None:
-    """Delete a calendar that nobody uses.
+    """Delete a calendar that no schedule follows.
 
     Raises:
         CalendarError: schedules follow it; the message names them.
@@ -167,13 +167,13 @@ def named(name: str) -> Calendar:
     """Return the calendar of that name.
 
     Raises:
-        CalendarError: there is none; the nearest names are in the message.
+        CalendarError: it does not exist; the message has the nearest names.
     """
     calendar = Calendar.objects.filter(name=name).first()
     if calendar is None:
         names = Calendar.objects.order_by("name").values_list("name", flat=True)[:1000]
         hint = did_you_mean(name, names, "`calendar list` shows all.")
-        raise CalendarError(f"there is no calendar {name!r}: {hint}")
+        raise CalendarError(f"calendar {name!r} does not exist: {hint}")
     return calendar
 
 

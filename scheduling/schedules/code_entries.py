@@ -26,7 +26,7 @@ from scheduling.registry import check_arguments, decode_call, encode, find_job
 from scheduling.schedules import policies
 from scheduling.schedules.rule_rows import CRON_FIELDS, Cron, Every, Solar, rule_of_row
 
-# What an entry of Celery's own format may have, and what is added to it.
+# The keys of an entry in Celery's own format, and the key `policy`, which is added.
 KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "policy")
 # Columns of the row that django-celery-beat's own scheduler takes from an entry too.
 COLUMNS = ("enabled", "one_off", "description")
@@ -44,7 +44,7 @@ SETTING = "CELERY_BEAT_SCHEDULE"
 class Entry(NamedTuple):
     """One entry: `where` it stands, the columns of its row, its rule, and the policy it asks for.
 
-    `beat_rule` and `beat_columns` are what django-celery-beat's own scheduler would have written.
+    `beat_rule` and `beat_columns` are as django-celery-beat's own scheduler would write them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
 
 
 def entries() -> dict[str, Entry]:
-    """Return what code says, by name, sorted.
+    """Return the entries of code by name, sorted.
 
     Raises:
         ScheduleError: an entry that cannot be read, that a row cannot keep, or that never fires.
@@ -66,7 +66,7 @@ def entries() -> dict[str, Entry]:
 
 
 def problems() -> Iterator[str]:
-    """Yield what is wrong with each entry that cannot be read."""
+    """Yield the problem of each entry that cannot be read."""
     try:
         said = _said()
     except ScheduleError as error:
@@ -118,7 +118,7 @@ def policy_of(entry: Entry) -> dict[str, Any]:
     """Return all columns of the policy that an entry asks for; a calendar is looked up.
 
     Raises:
-        ScheduleError: there is no such calendar.
+        ScheduleError: the calendar does not exist.
     """
     try:
         columns = policies.checked(entry.policy)
@@ -225,8 +225,8 @@ def _options(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for option in options:
         if option not in (*OPTIONS, *OF_MESSAGES, EXPIRE_SECONDS):
             raise ScheduleError(
-                f"{where} has the option {option!r}, which is none of {', '.join(OPTIONS)}: what is"
-                " the same for all runs of a task is the task's to say."
+                f"{where} has the option {option!r}, not one of {', '.join(OPTIONS)}: set an option"
+                " that is the same for all runs of a task on the task."
             )
     expires = options.get("expires", options.get(EXPIRE_SECONDS))
     return {
@@ -319,7 +319,7 @@ def _check_is_celerys(where: str, schedule: Any) -> None:
     elif schedule.nowfun is not None and not isinstance(schedule, TzAwareCrontab):
         what = "a clock of its own (nowfun)"
     elif getattr(schedule, "relative", False):
-        what = "one that is relative to the clock"
+        what = "a schedule relative to the clock"
     else:
         return
     raise ScheduleError(
@@ -344,7 +344,7 @@ def _field(value: Any) -> str:
     return ",".join(map(str, sorted(value)))
 
 
-# --- What django-celery-beat's own scheduler makes of an entry -----------------------------------
+# --- The rows of django-celery-beat's own scheduler ----------------------------------------------
 
 
 def _beat_rule(schedule: Any) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """edit: changes a schedule, and shows the effect on its occurrences.
 
-The change can be looked at before it is made. What is written reaches beat through the triggers of
-migration 0002, as every other edit does.
+A user can look at a change before it is made. The change reaches beat through the triggers of
+migration 0002, like every other edit.
 """
 
 import copy
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = timedelta(days=30)
 RULES = ("crontab", "interval", "clocked", "solar")
-# Besides the rule itself: these can make one that never fires.
+# Besides the rule itself, these columns can make a rule that never fires.
 DECIDES_WHEN = {"start_time", "expires", "calendar", "excluded_day"}
-# What else of a schedule's own row can be changed here; arguments are JSON texts.
+# The other columns of a schedule that can be changed here; arguments are JSON texts.
 COLUMNS = (
     "task", "args", "kwargs", "priority", "queue", "start_time", "expires", "description",
 )  # fmt: skip
@@ -45,10 +45,10 @@ CALL = {"task", "args", "kwargs"}
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit changes: each name with what was and what is then.
+    """The changes of an edit: for each name the old and the new value.
 
-    `rule` holds the texts of both rules where they differ. `occurrences` compares the next 30 days;
-    it is None where the edit leaves alone when the schedule fires.
+    `rule` holds the texts of both rules if they differ. `occurrences` compares the next 30 days; it
+    is None if the edit does not change when the schedule fires.
     """
 
     rule: tuple[str, str] | None
@@ -68,7 +68,7 @@ def preview(
     *,
     now: datetime | None = None,
 ) -> Edit:
-    """Return what an edit would change; it writes nothing.
+    """Return the changes of an edit without making it.
 
     Args:
         rule: the rule that takes the place of the schedule's own.
@@ -151,7 +151,7 @@ def _edited(
     policy: Mapping[str, Any] | None,
     now: datetime,
 ) -> tuple[PeriodicTask, dict[str, Any], dict[str, Any]]:
-    """Return the schedule as it would be, and what differs in its row and in its policy."""
+    """Return the edited schedule, and the changes of its row and of its policy."""
     refuse_if_code(schedule)
     wanted: dict[str, Any] = dict(columns or {})
     if unknown := wanted.keys() - set(COLUMNS):
@@ -222,7 +222,7 @@ def _write(edited: PeriodicTask, changed: Mapping[str, Any], treatment: Mapping[
         for name in changed.keys() & set(RULES):
             setattr(edited, name, changed[name])  # which has its id by now
         hold(edited, policy_of(edited).calendar_id)
-    # The policy first: whoever pauses the schedule at this moment locks it, then the plan.
+    # The policy first: a pause at this moment locks the policy first, then the plan.
     if treatment:
         policies.write(edited, treatment)
     if changed:

@@ -1,8 +1,8 @@
 """Writes schedules that are declared in code to the ledger.
 
 `migrate` calls `sync` at its end. A schedule that code made is code's: it follows its entry, and
-goes when the entry goes. A user's schedule of the same name becomes code's if it says what the
-entry says, as the rows do that django-celery-beat's own scheduler has written. Any other one is
+goes when the entry goes. A user's schedule of the same name becomes code's if it equals the entry,
+like the rows that django-celery-beat's own scheduler has written. Any other schedule is
 left as it is and listed, until a user asks for it to be taken over.
 """
 
@@ -29,14 +29,14 @@ TRIES = 3
 HOW_TO_TAKE_OVER = (
     "A schedule marked ! stays as it is: it belongs to a user, and differs from the code's of the"
     " same name. `manage.py schedule sync --take-over NAME` makes it the code's, --take-over-all"
-    " makes all of them; with --dry-run they only say what would change."
+    " makes all of them; with --dry-run they only list the changes."
 )
 
-# Two machines may be deployed to at once: the second one sees what the first one wrote.
+# Two machines may be deployed at once: the second one sees the rows of the first.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('scheduling_code_schedules'))"
 
-# What code's schedules follow is locked before any of their plans: a transaction that edits a rule
-# or a calendar has locked that first, and may wait for plans.
+# The rules and calendars of code's schedules are locked before any of their plans: a transaction
+# that edits a rule or a calendar has locked that first, and may wait for plans.
 HOLD = """
 SELECT scheduling_hold_rules(array_agg(DISTINCT t.crontab_id), array_agg(DISTINCT t.interval_id),
                              array_agg(DISTINCT t.clocked_id), array_agg(DISTINCT t.solar_id)),
@@ -48,9 +48,9 @@ SELECT scheduling_hold_rules(array_agg(DISTINCT t.crontab_id), array_agg(DISTINC
 
 @dataclass(frozen=True)
 class Step:
-    """What has to be done for one name, for the ledger to be what code says.
+    """The changes to one schedule that make the ledger equal to the code.
 
-    `columns`, `rule` and `policy` are what changes, with what is and what is wanted.
+    `columns`, `rule` and `policy` have the present and the wanted values.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Synced:
-    """What was changed, and which schedules of users were left as they are: a line for each."""
+    """The changes, and the schedules of users that were left unchanged: a line for each."""
 
     lines: list[str]
     left: list[str]
@@ -95,14 +95,14 @@ class Synced:
 
 
 def sync(take_over: Collection[str] = (), *, everything: bool = False) -> Synced:
-    """Make the ledger's code-managed schedules what code says.
+    """Make the ledger's code-managed schedules equal to the code.
 
     An entry's `policy` says how it is treated: a policy that it does not name has its default, and
     a pause, which belongs to operators, stays.
 
     Args:
-        take_over: names of users' schedules that become code's, whatever they say.
-        everything: take over every schedule that an entry has the name of.
+        take_over: names of users' schedules that become code's, even if they differ.
+        everything: take over every schedule with the name of an entry.
 
     Raises:
         ScheduleError: an entry cannot be read or never fires, or `take_over` names no entry.
@@ -120,7 +120,7 @@ def sync(take_over: Collection[str] = (), *, everything: bool = False) -> Synced
 
 
 def compare(take_over: Collection[str] = (), *, everything: bool = False) -> Synced:
-    """Return what `sync` would do; nothing is written and no row is locked.
+    """Return the changes of a `sync`, without writing or locking a row.
 
     Raises:
         ScheduleError: as `sync`.
@@ -158,7 +158,7 @@ def _said(steps: Iterable[Step]) -> Synced:
     )
 
 
-# --- What has to be done -------------------------------------------------------------------------
+# --- The changes ---------------------------------------------------------------------------------
 
 
 def _steps(
@@ -213,7 +213,7 @@ def _step(
 
 
 def _says_the_same(row: PeriodicTask, entry: Entry, step: Step) -> bool:
-    """Return whether a user's row is what the entry says, or what was once written of it.
+    """Return whether a user's row equals the entry, or an earlier form of it.
 
     django-celery-beat's own scheduler writes the row of each entry anew whenever it starts. Where
     it keeps less than the entry says, the row is code's all the same.
@@ -234,7 +234,7 @@ def _is_beat_rule(row: PeriodicTask, entry: Entry) -> bool:
 
 
 def _is_rule(row: PeriodicTask, entry: Entry, now: datetime) -> bool:
-    """Return whether the row's rule means what the entry's does, whichever rule's row it has."""
+    """Return whether the row's rule means the same as the entry's, also in another rule's row."""
     if isinstance(entry.rule, Every):
         return row.interval is not None and is_length(row.interval, entry.rule.step)
     bare = {"start_time": None, "expires": None, "days_off": None, "excluded_day": None}
@@ -313,7 +313,7 @@ def _apply(step: Step, now: datetime) -> None:
 
 
 def _save_rule(schedule: PeriodicTask) -> None:
-    """Save the rule's row where it is new, and name it in the schedule's own column."""
+    """Save the rule's row if it is new, and name it in the schedule's own column."""
     for column in RULES:
         row = getattr(schedule, column)
         if row is not None and row.pk is None:

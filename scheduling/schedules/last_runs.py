@@ -15,7 +15,7 @@ BATCH = 1000
 # As far as PeriodicTask's column counts.
 COUNT = "LEAST(p.fired_count, 2147483647)"
 
-# A frozen beat must let go of users' rows.
+# A frozen beat must release users' rows.
 SETTINGS = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 
 LOCK = """
@@ -53,7 +53,7 @@ def copy(schedule_ids: Iterable[int]) -> None:
 
 
 def copy_forgotten(limit: int = BATCH) -> int:
-    """Copy what was not: a beat remembers what it has to copy, and may die; return how many.
+    """Copy last runs that a beat had still to copy when it died; return how many.
 
     It reads all plans: for once a day.
     """

@@ -19,8 +19,8 @@ END = datetime(9000, 1, 1, tzinfo=UTC)
 class NextOccurrence:
     """An occurrence to come: when it is due, when it may start (later by the spread), and where.
 
-    `local` is `due_at` in the rule's time zone; `dst`, `missing` and `missing_more` say what a
-    change of clocks did to it, `moved_from` and `day_off` what its calendar did, as in
+    `local` is `due_at` in the rule's time zone; `dst`, `missing` and `missing_more` tell the
+    effect of a change of clocks, `moved_from` and `day_off` that of its calendar, as in
     `recurrence.Occurrence`.
     """
 
@@ -35,7 +35,7 @@ class NextOccurrence:
 
     @property
     def missing_words(self) -> str:
-        """What the clocks leave out, for people: "2027-03-28 02:30 and 1 more"."""
+        """The times that the clocks leave out, in words: "2027-03-28 02:30 and 1 more"."""
         more = f" and {self.missing_more:,} more" if self.missing_more else ""
         return f"{self.missing:%Y-%m-%d %H:%M}{more}" if self.missing else ""
 
@@ -45,7 +45,7 @@ def next_occurrences(
 ) -> list[NextOccurrence]:
     """Return the next `n` occurrences (fewer if the rule ends) after an instant, by default now.
 
-    They are what the rule yields, whether or not the schedule is paused or disabled.
+    They follow from the rule, whether or not the schedule is paused or disabled.
 
     Raises:
         ScheduleError: the rule cannot be evaluated.

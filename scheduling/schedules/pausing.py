@@ -25,10 +25,10 @@ def pause(
     reason: str = "",
     now: datetime | None = None,
 ) -> bool:
-    """Let nothing of the schedule's come due, for good or until an instant; the last word counts.
+    """Pause the schedule for good or until an instant; the last call counts.
 
     Returns:
-        Whether it was running; False where this only changed the end and the reason of a pause.
+        Whether it was running; False if this only changed the end and the reason of a pause.
     """
     now = now or clock.now()
     if until is not None and until <= now:

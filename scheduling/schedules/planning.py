@@ -31,13 +31,13 @@ from scheduling.schedules.rules import (
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-MOMENT = timedelta(microseconds=1)  # rules yield what is strictly after an instant
+MOMENT = timedelta(microseconds=1)  # rules yield instants strictly after a given one
 BEFORE_ALL = datetime(1, 1, 3, tzinfo=UTC)
 
-# A frozen beat must let go of its rows: Postgres ends its transaction. And a batch looks its few
-# rows up, however large the tables are: left alone, Postgres reads tables of 10,000 rows whole,
-# three times for each batch (docs/benchmarks.md). So there is one good plan, whatever the
-# parameters are: a prepared statement is not planned again for each.
+# A frozen beat must release its rows: Postgres ends its transaction. A batch looks up its few rows
+# by index, in tables of any size: else Postgres reads tables of 10,000 rows whole, three times
+# for each batch (docs/benchmarks.md). So one plan is good for all parameters, and a prepared
+# statement is not planned again for each.
 BATCH_SETTINGS = """
 SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '2s';
 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off;
@@ -45,7 +45,7 @@ SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off;
 SET LOCAL plan_cache_mode = force_generic_plan
 """
 
-# What is due already at the time of the edit is for `fire`, with the rule that made it due.
+# A plan that is due already at the time of the edit is left to `fire`, with its old rule.
 LOCK_CHANGED = """
 SELECT schedule_id FROM scheduling_plan
  WHERE needs_plan AND (next_due_at IS NULL OR next_due_at > plan_from)
@@ -75,14 +75,14 @@ UPDATE scheduling_plan p SET needs_plan = false, next_due_at = n.next_due_at,
 """
 
 
-# A schedule that was deleted where no foreign key acted (`reconciling`) leaves a plan that nothing
-# moves: it would be asked for in every tick. It is locked by LOCK_CHANGED.
+# A schedule that was deleted without its foreign keys (`reconciling`) leaves a plan that is never
+# made: every tick would look for it. LOCK_CHANGED has locked it.
 REMOVE_ORPHANS = """
 DELETE FROM scheduling_plan p WHERE schedule_id = ANY(%s)
    AND NOT EXISTS (SELECT 1 FROM django_celery_beat_periodictask t WHERE t.id = p.schedule_id)
 """
 
-# One that is due takes a place in each batch of beat.
+# A due orphan takes a place in each batch of beat.
 REMOVE_DUE_ORPHANS = """
 DELETE FROM scheduling_plan WHERE schedule_id = ANY (ARRAY(
     SELECT schedule_id FROM scheduling_plan p
@@ -93,7 +93,7 @@ DELETE FROM scheduling_plan WHERE schedule_id = ANY (ARRAY(
 
 
 class Changed(NamedTuple):
-    """A plan to be made, with what its schedule says; in READ_CHANGED's order."""
+    """A plan to be made, with columns of its schedule, in READ_CHANGED's order."""
 
     schedule_id: int
     plan_from: datetime
@@ -172,10 +172,10 @@ def all_changed(rows: Sequence[tuple[Any, ...]]) -> list[Changed]:
 
 
 def plan(schedule: Changed) -> Planned:
-    """Return a changed schedule's plan: its next instant after the edit, or why there is none."""
-    fingerprint = schedule.fields.serialised()
+    """Return a changed schedule's plan: its next instant after the edit, or the problem."""
+    serialised = schedule.fields.serialised()
     anchor = schedule.anchor_at
-    same = same_rule(fingerprint, schedule.rule)
+    same = same_rule(serialised, schedule.rule)
     if schedule.fields.is_interval and (anchor is None or not same):
         anchor = schedule.fields.start_time or schedule.plan_from
     version = ""
@@ -183,10 +183,10 @@ def plan(schedule: Changed) -> Planned:
         version = rule_version(schedule.fields)
         due = _next_due(schedule, anchor, same)
         error = decode_error(schedule.args, schedule.kwargs) if due else ""
-    except Exception as problem:  # whatever one rule does, it must not stop the others
+    except Exception as problem:  # one rule must not stop the others
         due, error = None, f"{type(problem).__name__}: {problem}"
     next_due = None if error else due
-    return Planned(schedule.schedule_id, next_due, anchor, fingerprint, version, error)
+    return Planned(schedule.schedule_id, next_due, anchor, serialised, version, error)
 
 
 def _next_due(schedule: Changed, anchor: datetime | None, same: bool) -> datetime | None:
@@ -196,8 +196,8 @@ def _next_due(schedule: Changed, anchor: datetime | None, same: bool) -> datetim
     after = max(filter(None, (schedule.plan_from, schedule.last_due_at)))
     clocked = schedule.fields.clocked_time
     if clocked is not None and (not same or clocked > schedule.plan_from):
-        # A time that was set just now stands even if it has passed, and one that a calendar has
-        # just moved into the past too: then catch-up decides.
+        # A time that was set just now counts even if it has passed, and so does a time that a
+        # calendar has just moved into the past: then catch-up decides.
         only = recurrence.next_after(rule, BEFORE_ALL)
         if only is not None and only != schedule.last_due_at:
             after = min(after, only - MOMENT)
@@ -221,7 +221,7 @@ def _tell(planned: Sequence[Planned], slowed: Sequence[int]) -> None:
 
 
 def rule_version(fields: RuleFields | None = None) -> str:
-    """Return what computes instants here: the versions of the rule engine and of its data.
+    """Return the versions of the rule engine and of its data, which compute instants.
 
     The data are those of time zones and, for a rule with a calendar, of public holidays.
     """
@@ -231,7 +231,7 @@ def rule_version(fields: RuleFields | None = None) -> str:
 
 
 def rule_versions() -> list[str]:
-    """Return what `rule_version` says of rules now: without and with public holidays."""
+    """Return the present `rule_version` of rules, without and with public holidays."""
     try:
         return [_engine(), f"{_engine()}/holidays {recurrence.holidays_version()}"]
     except recurrence.MissingDependency:

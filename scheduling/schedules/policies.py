@@ -37,7 +37,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of Policy that `options` ask for, as they are kept.
 
     Raises:
-        ScheduleError: an option that is none, a value that it cannot have, an unknown calendar.
+        ScheduleError: an unknown option, an impossible value, or an unknown calendar.
     """
     for name in options:
         if name not in POLICIES:
@@ -54,16 +54,16 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(schedule: PeriodicTask, columns: Mapping[str, Any]) -> None:
-    """Write columns of the schedule's policy, which is made where there is none.
+    """Write columns of the schedule's policy, which is made if it is missing.
 
-    What somebody else changes of it meanwhile, such as a pause, stays.
+    Other columns that another user changes meanwhile, such as a pause, stay.
     """
     Policy.objects.bulk_create([Policy(schedule=schedule)], ignore_conflicts=True)
     Policy.objects.filter(schedule=schedule).update(**columns)
 
 
 def differences(policy: Policy, columns: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return those of `columns` that the policy has not already: what it has, and what is asked."""
+    """Return the columns that differ from the policy: the present and the wanted value of each."""
     return {
         name: (getattr(policy, name), value)
         for name, value in columns.items()

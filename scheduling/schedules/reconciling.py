@@ -1,12 +1,12 @@
 """reconcile: finds rows that a trigger should have written, and repairs them.
 
 Plans follow schedules by SQL triggers, and go with them by foreign keys, which are triggers too. No
-trigger acts where `session_replication_role` is `replica` (logical replication, some restores), nor
-where it is disabled (`pg_restore --disable-triggers`, `ALTER TABLE ... DISABLE TRIGGER`). So a beat
+trigger acts if `session_replication_role` is `replica` (logical replication, some restores), or
+if it is disabled (`pg_restore --disable-triggers`, `ALTER TABLE ... DISABLE TRIGGER`). So a beat
 compares the tables at its start and once a day, and `migrate` does at its end.
 
-The triggers are not declared ENABLE ALWAYS: where plans are replicated too, the rows that a trigger
-makes would collide with those that arrive.
+The triggers are not declared ENABLE ALWAYS: if plans are replicated too, the rows of a trigger
+would collide with replicated rows.
 """
 
 import logging
@@ -64,7 +64,7 @@ SELECT EXISTS (
      WHERE NOT EXISTS (SELECT 1 FROM scheduling_plan p WHERE p.schedule_id = t.id))
 """
 
-# Whoever deletes one of these schedules meanwhile has its row locked: it is passed over.
+# A transaction that deletes one of these schedules has its row locked: the row is skipped.
 PLAN = """
 WITH page AS MATERIALIZED (
     SELECT id FROM django_celery_beat_periodictask
@@ -123,8 +123,8 @@ concat_ws('|', COALESCE(c.minute, ''), COALESCE(c.hour, ''), COALESCE(c.day_of_m
        ELSE '{CALENDAR}' || d.fingerprint || ' ' || y.excluded_day END
 """
 
-# Plans that may not be what their schedule asks for; `planning.plan` then says whether they are.
-# Plans that are asked for, and those that are due, are computed anew in a moment in any case. A
+# Plans that might differ from their schedule; `planning.plan` then says whether they are.
+# Plans that are asked for, and due plans, are computed anew in a moment in any case. A
 # pause that has ended unnoticed shows in an instant that is too far away: after a day, unless the
 # rule itself is that rare.
 SUSPECTS = f"""
@@ -154,7 +154,7 @@ SELECT min(schedule_id), max(schedule_id) FROM (
      WHERE schedule_id > %(after)s ORDER BY schedule_id LIMIT %(limit)s) AS page
 """
 
-# As the calendar's own triggers would: what other processes have read of it counts no more.
+# As the calendar's own triggers would: other processes read the calendar again.
 TOUCH = "SELECT scheduling_touch_calendars(%s::bigint[])"
 
 
@@ -166,7 +166,7 @@ def no_rest() -> None:
 
 
 def reconcile(rest: Rest = no_rest) -> Counter[str]:
-    """Make plans that are missing, ask for those that are out of date, remove what has no owner.
+    """Make missing plans, ask for outdated ones, and remove rows without an owner.
 
     It reads every schedule and every plan, in pages: seconds for a million. Beat's ticks never wait
     for it.
@@ -187,10 +187,10 @@ def reconcile(rest: Rest = no_rest) -> Counter[str]:
 
 
 def in_words(found: Mapping[str, int]) -> str:
-    """Return what `reconcile` found as lines for people."""
+    """Return the findings of `reconcile` as lines for people."""
     words = {
         "planned": "schedules had no plan: they are planned now",
-        "asked": "plans were not what their schedules say: they are planned anew",
+        "asked": "plans did not match their schedules: they are planned anew",
         "plans": "plans had no schedule: removed",
         "policies": "policies had no schedule: removed (the log has them)",
         "dates": "dates off had no calendar: removed (the log has them)",
@@ -214,7 +214,7 @@ def has_unplanned() -> bool:
 
 
 def plan_missing(limit: int = PAGE, rest: Rest = no_rest) -> int:
-    """Make the plans of schedules that have none, counted from now; return how many."""
+    """Make the missing plans of schedules, counted from now; return how many."""
     made = [schedule for page in _pages(PLAN, limit, rest) for schedule in page]
     if made:
         event(logger, "plans_missing", level=logging.WARNING, plans=len(made),
@@ -227,7 +227,7 @@ def remove_orphans(what: str, limit: int = PAGE, rest: Rest = no_rest) -> int:
     table, key, column, parent = ORPHANS[what]
     statement = REMOVE.format(table=table, key=key, column=column, parent=parent)
     removed = [row for page in _pages(statement, limit, rest) for row in page]
-    if removed:  # what users wrote is in the log, should they want it back
+    if removed:  # the log keeps the users' values
         event(logger, "orphans_removed", level=logging.WARNING, table=table, rows=len(removed),
               removed=_shown(removed))  # fmt: skip
     return len(removed)
@@ -244,8 +244,8 @@ def _pages(statement: str, limit: int, rest: Rest) -> Iterator[list[Any]]:
 
 
 def ask_where_overlooked(limit: int = PAGE, rest: Rest = no_rest) -> int:
-    """Ask for the plans that are not what their schedules say; return how many."""
-    calendars.forget()  # their versions do not tell of an edit that no trigger saw
+    """Ask for plans that do not match their schedules; return how many."""
+    calendars.forget()  # their versions do not show an edit that no trigger saw
     days_off = calendars.days_off_of_all()
     parameters: dict[str, Any] = {
         "calendars": list(days_off),

@@ -28,7 +28,7 @@ PERIODS = (
     (IntervalSchedule.MICROSECONDS, timedelta(microseconds=1)),
 )
 MOST_PERIODS = 2**31 - 1
-DEGREE = Decimal("0.000001")  # what the columns of a place keep
+DEGREE = Decimal("0.000001")  # the precision of a place's columns
 
 HOLD = """
 SELECT scheduling_hold_rules(%s::integer[], %s::integer[], %s::integer[], %s::integer[]),
@@ -89,7 +89,7 @@ def rule_of_row(rule: Cron | Every | Solar, anchor: datetime) -> Rule:
 
 
 def row_of(rule: Cron | Every | Once | Solar, now: datetime) -> models.Model:
-    """Return the equal row that exists, or a new one that is not saved yet.
+    """Return the equal row that exists, or a new, unsaved row.
 
     Raises:
         RecurrenceError: a cron expression or a time zone that cannot be read.
@@ -148,8 +148,8 @@ def _period(step: timedelta) -> tuple[int, str]:
 def hold(schedule: PeriodicTask, calendar_id: int | None) -> None:
     """Lock the rows of the schedule's rule and of its calendar against edits until the commit.
 
-    For whoever writes both a schedule and its policy: the first of the two locks its plan, and an
-    edit of a rule or of a calendar holds that before it comes to plans.
+    Call it before writing both a schedule and its policy: the first of the two locks its plan, and
+    an edit of a rule or of a calendar has locked that before it locks plans.
     """
     rules = (schedule.crontab_id, schedule.interval_id, schedule.clocked_id, schedule.solar_id)
     with connection.cursor() as cursor:
@@ -157,9 +157,9 @@ def hold(schedule: PeriodicTask, calendar_id: int | None) -> None:
 
 
 def is_length(interval: IntervalSchedule, step: timedelta) -> bool:
-    """Return whether the row is an interval of that length, in whatever unit.
+    """Return whether the row is an interval of that length, in any unit.
 
-    Raw SQL may have written one that no timedelta holds.
+    Raw SQL may have written an interval that a timedelta cannot hold.
     """
     unit = dict(PERIODS).get(interval.period)
     return unit is not None and not step % unit and step // unit == interval.every

@@ -17,12 +17,12 @@ from scheduling.schedules.calendars import days_off_by_id, days_off_of
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
-# What follows it in a fingerprint is the calendar's.
+# It separates the rule and its calendar in a serialised rule.
 CALENDAR = "|calendar "
 
 
 class RuleFields(NamedTuple):
-    """What a PeriodicTask and its rule's row say of when it fires, as SQL returns it."""
+    """The columns of a PeriodicTask and of its rule that say when it fires, as SQL returns them."""
 
     minute: str | None = None
     hour: str | None = None
@@ -54,7 +54,7 @@ class RuleFields(NamedTuple):
             return False
 
     def serialised(self) -> str:
-        """Return a text that changes whenever the rule does, but for its end.
+        """Return the rule as text, without its end; `as_planned` reads it back.
 
         It is kept in Plan.rule.
         """
@@ -65,26 +65,25 @@ class RuleFields(NamedTuple):
 
 
 def same_rule(one: str, other: str) -> bool:
-    """Return whether two fingerprints are of one rule, whatever the calendars.
+    """Return whether two serialised rules are the same, apart from their calendars.
 
-    Where it is the same, an interval keeps its anchor.
+    If so, an interval keeps its anchor.
     """
     return one.split(CALENDAR)[0] == other.split(CALENDAR)[0]
 
 
-def calendar_of(fingerprint: str) -> str:
-    """Return what a fingerprint says of a calendar; "" where it has none."""
-    return fingerprint.partition(CALENDAR)[2]
+def calendar_of(serialised: str) -> str:
+    """Return the calendar of a serialised rule, or ""."""
+    return serialised.partition(CALENDAR)[2]
 
 
-def as_planned(fingerprint: str, fields: RuleFields) -> RuleFields | None:
-    """Return the fields that a fingerprint was made of; None where it cannot be told.
+def as_planned(serialised: str, fields: RuleFields) -> RuleFields | None:
+    """Return the fields of a serialised rule; None if the text cannot be read.
 
-    Its end is not in there, nor are its days off, where it has a calendar: they are those of
-    `fields`.
+    The text has no end of the rule, and no days off of its calendar: these come from `fields`.
     """
-    treated = CALENDAR in fingerprint
-    texts = [text or None for text in fingerprint.split(CALENDAR)[0].split("|")[:13]]
+    treated = CALENDAR in serialised
+    texts = [text or None for text in serialised.split(CALENDAR)[0].split("|")[:13]]
     if len(texts) < 13:
         return None
     try:
@@ -129,14 +128,14 @@ RULE_JOINS = """
 def with_fields(kind: type[Row], rows: Sequence[tuple[Any, ...]]) -> list[Row]:
     """Return rows that SQL selected as `kind`, whose own columns come before RULE_COLUMNS.
 
-    The calendars' own tables are asked for those that any of the rows names.
+    Calendars that the rows name are read from their own tables.
     """
     width: int = kind._fields.index("fields")  # type: ignore[attr-defined]
     make: Callable[..., Row] = kind
     followed = {row[-2] for row in rows if row[-2] is not None}
     if not followed:
         return [make(*row[:width], RuleFields._make(row[width:])) for row in rows]
-    calendars = days_off_by_id(followed)  # without those that are gone
+    calendars = days_off_by_id(followed)  # without deleted ones
     return [
         make(*row[:width], RuleFields._make((*row[width:-2], calendars.get(row[-2]), row[-1])))
         for row in rows
@@ -170,7 +169,7 @@ def fields_of(schedule: PeriodicTask) -> RuleFields:
 
 
 def _row(owner: Any, name: str) -> Any:
-    """Return the row that a foreign key names; None if it is gone, as where no trigger acted."""
+    """Return the row that a foreign key names; None if it was deleted without triggers."""
     try:
         return getattr(owner, name)
     except ObjectDoesNotExist:
@@ -185,7 +184,7 @@ def rule_of(schedule: PeriodicTask, anchor: datetime | None = None) -> Rule:
         anchor: where its interval counts from; its plan's by default, or else its last change.
 
     Raises:
-        RecurrenceError: it has no rule, or one that cannot be read.
+        RecurrenceError: it has no rule, or an unreadable one.
     """
     plan = getattr(schedule, "plan", None)
     anchor = anchor or (plan and (plan.anchor_at or plan.plan_from)) or schedule.date_changed
@@ -199,7 +198,7 @@ def build_rule(fields: RuleFields, anchor: datetime | None) -> Rule:
     An interval with a start time counts from there, and fires at it too.
 
     Raises:
-        RecurrenceError: no rule, or one that cannot be read.
+        RecurrenceError: no rule, or an unreadable one.
     """
     rule = _unbounded(fields, anchor)
     if fields.days_off is None and fields.excluded_day is not None:
@@ -235,7 +234,7 @@ def _unbounded(fields: RuleFields, anchor: datetime | None) -> Rule:
 
 
 def is_too_short(step: timedelta) -> bool:
-    """Return whether an interval is refused where it is entered, and slowed where it is found."""
+    """Return whether an interval is too short: it is refused on entry, and slowed in the ledger."""
     return timedelta(0) < step < recurrence.SHORTEST
 
 

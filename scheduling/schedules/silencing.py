@@ -72,7 +72,7 @@ class Shape(NamedTuple):
 
 
 def check_rule(column: str, row: models.Model, now: datetime) -> None:
-    """Refuse what an edit makes of a rule's row, not yet saved, where it would silence schedules.
+    """Refuse an edited rule, not saved yet, with which schedules would never fire again.
 
     Args:
         column: the column of PeriodicTask that names such a row, such as "crontab".

@@ -18,7 +18,7 @@ from scheduling.schedules.rules import fields_of, rule_of
 
 @dataclass(frozen=True)
 class Standing:
-    """A schedule, how it is treated, and where it stands.
+    """A schedule with its policy and its plan, as users see them.
 
     `rule` and `timezone` are for people; only crontabs have a zone. `problem` is why it cannot be
     planned, or "".
@@ -68,9 +68,9 @@ def policy_of(schedule: PeriodicTask) -> Policy:
 
 
 def plan_of(schedule: PeriodicTask) -> Plan:
-    """Return the schedule's plan; what beat has not planned yet is planned here as beat will.
+    """Return the schedule's plan; if beat has not made it yet, it is computed here in the same way.
 
-    What was due before an edit still stands until beat has fired it.
+    An occurrence that was due before an edit stays until beat has fired it.
     """
     plan: Plan | None = getattr(schedule, "plan", None)
     plan = plan or Plan(schedule=schedule, plan_from=clock.now())

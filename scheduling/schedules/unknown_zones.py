@@ -1,6 +1,6 @@
 """Crontabs whose time zone this machine does not know: read, shown, and kept as they are.
 
-Raw SQL can write any name, and a release of the time zone data can drop one that another had.
+Raw SQL can write any name, and a new release of the time zone data can drop a name.
 django-celery-beat's field refuses to read such a row, and with it every list that the row is in. A
 rule with an unknown zone cannot be evaluated, which `recurrence` says by name.
 """
@@ -26,7 +26,7 @@ def unknown_zone(name: str) -> ZoneInfo:
 
 
 def read_unknown_zones() -> None:
-    """Let django-celery-beat's crontabs be read whatever zone they name."""
+    """Let django-celery-beat's crontabs be read with any name of a zone."""
     field: Any = CrontabSchedule._meta.get_field("timezone")
     known = type(field).from_db_value
 

@@ -1,4 +1,4 @@
-"""One seed, small, of what `make chaos` does at length."""
+"""One short seed of `make chaos`."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The checker, fed with stories in which one thing is wrong: it must say what."""
+"""The checker, given histories with one breach each: it must name the breach."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -215,7 +215,7 @@ class TestStarts:
     def test_a_second_attempt_that_nothing_explains_is_doubled(self) -> None:
         found = told(self.second_attempt())
         assert found.startswith("doubled: run a")
-        assert "nothing says what became of attempt 1" in found
+        assert "no entry says how attempt 1" in found
 
     def test_a_lost_lease_explains_a_second_attempt(self) -> None:
         assert check(self.second_attempt(errors=[LOST], failures=1)) == []
@@ -692,7 +692,7 @@ def step(at: float, size: float) -> Step:
 
 
 def moved(story: Story, by: float) -> Story:
-    """Let all that jobs wrote down lie so many seconds later, by the machine's clock."""
+    """Move all lines of the jobs' diary by some seconds of the machine's clock."""
     story.lines = [replace(line, at=line.at + by) for line in story.lines]
     return story
 

@@ -128,7 +128,7 @@ def test_it_is_whole_when_it_is_mended(way: Proxy, call: Call, manner: str) -> N
     way.cut_off(manner)
     way.mend()
     call()
-    if manner != REFUSED:  # one that has lost nothing goes on
+    if manner != REFUSED:  # a connection without lost bytes goes on
         idle.sendall(b"still\n")
         idle.settimeout(5)
         assert idle.recv(99) == b"got still\n"

@@ -22,7 +22,7 @@ NEEDED = {"SECRET_KEY": "s3cret-for-this-test-" * 3, "POSTGRES_PASSWORD": "pw"}
 
 
 def substituted(value: str, environment: dict[str, str]) -> str:
-    """Do what compose and the shell do with ${NAME}, ${NAME:-default} and ${NAME:?message}."""
+    """Substitute as compose and the shell do: ${NAME}, ${NAME:-default} and ${NAME:?message}."""
 
     def value_of(found: re.Match[str]) -> str:
         name, operator, text = found.groups()

@@ -1,4 +1,4 @@
-"""What a service does with an environment that is not complete: it says one line, and ends."""
+"""A service with an incomplete environment prints one line, and ends."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from config.embedded.processes import ROOT
 
 COMPLETE = {
     "SECRET_KEY": "long-and-random-" * 4,
-    "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none",
+    "DATABASE_URL": "postgres://unknown@127.0.0.1:1/none",
     "REDIS_URL": "redis://127.0.0.1:1/0",
     "ALLOWED_HOSTS": "truebeat.example.org",
 }

@@ -1,4 +1,4 @@
-"""What the web service has done before its first request."""
+"""The work of the web service before its first request."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ print("django/forms/widgets/select.html" in compiled[1])
 
 def test_it_is_ready_before_its_first_request_and_needs_no_database_for_that() -> None:
     away = {
-        "DATABASE_URL": "postgres://nobody@127.0.0.1:9/none",
+        "DATABASE_URL": "postgres://unknown@127.0.0.1:9/none",
         "REDIS_URL": "redis://127.0.0.1:9",
     }
     done = subprocess.run(

@@ -8,7 +8,7 @@ from celery.worker.request import Request
 
 from scheduling.jobs import current_run
 
-seen: list[Any] = []  # what was called, by those that run in a test's own process
+seen: list[Any] = []  # calls in a test's own process
 
 
 class OwnRequest(Request):
@@ -62,7 +62,7 @@ class WithMetaclass(Task, metaclass=Registering):  # type: ignore[type-arg]
 
 
 def told(self: Any, number: int, fail: int = 0) -> list[Any]:
-    """Tell what the task sees of itself; fail the first `fail` times."""
+    """Return the task's own view of itself; fail the first `fail` times."""
     run = current_run()
     assert run is not None
     seen.append((number, self.request.id == str(run.id), self.request.retries))
@@ -104,7 +104,7 @@ by_call = current_app.register_task(ByCall)
 
 @shared_task(bind=True, base=AbortableTask)
 def until_aborted(self: Any, path: str) -> str:
-    """Go on until somebody aborts it."""
+    """Go on until it is aborted."""
     import time
 
     from tests.jobs.tasks import note

@@ -1,4 +1,4 @@
-"""Jobs for canvases: what they return tells which of them ran, with what."""
+"""Jobs for canvases: the results show which of them ran, with which arguments."""
 
 from typing import Any
 

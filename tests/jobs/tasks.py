@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from scheduling.jobs import Job, PermanentError, RunCancelled, current_run
 from tests.jobs import bases, canvas
 
-__all__ = ["bases", "canvas"]  # Celery finds only what this module imports
+__all__ = ["bases", "canvas"]  # Celery finds only tasks that this module imports
 
 
 class Unspeakable(Exception):

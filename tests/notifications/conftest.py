@@ -1,4 +1,4 @@
-"""What the tests of reminders share."""
+"""Shared fixtures of the tests of reminders."""
 
 import pytest
 

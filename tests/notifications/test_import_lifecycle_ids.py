@@ -36,7 +36,7 @@ def write(*lines: str | bytes, name: str = "in.csv") -> Path:
 
 
 def run_import(path: Path, *options: str) -> tuple[str, str]:
-    """Return what it says on stdout, and on stderr."""
+    """Return the texts on stdout and on stderr."""
     out, err = StringIO(), StringIO()
     call_command("import_lifecycle_ids", str(path), *options, stdout=out, stderr=err)
     return out.getvalue(), err.getvalue()
@@ -195,7 +195,7 @@ class TestBadLines:
         assert problems == [f"line 3: {problem}"]
         assert last_word == (
             "1 of 2 lines cannot be imported. Nothing was imported "
-            "(--skip-invalid imports what can be)."
+            "(--skip-invalid imports the valid lines)."
         )
         assert not LifecycleId.objects.exists()
 

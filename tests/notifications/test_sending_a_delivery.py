@@ -160,7 +160,7 @@ class TestFailures:
         assert mail_server.recipients == ["max@xn--bcher-kva.example"]
 
     def test_a_delivery_that_is_not_there_is_permanent(self) -> None:
-        with pytest.raises(PermanentError, match="there is no delivery 4711"):
+        with pytest.raises(PermanentError, match="delivery 4711 does not exist"):
             deliver(4711)
 
     def test_the_id_is_of_this_installation(self, settings: Any) -> None:

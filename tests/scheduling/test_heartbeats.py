@@ -1,4 +1,4 @@
-"""Who is alive: each service's own row, and what becomes of the rows of dead ones."""
+"""Heartbeats: each service writes its own row, and rows of dead services go."""
 
 import os
 import tomllib

@@ -1,7 +1,7 @@
-"""What raw SQL or older software may have stored takes no page and no command down.
+"""Rows that raw SQL or older software has stored break no page and no command.
 
 Every column of every table is given values that Postgres takes and nothing was made for. Then all
-faces are shown what came of it: the pages of the admin and the commands.
+pages of the admin and the commands then show the rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,7 +64,7 @@ ODD: Mapping[str, list[str | None]] = {
 
 
 def columns_of(model: type[models.Model]) -> list[tuple[str, str]]:
-    """Return the columns of a model's table, but for its key, with their types in Postgres."""
+    """Return the columns of a model's table without its key, with their types in Postgres."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = %s",
@@ -201,7 +201,7 @@ TABLES: list[tuple[type[models.Model], Callable[[str], models.Model]]] = [
 
 
 class Faces:
-    """Shows rows to pages and commands, and remembers where that went wrong."""
+    """Shows rows on pages and in commands, and remembers failures."""
 
     def __init__(self, client: Client) -> None:
         self.client, self.broken = client, list[str]()

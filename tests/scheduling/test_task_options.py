@@ -68,7 +68,7 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def by_tenant(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
-    """Route by what the call is about, as projects with many customers do."""
+    """Route by the arguments of the call, as projects with many customers do."""
     tenant = kwargs.get("y", args[1] if len(args) > 1 else None)
     if tenant == 13:
         raise LookupError("no such tenant")
@@ -209,7 +209,7 @@ class TestOwnOptions:
 
 @pytest.fixture
 def due(db: None) -> Callable[..., Any]:
-    """Write a schedule that is due, and let beat fire what is due."""
+    """Write a due schedule, and let beat fire it."""
 
     def fire(name: str = "nightly", **columns: Any) -> list[Run]:
         row = schedule(name, **columns)

@@ -1,4 +1,4 @@
-"""Whatever changes when a schedule fires asks for a new plan, whoever writes it and however."""
+"""Each change of when a schedule fires asks for a new plan, by any writer and in any way."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What the tests with real processes share."""
+"""Shared fixtures of the tests with real processes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def system(
 
 @pytest.fixture
 def evidence(tmp_path: Path) -> Path:
-    """A file that jobs write a line to for each start: what happened, outside the ledger."""
+    """A file to which jobs write a line for each start, as evidence outside the ledger."""
     path = tmp_path / "evidence"
     path.touch()
     return path

@@ -1,4 +1,4 @@
-"""`celery -A tests.system.freezing_reader beat`: it freezes once, before it reads what is due."""
+"""`celery -A tests.system.freezing_reader beat`: it freezes once, before it reads due plans."""
 
 import os
 import signal

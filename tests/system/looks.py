@@ -1,4 +1,4 @@
-"""What tests of real processes look at: runs in the ledger, and lines that jobs wrote."""
+"""Helpers of tests with real processes: runs in the ledger, and lines that jobs wrote."""
 
 from pathlib import Path
 from uuid import UUID

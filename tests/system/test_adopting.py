@@ -97,7 +97,7 @@ TASKS = '''
 
 
     @shared_task
-    def hello(who="NOBODY"):
+    def hello(who="NONAME"):
         note(who)
 
 
@@ -107,24 +107,24 @@ TASKS = '''
 
 
     @shared_task
-    def routed(who="NOBODY"):
+    def routed(who="NONAME"):
         note(who)
 
 
     @shared_task(base=InContext)
-    def in_context(who="NOBODY"):
+    def in_context(who="NONAME"):
         note(who)
 
 
     @shared_task(bind=True, base=AbortableTask)
-    def abortable(self, who="NOBODY"):
+    def abortable(self, who="NONAME"):
         note(f"{who} {self.is_aborted()}")
 
 
     class ByClass(Task):
         name = "shop.tasks.by_class"
 
-        def run(self, who="NOBODY"):
+        def run(self, who="NONAME"):
             note(who)
 
 
@@ -137,7 +137,7 @@ TASKS = '''
 
 '''
 
-# What docs/adopting.md asks for.
+# As docs/adopting.md asks.
 IMPORT = ("from celery import Celery\n", "from scheduling.celery_app.app import App\n")
 APP = ('app = Celery("shop")', 'app = App("shop")')
 LAST = """
@@ -256,7 +256,7 @@ def test_a_project_of_django_celery_beat_changes_over_with_its_code_as_it_is(
 
         shop.worker("ours")
         wait_for(lambda: shop.noted() >= FIRED, timeout=40)
-        assert "NOBODY" not in shop.noted()
+        assert "NONAME" not in shop.noted()
         assert shop.noted() - FIRED == {"entered"}
         failed = "SELECT DISTINCT task FROM scheduling_run WHERE state = 'failed' OR attempt > 1"
         wait_for(lambda: database.execute(failed).fetchall() == [("shop.tasks.broken",)])

@@ -22,7 +22,7 @@ from tests.system.processes import System, SystemProcess
 from tests.system.test_crashes import all_final, starts
 from tests.waiting import wait_for
 
-# A second, which a beat may sleep, and what a busy machine adds.
+# A second, which a beat may sleep, and the delay of a busy machine.
 SOON = timedelta(seconds=4)
 
 
@@ -78,7 +78,7 @@ def test_any_of_three_beats_may_die_at_any_instant(system: System, evidence: Pat
     wait_for(lambda: Run.objects.filter(state=State.SUCCEEDED).count() > 30, timeout=20)
     before = clock.now()
     # One after the other, at instants that wander through the second. They come faster than a beat
-    # starts: for a while there is none.
+    # starts: for a while no beat runs.
     for place, pause in zip(cycle(range(3)), (0.31, 0.47, 0.13, 0.59, 0.83), strict=False):
         wait(pause)
         beats[place].kill()
@@ -113,7 +113,7 @@ def test_a_beat_that_freezes_with_rows_locked_holds_them_for_ten_seconds_at_most
 def test_a_beat_that_freezes_while_it_reads_what_is_due_holds_it_for_ten_seconds_at_most(
     system: System,
 ) -> None:
-    text = "x" * 40_000  # more in all than what is on its way can be
+    text = "x" * 40_000  # more in all than fits into the sockets' buffers
     PeriodicTask.objects.bulk_create(
         PeriodicTask(
             name=f"s{n}", task=tasks.add.name, args=f'["{text}", "y"]',
@@ -144,7 +144,7 @@ def test_a_beat_whose_clock_is_an_hour_off_fires_nothing_early_or_late(
 ) -> None:
     beats = [system.beat(**skewed(hours * 3600)) for hours in (1, -1)]
     for beat in beats:
-        beat.wait_until_said("beat: Starting")  # what is late later on is not for the start's sake
+        beat.wait_until_said("beat: Starting")  # later lateness is not due to the start
     begun = clock.now()
     for name, minutes in (("soon", 0), ("later", 55), ("past", -55)):
         at = begun + timedelta(minutes=minutes, seconds=4)

@@ -1,4 +1,4 @@
-"""kill -9, freeze and wipe: what dies delays work, and never drops or doubles it."""
+"""kill -9, freeze and wipe: a death delays work, and never drops or doubles it."""
 
 import os
 import signal
@@ -148,7 +148,7 @@ def test_redis_killed_and_back_empty_only_delays(
 ) -> None:
     system.env["REDIS_URL"] = own_redis.url
     system.beat()
-    # Hints lie in Redis, since nobody takes them, when it dies with all it has.
+    # No worker takes the hints, so they lie in Redis when it dies with all its data.
     enqueue_many(tasks.write, (Call((str(evidence), str(n))) for n in range(100)))
     wait_for(lambda: Run.objects.filter(state=State.QUEUED).count() == 100, timeout=20)
     own_redis.kill()
@@ -184,7 +184,7 @@ def test_postgres_restarted_under_everything_only_delays(
         wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
         connection.close()
         own_postgres.stop()
-        wait_for(lambda: "end 1" in evidence.read_text(), timeout=20)  # and nobody to tell it to
+        wait_for(lambda: "end 1" in evidence.read_text(), timeout=20)  # and no ledger to record it
         own_postgres.start()
         for n in range(10):
             enqueue(tasks.write, (str(evidence), f"after{n}"))

@@ -46,7 +46,7 @@ def test_a_schedule_that_keeps_failing_is_told_of_and_paused(
     enqueue(tasks.unspeakable, max_attempts=1)
 
     wait_for(lambda: len(hook.calls) >= 2, timeout=30)
-    hook.status = 204  # what it refused is sent again, under the same id
+    hook.status = 204  # a refused message is sent again, under the same id
 
     def heard() -> set[str]:
         return {body["event"] for _, _, body in hook.calls}

@@ -1,4 +1,4 @@
-"""Canvases over real processes: what follows a run goes out once, whatever dies at its end."""
+"""Canvases over real processes: follow-ups go out once, although processes die at a run's end."""
 
 from pathlib import Path
 from typing import Any

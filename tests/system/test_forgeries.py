@@ -1,4 +1,4 @@
-"""Who can write to Redis, and to nothing else, has nothing started and nothing ended."""
+"""A program that can only write to Redis cannot start or end any run."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ PAST, FUTURE = "2001-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00"
 
 
 def hint_of(run: Run, **headers: Any) -> dict[str, Any]:
-    """Return a hint that a beat has signed, and that somebody has changed since."""
+    """Return a hint that was changed after a beat had signed it."""
     made = Hint(run.pk, run.attempt, run.task, run.queue, run.priority, run.options)
     found: dict[str, Any] = json.loads(message(made))
     found["headers"].update(headers)
@@ -65,10 +65,10 @@ def test_who_writes_to_redis_starts_and_ends_nothing(
         *(hint_of(run, expires=PAST) for run in (running, waiting)),
         *(hint_of(run, retries=99, group="g", ignore_result=True) for run in (running, waiting)),
         with_body(hint_of(running, timelimit=[0.01, 0.01]), errbacks=[said]),
-        # What is signed for another run.
+        # A signature for another run.
         hint_of(waiting, id=str(running.pk)), hint_of(running, task=write.name),
     )  # fmt: skip
-    # What tells workers, and not the ledger.
+    # Messages to workers, past the ledger.
     anybody = Control(app=current_app)
     for run in (running, waiting):
         anybody.revoke(str(run.pk))

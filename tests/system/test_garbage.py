@@ -1,6 +1,6 @@
 """Messages of every odd shape: none ends, blocks or slows a worker of one process.
 
-What is pushed is made from seeds (`chaos/garbage.py`); `make chaos` pushes more of it, for longer.
+The messages are made from seeds (`chaos/garbage.py`); `make chaos` pushes more, for longer.
 """
 
 import time
@@ -22,7 +22,7 @@ from tests.jobs.tasks import add
 from tests.system.processes import System, SystemProcess
 from tests.waiting import wait_for
 
-TASKS = (add.name, "nobody.knows.this")
+TASKS = (add.name, "unknown.task")
 BATCH = 150  # messages
 SECONDS = 10.0  # of batches, for each of the two workers
 
@@ -41,7 +41,7 @@ def run_one(worker: SystemProcess, within: float = 15) -> None:
         wait_for(
             run.filter(state=State.SUCCEEDED).exists,
             timeout=within,
-            message="the worker did not run what is due",
+            message="the worker did not run the due run",
         )
     assert not worker.ended()
 

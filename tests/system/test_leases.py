@@ -1,4 +1,4 @@
-"""Who has a run: one child at a time, whatever befalls its row or the ledger's clock."""
+"""One child has a run at a time, also if its row is locked or the ledger's clock is stepped."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The main job, end to end: from a file of lifecycle ids to mails, whatever dies on the way."""
+"""The main job, end to end: from a file of lifecycle ids to mails, although processes die."""
 
 import csv
 import subprocess
@@ -35,7 +35,7 @@ def sixty_days(transactional_db: None) -> None:
 
 @pytest.fixture
 def lifecycle_file(tmp_path: Path) -> Path:
-    """The real file where it is there; else one of its shape."""
+    """The real file if it is there; else a file of the same shape."""
     if REAL_FILE.exists():
         return REAL_FILE
     path = tmp_path / "lifecycle_ids.csv"
@@ -109,7 +109,7 @@ def test_with_kills_every_delivery_is_made_and_marked_once(
     wait_for(lambda: Delivery.objects.filter(sent_at__isnull=False).count() >= 5, timeout=30)
     worker.kill()
     beat.kill()
-    redis_client.flushdb()  # all that is this test process's: others use the same server
+    redis_client.flushdb()  # this test process's database; others use the same server
     system.beat(), system.beat()
     second, _ = system.ready_worker(1), system.ready_worker(1)
     wait_for(lambda: len(sent_to()) >= min(15, len(expected)), timeout=30)

@@ -28,7 +28,7 @@ def test_by_priority_then_by_when_they_might_start(system: System, evidence: Pat
         put(evidence, f"{priority} {ago}", priority, ago)
     system.beat()
     wait_for(lambda: all_are(State.QUEUED), timeout=20)
-    # What is urgent comes last, and finds everything in Redis already.
+    # Urgent runs come last, and all others are in Redis already.
     for ago in (1, 3):
         put(evidence, f"front {ago}", "front", ago)
         wait_for(lambda: all_are(State.QUEUED), timeout=20)
@@ -80,7 +80,7 @@ def test_while_high_ones_keep_a_worker_busy_old_and_late_ones_have_their_turn(
     assert late.late_by is not None
     assert old.started_at is not None
     assert old.started_at - old.run_at > timedelta(seconds=3)
-    # Both were started once, however many hints they had, and before high ones that came later.
+    # Both were started once, with any number of hints, and before high runs that came later.
     lines = evidence.read_text().splitlines()
     assert (lines.count("old"), lines.count("late")) == (1, 1)
     assert lines.index("late") < lines.index("old")

@@ -52,7 +52,7 @@ def pooled(service_env: dict[str, str], tmp_path: Path) -> Iterator[str]:
     )
     (directory / "pgbouncer.ini").write_text(text)
     (directory / "users").write_text(f'"{given.username}" "{given.password or ""}"\n')
-    place = Path(f"/tmp/truebeat-pgbouncer-{own_port}")  # noqa: S108 (readable to nobody's user)
+    place = Path(f"/tmp/truebeat-pgbouncer-{own_port}")  # noqa: S108 (readable to the pooler's user)
     shutil.copytree(directory, place)
     (place / "pgbouncer.ini").write_text(text.replace(str(directory), str(place)))
     command = [*(NOBODY if os.geteuid() == 0 else ()), str(PGBOUNCER), str(place / "pgbouncer.ini")]

@@ -1,4 +1,4 @@
-"""Whatever error a Redis answers for a while, nothing ends for it: real processes, a real Redis."""
+"""No process ends because a Redis answers errors for a while: real processes, a real Redis."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -122,7 +122,7 @@ def endings(at: Path, *, ignored: bool) -> dict[UUID, Ending]:
         enqueue(tasks.end_with, ("exit",), max_attempts=2).id: (State.FAILED, 2, 2),
         enqueue(tasks.end_with, ("memory",), max_attempts=2).id: (State.FAILED, 2, 2),
         enqueue(tasks.without_result, (str(at / "h"),)).id: (State.SUCCEEDED, 1, 0),
-        # What nobody keeps need not be JSON.
+        # A result that is not kept need not be JSON.
         enqueue(tasks.unserialisable).id: (State.SUCCEEDED, 1, 0) if ignored
         else (State.FAILED, 1, 1),
         enqueue(tasks.unspeakable, max_attempts=1).id: (State.FAILED, 1, 1),
@@ -223,7 +223,7 @@ def test_a_plain_message_starts_nothing_that_is_not_named(
 ) -> None:
     allowed, refused = tasks.write, tasks.sleep
     worker = system.ready_worker(1, UNTRACKED_TASKS=allowed.name)
-    settings.UNTRACKED_TASKS = [allowed.name, refused.name]  # what this sender thinks
+    settings.UNTRACKED_TASKS = [allowed.name, refused.name]  # in this sender's settings
     for number in range(3):
         refused.delay(str(evidence), number)
     allowed.delay(str(evidence), "allowed")

@@ -1,4 +1,4 @@
-"""What a worker does with runs that must end, and with its own end: real workers, real signals."""
+"""Workers end runs on request, and end in order themselves: real workers, real signals."""
 
 import signal
 import subprocess
@@ -128,14 +128,14 @@ def test_a_run_that_is_revoked_ends_wherever_it_is(
 ) -> None:
     system.beat()
     system.ready_worker(2, "--pool", pool)
-    # One attempt: who asked for its end is not told of a failure.
+    # One attempt: a user who asked for its end receives no message about a failure.
     running = enqueue(tasks.sleep, (str(evidence), 60), max_attempts=1).id
     soon, later = (
         enqueue(tasks.write, (str(evidence), "ran"), after=timedelta(seconds=after)).id
         for after in (3, 3600)
     )
     wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
-    # As from a process that knows only Celery, and not the ledger: the workers are told in vain.
+    # As from a process that knows Celery but not the ledger: the workers ignore it.
     CeleryControl(current_app).revoke(str(soon))
     subprocess.run(
         [sys.executable, "-m", "celery", "-A", "config", "control", "revoke", str(later)],
@@ -155,7 +155,7 @@ def test_a_run_that_is_revoked_and_goes_on_is_not_called_revoked(
     workers = [system.ready_worker(1) for _ in range(2)]
     running = enqueue(tasks.sleep, (str(evidence), 5)).id
     wait_for(lambda: "start 1" in evidence.read_text(), timeout=20)
-    # Both workers are told, the one too that has it not.
+    # Both workers receive it, also the one without the run.
     answers: Any = current_app.control.revoke(str(running), reply=True, timeout=3)
     assert len(answers) == len(workers)
     assert run_of(running).state == State.RUNNING
@@ -363,7 +363,7 @@ def test_a_job_that_outlasts_every_limit_of_a_stuck_worker_ends(
     assert not worker.said("worker_restarts")
 
 
-# --- What can be waited out ----------------------------------------------------------------------
+# --- Waiting for services -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from notifications.lifecycle_csv import COLUMNS, Problem, Refused, import_lifecycle_ids
 
-# With or without a byte order mark; what is not UTF-8 is reported with its line.
+# With or without a byte order mark; bytes that are not UTF-8 are reported with their line.
 ENCODING, ERRORS = "utf-8-sig", "surrogateescape"
 
 
@@ -53,7 +53,7 @@ class Command(BaseCommand):
                     rejects=path if skip_invalid else None,
                 )
         except Refused as refusal:
-            hint = "" if skip_invalid else " (--skip-invalid imports what can be)"
+            hint = "" if skip_invalid else " (--skip-invalid imports the valid lines)"
             raise CommandError(f"{refusal} Nothing was imported{hint}.") from None
         except OSError as error:
             raise CommandError(f"{error.filename or file}: {error.strerror or error}.") from None
@@ -71,7 +71,7 @@ class Command(BaseCommand):
 
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
-    """Open the file, or standard input, as what `import_lifecycle_ids` reads."""
+    """Open the file, or standard input, for `import_lifecycle_ids`."""
     if file == "-":
         standard_input = cast(TextIOWrapper, sys.stdin)
         standard_input.reconfigure(encoding=ENCODING, errors=ERRORS, newline="")
@@ -82,7 +82,7 @@ def _opened(file: str) -> Iterator[TextIO]:
 
 
 def _progress(source: TextIO) -> "tqdm[Any]":
-    """Return a bar of bytes, shown on a terminal only; there is no total for a pipe."""
+    """Return a bar of bytes, shown on a terminal only; a pipe has an unknown total."""
     size = os.fstat(source.fileno()).st_size
     return tqdm(
         total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False

@@ -92,7 +92,9 @@ class TestList:
         assert said == f"No failed runs of task '{SWEEP}' then.\n"
 
     def test_a_schedule_that_was_never_there_is_an_error(self) -> None:
-        assert "there is no schedule 'nightly'" in refusal("run", "list", "--schedule", "nightly")
+        assert "schedule 'nightly' does not exist" in refusal(
+            "run", "list", "--schedule", "nightly"
+        )
 
     def test_it_fits_a_terminal(self, terminal: None) -> None:
         made(schedule_name="s" * 200)
@@ -250,7 +252,7 @@ class TestReplayOfMany:
 
     def test_a_schedule_that_was_never_there_is_an_error(self) -> None:
         line = refusal("run", "replay", "--schedule", "nightly")
-        assert "there is no schedule 'nightly'" in line
+        assert "schedule 'nightly' does not exist" in line
 
     def test_a_unique_key_in_use_is_told_of(self) -> None:
         made(state=State.FAILED, unique_key="k")

@@ -261,7 +261,7 @@ class TestEdit:
             (["nightly", "--at", "2020-01-01"], "is in the past"),
             (["nightly", "--args", "[1, 2, 3]"], "arguments do not fit"),
             (["nightly", "--args", "[1"], "is not JSON"),
-            (["nightly", "--calendar", "office"], "there is no calendar 'office'"),
+            (["nightly", "--calendar", "office"], "calendar 'office' does not exist"),
             (["nightly", "--spread", "-1s"], "is not a duration"),
             (["nightly", "--max-attempts", "0"], "is not a whole number"),
             (["nightly", "--overlap", "none"], "invalid choice: 'none'"),

@@ -1,4 +1,4 @@
-"""What a calendar does to a rule: left out, or moved to the working day before or after."""
+"""A calendar leaves out occurrences, or moves them to the working day before or after."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -377,7 +377,7 @@ def local_day(due: datetime, zone: str) -> date:
 
 
 def source_of(rule: CronRule, calendar: DaysOff, day: date, step: int) -> date | None:
-    """The day whose times a working day has: itself, or one that it makes up for."""
+    """The day whose times a working day has: itself, or a day off that it stands in for."""
     read = numbers(rule.expression)
     while not (
         day.month in read.months and day.day in read.days and day.isoweekday() % 7 in read.weekdays

@@ -234,7 +234,7 @@ class TestRefusals:
         "name",
         [
             *("Europe/Berln", "", "Europe", "../etc/passwd", "/etc/x", "a\0b"),
-            # What many machines keep beside the zones.
+            # Files that many machines keep beside the zones.
             *("right/Europe/Berlin", "posix/UTC", "localtime", "posixrules", "tzdata.zi"),
         ],
     )

@@ -1,4 +1,4 @@
-"""What changes when one rule takes another's place, against a comparison of sets."""
+"""The changes when one rule replaces another, against a comparison of sets."""
 
 from datetime import UTC, datetime, timedelta
 

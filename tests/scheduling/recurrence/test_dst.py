@@ -1,4 +1,4 @@
-"""What cron rules do where the clocks change, one class for each kind of change."""
+"""Cron rules at changes of clocks, one class for each kind of change."""
 
 from datetime import UTC, datetime
 
@@ -305,7 +305,7 @@ class TestZonesWithoutChanges:
 
 
 class TestTheEndOfTheCentury:
-    """2099 and 2100 follow the rules that stand today; 2100 is no leap year."""
+    """2099 and 2100 follow today's rules; 2100 is not a leap year."""
 
     def test_new_york_still_has_its_gap(self) -> None:
         found = fires("30 2 * * *", "America/New_York", "2099-03-07T12:00", "2099-03-09T12:00")

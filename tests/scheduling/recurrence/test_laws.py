@@ -298,7 +298,7 @@ def first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
 
 
 class TestZoneDatabase:
-    """What scheduling.recurrence.wallclock takes for granted, in the database itself."""
+    """The assumptions of scheduling.recurrence.wallclock, checked on the database itself."""
 
     @pytest.mark.parametrize("part", range(4))
     def test_changes_are_days_apart_and_move_clocks_by_a_day_at_most(self, part: int) -> None:

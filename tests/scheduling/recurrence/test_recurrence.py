@@ -41,7 +41,7 @@ from scheduling.recurrence import (
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
-celery_solar: Any = schedules.solar  # its stubs leave out what we compare with
+celery_solar: Any = schedules.solar  # its stubs leave out this function
 
 
 def utc(text: str) -> datetime:
@@ -434,7 +434,7 @@ class TestInstants:
 
 
 class TestCost:
-    """Generous limits: they catch a walk where there should be arithmetic, not a slow machine."""
+    """Generous limits: they catch a walk in place of arithmetic, not a slow machine."""
 
     def test_ten_thousand_next_instants_take_less_than_half_a_second(self) -> None:
         rules = [cron(f"{n % 60} {n % 24} * * *", "Europe/Berlin") for n in range(10_000)]
@@ -455,7 +455,7 @@ class TestCost:
 
 class TestPurity:
     def test_it_needs_no_settings_and_no_database(self) -> None:
-        """Celery itself imports a little of django.utils where it finds it."""
+        """Celery itself imports a little of django.utils if it is there."""
         code = (
             "import sys; from scheduling.recurrence import cron; cron('0 9 * * *', 'UTC');"
             "print({'django.conf', 'django.db', 'redis', 'psycopg'} & {*sys.modules})"

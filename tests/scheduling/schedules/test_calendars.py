@@ -1,4 +1,4 @@
-"""Calendars in the ledger: what notices their edits, and what planning and firing make of them."""
+"""Calendars in the ledger: their edits are noticed, and planning and firing follow them."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta

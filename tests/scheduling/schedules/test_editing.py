@@ -1,4 +1,4 @@
-"""What an edit changes: the same words before it is made and after."""
+"""The changes of an edit: the same words before it is made and after."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""What no trigger saw is found by comparison: missing plans, edits, and rows without an owner."""
+"""Comparison finds changes that no trigger saw: missing plans, edits, rows without an owner."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta

@@ -38,7 +38,7 @@ def moved(**options: bool) -> list[upgrade_check.Moved]:
 
 
 def move(row: PeriodicTask) -> datetime:
-    """Let the plan stand an hour later than the rule says; return what the rule says."""
+    """Move the plan an hour after the rule's instant; return the rule's instant."""
     says = plan_of(row).next_due_at
     assert says is not None
     Plan.objects.filter(schedule=row).update(next_due_at=says + timedelta(hours=1))
