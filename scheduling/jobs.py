@@ -14,6 +14,7 @@ from scheduling.execution.tracing import traced
 from scheduling.registry import encode
 from scheduling.runs.enqueueing import Call, enqueue, enqueue_many
 from scheduling.runs.running import CurrentRun, current, current_run
+from scheduling.task_options import instant_or_length
 
 __all__ = [
     "Call",
@@ -119,6 +120,8 @@ class Job(BaseJob):
         if running is not None and running.claimed and running.claimed.max_attempts is not None:
             max_retries = self._bounded(running.claimed.max_attempts, max_retries)
         if running is not None and str(running.id) == self.request.id:
+            # An error from here fails this attempt; from within Celery's code, the run for good.
+            instant_or_length(countdown)
             running.asked = options
         try:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)

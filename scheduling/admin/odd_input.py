@@ -15,9 +15,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpR
 
 logger = logging.getLogger(__name__)
 
-# The exceptions that unreadable values cause; the last two come from lookups.
+# The exceptions that unreadable values cause; the last three come from lookups.
 UNREADABLE = (DataError, ValueError, OverflowError, ValidationError)
-UNREADABLE_FILTER = (*UNREADABLE, ProgrammingError, IndexError)
+UNREADABLE_FILTER = (*UNREADABLE, ProgrammingError, IndexError, TypeError)
 PLAIN = "text/plain; charset=utf-8"
 NOT_ALL = "The filters of this address cannot be read: all rows are shown."
 CLASH = (

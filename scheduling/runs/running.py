@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -127,7 +127,7 @@ class Execution:
             follow_ups=carried_in(call.options) if self.in_body else None,
             expires=instant_or_length(call.options.get("expires")),
             run_at=when if isinstance(when, datetime) else None,
-            delay=timedelta(seconds=max(call.countdown or 0, 0)),
+            delay=instant_or_length(call.countdown or 0),
         )
 
 

@@ -337,7 +337,7 @@ class TestTheForm:
             ({"headers": "[]"}, "headers must be a JSON object"),
             ({"args": "[1]"}, "do not fit task tests.jobs.tasks.add"),
             ({"kwargs": '{"z": 1}'}, "do not fit task tests.jobs.tasks.add"),
-            ({"task": "tests.jobs.tasks.ad"}, "did you mean &#x27;tests.jobs.tasks.add"),
+            ({"task": "tests.jobs.tasks.ad"}, "did you mean 'tests.jobs.tasks.add'"),
             ({"task": "celery.backend_cleanup"}, "task"),
             ({"crontab": ""}, "must be set"),
             ({"priority": "4"}, "4"),

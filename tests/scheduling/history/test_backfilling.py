@@ -429,7 +429,7 @@ class TestCancelling:
         end(claimed(backfill))
         with pytest.raises(ScheduleError, match="has ended already"):
             backfilling.cancel(backfill.pk, by="ben")
-        with pytest.raises(ScheduleError, match="no backfill"):
+        with pytest.raises(ScheduleError, match=f"backfill {ONE} does not exist"):
             backfilling.cancel(ONE, by="ben")
 
     def test_what_a_canceller_left_that_died_is_cancelled_by_beat(self) -> None:

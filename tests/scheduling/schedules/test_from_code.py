@@ -209,7 +209,7 @@ def rare() -> str:
         ({"options": {"expires": float("inf")}}, "expires=inf"),
         ({"options": {"expires": 10**12}}, "expire_seconds: .*less than or equal to"),
         ({"options": {"headers": [1]}}, "has the headers .1.: give a dict"),
-        ({"options": {"time_limit": 30}}, "has the option 'time_limit', which is none of queue"),
+        ({"options": {"time_limit": 30}}, "has the option 'time_limit', not one of queue"),
         ({"options": [1]}, "has the options .1.: give a dict"),
         ({"args": "ab"}, "has the args 'ab': give a list"),
         ({"args": (object(),)}, "are not JSON"),
