@@ -45,7 +45,7 @@ class Scheduler(beat.Scheduler):
         silence.waits.watch(seconds=SILENT_AFTER)
         self.work.silence.heard()
         self._compare_with_code()
-        upkeep.begin()
+        upkeep.begin(lambda: self.work.busy)
 
     def _compare_with_code(self) -> None:
         """Warn if the schedules of this beat's code are not as the ledger has them."""

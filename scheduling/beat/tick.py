@@ -59,6 +59,7 @@ class Tick:
         self.recovery = Recovery(self.lookout, self.silence)
         self.pulse = Timer()
         self.copy = Timer(COPY_EVERY)
+        self.busy = False  # due schedules are fired now
         self.rehearsed: object = None  # the connection that a batch has been rehearsed on
         self._rehearse = Timer()
         self._session = Session()
@@ -118,6 +119,7 @@ class Tick:
             while True:
                 done.planned = self._plan() if look.to_plan else 0
                 due = bool(done.planned) or (next_due is not None and next_due <= 0)
+                self.busy = due
                 published = self.publisher.publish(self.lookout.lanes, due=due)
                 done.fired = self._fire(published and published.room) if due else 0
                 self.silence.heard()
@@ -129,6 +131,7 @@ class Tick:
                     return done
         finally:
             self.publisher.end_pushes()
+            self.busy = done.full
 
     def _plan(self) -> int:
         plans = planning.make_plans(planning.BATCH, self.lookout.lows["to_plan"])
